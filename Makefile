@@ -1,0 +1,51 @@
+# `make demo` shows what Fusedge does, `make test` is the gate before a commit.
+# Choose another interpreter (3.10 to 3.13) with `make demo PYTHON=python3.12`.
+PYTHON ?= python3
+DEMO_OUT ?= demo-out
+PYTEST_ARGS ?=
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test lint format clean
+.NOTPARALLEL:  # the two installs would write the same fusedge.egg-info
+
+help:
+	@echo "make demo    run the shipped driving model on a simulated drive; results in $(DEMO_OUT)/"
+	@echo "make test    lint, then all tests (options for pytest in PYTEST_ARGS)"
+	@echo "make lint    ruff, mypy, import rules"
+	@echo "make format  rewrite the code in the project's format"
+	@echo "make clean   remove the environments, caches and outputs that make has made"
+
+demo: .venv-demo/ready
+	.venv-demo/bin/fusedge demo --out $(DEMO_OUT)
+
+test: lint
+	.venv/bin/pytest $(PYTEST_ARGS)
+
+lint: .venv/ready .types/fusedge
+	.venv/bin/ruff check .
+	.venv/bin/ruff format --check .
+	.venv/bin/mypy
+	PYTHONPATH=.types .venv/bin/lint-imports
+
+format: .venv/ready
+	.venv/bin/ruff check --fix .
+	.venv/bin/ruff format .
+
+.venv-demo/ready: EXTRAS := cpu,plot
+.venv/ready: EXTRAS := cpu,export,train,rtx,plot,dev
+.venv-demo/ready .venv/ready: pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(not (3, 10) <= sys.version_info < (3, 14))' || \
+	  { echo "Fusedge needs Python 3.10 to 3.13: make PYTHON=python3.12 (here: $(PYTHON), `$(PYTHON) -V 2>&1`)"; exit 1; }
+	@echo "Setting up $(@D) with fusedge[$(EXTRAS)]"
+	@$(PYTHON) -m venv $(@D)
+	@$(@D)/bin/python -m pip install --quiet --disable-pip-version-check \
+	  --constraint constraints.txt --editable '.[$(EXTRAS)]'
+	@touch $@
+
+# The link shows mypy and import-linter the top-level folders as the package `fusedge`.
+.types/fusedge:
+	@mkdir -p $(@D) && ln -sfn .. $@
+
+clean:
+	rm -rf .venv .venv-demo .types build fusedge.egg-info $(DEMO_OUT) \
+	  .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis

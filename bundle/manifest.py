@@ -1,0 +1,446 @@
+"""The manifest: everything that the runtime, a verifier or a planner must know about a bundle.
+
+`manifest.json` is this model, version 1. Unknown fields are refused, so that a typo or a later
+version never passes in silence.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from pathlib import PurePosixPath
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+from fusedge.bundle.errors import BundleError
+
+FORMAT_VERSION = 1
+MAX_BUFFERED = 10_000_000  # grid points that one modality may keep: 200 s of sound at 48 kHz
+
+Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.\-]*$", max_length=80)]
+Seconds = Annotated[float, Field(ge=0, le=86_400, allow_inf_nan=False)]
+PositiveSeconds = Annotated[float, Field(gt=0, le=86_400, allow_inf_nan=False)]
+Rate = Annotated[float, Field(ge=1e-5, le=1_000_000, allow_inf_nan=False)]  # once a day to 1 MHz
+Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+Dim = Annotated[int, Field(ge=1)] | Name
+Precision = Literal["fp32", "fp16", "bf16", "int8"]
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+class Channel(_Strict):
+    """One number of a sample, with its unit and the range outside of which it is not believed."""
+
+    name: Name
+    unit: str
+    minimum: float
+    maximum: float
+
+    @model_validator(mode="after")
+    def _ordered(self) -> Channel:
+        if not self.minimum < self.maximum:
+            raise ValueError(f"channel {self.name}: minimum must be below maximum")
+        return self
+
+
+class Modality(_Strict):
+    """A kind of input and how its samples become windows.
+
+    Windows lie on a grid of whole multiples of `hop_s` in capture time and are `window_s` long at
+    `rate_hz`. The window that ends at `e` is cut when the clock passes `e + latency_s + lateness_s`.
+    """
+
+    name: Name
+    kind: Literal["series"]
+    description: str
+    channels: tuple[Channel, ...] = Field(min_length=1)
+    rate_hz: Rate = Field(description="samples a second on the window's grid")
+    window_s: PositiveSeconds
+    hop_s: PositiveSeconds = Field(ge=0.001, description="time from one window to the next")
+    resample: Literal["hold"] = Field(
+        description="each grid point takes the newest sample before it"
+    )
+    max_hold_s: PositiveSeconds = Field(description="longest time for which a sample is held")
+    latency_s: Seconds = Field(
+        description="known delay of the stamps against the true capture time"
+    )
+    lateness_s: Seconds = Field(description="how much later than its stamp a sample may arrive")
+    max_age_s: PositiveSeconds = Field(description="an embedding older than this is missing")
+    return_windows: int = Field(
+        ge=1, description="fresh windows in a row before it is present again"
+    )
+    min_valid: float = Field(ge=0, le=1, description="least valid share of a window's grid points")
+    prepare: tuple[str, ...] = Field(
+        description="what must be done outside of the graphs, in order"
+    )
+
+    @property
+    def window_samples(self) -> int:
+        """Grid points in a window."""
+        return round(self.window_s * self.rate_hz)
+
+    @property
+    def delay_s(self) -> float:
+        """Time from a window's end until it is cut."""
+        return self.latency_s + self.lateness_s
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Modality:
+        names = [channel.name for channel in self.channels]
+        if len(set(names)) != len(names):
+            raise ValueError(f"modality {self.name}: channel names repeat")
+        if self.window_samples < 1 or not math.isclose(
+            self.window_samples, self.window_s * self.rate_hz, rel_tol=1e-6
+        ):
+            raise ValueError(f"modality {self.name}: window_s * rate_hz must be a whole number")
+        span_s = self.window_s + self.hop_s + self.delay_s + self.max_age_s + self.max_hold_s
+        if self.rate_hz * span_s > MAX_BUFFERED:
+            raise ValueError(f"modality {self.name}: more than {MAX_BUFFERED} samples to keep")
+        if self.max_age_s < self.delay_s:
+            raise ValueError(
+                f"modality {self.name}: max_age_s is below latency_s + lateness_s, "
+                "so that it could never be present"
+            )
+        return self
+
+
+class TensorSpec(_Strict):
+    """An input or output of a part. Named dims are free at run time; all tensors are float32."""
+
+    name: Name
+    role: Literal[
+        "window", "valid", "embedding", "presence", "age", "state_in", "state_out", "logits"
+    ]
+    dtype: Literal["float32"]
+    shape: tuple[Dim, ...]
+    modality: Name | None = None
+
+
+class StatePair(_Strict):
+    """State that a part carries from step to step: `output` feeds `input` of the next step."""
+
+    input: Name
+    output: Name
+    initial: Literal["zeros"]
+
+
+class Graph(_Strict):
+    """One ONNX file of a part, at one precision. Inputs and outputs are float32 at any precision."""
+
+    file: str
+    precision: Precision
+    opset: int = Field(ge=13)
+    nodes: int = Field(ge=1)
+    reduced_nodes: int = Field(ge=0, description="nodes that compute in the reduced precision")
+
+
+class Engine(_Strict):
+    """A TensorRT engine: what was asked for and what was achieved."""
+
+    file: str
+    target: str
+    flavour: Literal["tensorrt", "tensorrt_rtx"]
+    version: str
+    compute_capabilities: tuple[str, ...]
+    precision_requested: Precision
+    layers_by_precision: dict[str, int] = Field(
+        description="achieved, counted in the parsed network"
+    )
+    flags: tuple[str, ...]
+    batch_range: tuple[int, int, int] = Field(description="least, usual and greatest batch")
+    bytes: int = Field(ge=1)
+
+
+class Part(_Strict):
+    """One graph that runs by itself: an encoder of one modality, or the fusion head."""
+
+    name: Name
+    kind: Literal["encoder", "head"]
+    modality: Name | None = None
+    rate_hz: Rate
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+    state: tuple[StatePair, ...] = ()
+    graphs: tuple[Graph, ...] = Field(min_length=1)
+    engines: tuple[Engine, ...] = ()
+
+    def graph(self, precision: str) -> Graph:
+        """The ONNX file at a precision; raises BundleError where the bundle has none."""
+        for graph in self.graphs:
+            if graph.precision == precision:
+                return graph
+        raise BundleError(
+            f"part {self.name} has no {precision} graph",
+            hint=f"it has {', '.join(g.precision for g in self.graphs)}",
+        )
+
+
+class Output(_Strict):
+    """A classification that the head computes, and how it becomes a steady label."""
+
+    name: Name
+    logits: Name
+    labels: tuple[str, ...] = Field(min_length=2)
+    temperature: float = Field(
+        ge=1e-3, le=1e3, description="logits are divided by it before softmax"
+    )
+    smoothing_s: Seconds = Field(description="time constant of the exponential mean; 0 is off")
+    hysteresis: float = Field(ge=0, lt=1, description="lead in probability that a new label needs")
+
+    @field_validator("labels")
+    @classmethod
+    def _distinct(cls, labels: tuple[str, ...]) -> tuple[str, ...]:
+        if len(set(labels)) != len(labels):
+            raise ValueError("labels repeat")
+        return labels
+
+
+class EventRule(_Strict):
+    """Events by threshold on a low-passed channel of one modality, with rising levels."""
+
+    name: Name
+    modality: Name
+    channel: Name
+    direction: Literal["positive", "negative", "both"]
+    levels: tuple[float, ...] = Field(min_length=1, description="rising, in the channel's unit")
+    lowpass_hz: Rate = Field(description="corner of the one-pole low-pass")
+    hold_s: Seconds = Field(description="how long a level must be held before it counts")
+    release: float = Field(gt=0, le=1, description="share of the first level below which it ends")
+
+    @field_validator("levels")
+    @classmethod
+    def _rising(cls, levels: tuple[float, ...]) -> tuple[float, ...]:
+        if levels[0] <= 0 or any(a >= b for a, b in itertools.pairwise(levels)):
+            raise ValueError("levels must be positive and rising")
+        return levels
+
+
+class Fusion(_Strict):
+    """How the head joins the modalities, and the order of `presence` and `age` columns."""
+
+    kind: Literal["concatenation", "sum", "gated", "cross_attention", "late_average"]
+    modalities: tuple[Name, ...] = Field(min_length=1)
+    embedding_size: int = Field(ge=1)
+
+
+class PartParity(_Strict):
+    """Largest differences of one part, at one precision, against the original module."""
+
+    part: str
+    precision: Precision
+    cases: int = Field(ge=1)
+    max_absolute: float
+    max_relative: float
+    argmax_agreement: float | None = None
+    tolerance: float
+
+
+class Provenance(_Strict):
+    """Where the weights come from, and under which licence they may be used."""
+
+    task: str
+    weights_sha256: Sha256
+    training_data: str
+    weights_licence: str
+    attribution: str
+    tools: dict[str, str]
+
+
+class File(_Strict):
+    """Size and hash of a file of the bundle."""
+
+    bytes: int = Field(ge=0)
+    sha256: Sha256
+
+
+class Manifest(_Strict):
+    """The whole contract between export and runtime."""
+
+    format_version: int = Field(ge=1, le=FORMAT_VERSION)
+    name: Name
+    description: str
+    decision_rate_hz: Rate
+    modalities: tuple[Modality, ...] = Field(min_length=1)
+    parts: tuple[Part, ...] = Field(min_length=2)
+    fusion: Fusion
+    outputs: tuple[Output, ...] = Field(min_length=1)
+    events: tuple[EventRule, ...] = ()
+    provenance: Provenance
+    parity: tuple[PartParity, ...] = ()
+    accuracy: dict[str, float] = Field(default_factory=dict, description="figure name to value")
+    files: dict[str, File]
+    signature: str | None = Field(
+        default=None, description="file with the Ed25519 signature over this manifest"
+    )
+
+    @property
+    def encoders(self) -> tuple[Part, ...]:
+        """The encoder parts, in the order of `fusion.modalities`."""
+        by_modality = {part.modality: part for part in self.parts if part.kind == "encoder"}
+        return tuple(by_modality[name] for name in self.fusion.modalities)
+
+    @property
+    def head(self) -> Part:
+        """The fusion head."""
+        return next(part for part in self.parts if part.kind == "head")
+
+    def modality(self, name: str) -> Modality:
+        """The modality of that name, which the manifest must have."""
+        return next(m for m in self.modalities if m.name == name)
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Manifest:
+        for part in self.parts:
+            _check_tensors(part)
+            _check_states(part)
+        for check in (_check_names, _check_encoders, _check_head, _check_events, _check_files):
+            check(self)
+        return self
+
+
+def _check_names(manifest: Manifest) -> None:
+    for kind, names in (
+        ("modality", [m.name for m in manifest.modalities]),
+        ("part", [p.name for p in manifest.parts]),
+        ("output", [o.name for o in manifest.outputs]),
+        ("event", [e.name for e in manifest.events]),
+    ):
+        if len(set(names)) != len(names):
+            raise ValueError(f"{kind} names repeat")
+    if sorted(manifest.fusion.modalities) != sorted(m.name for m in manifest.modalities):
+        raise ValueError("fusion.modalities and modalities differ")
+    if sum(part.kind == "head" for part in manifest.parts) != 1:
+        raise ValueError("there must be exactly one head")
+
+
+_ROLES: dict[str, tuple[frozenset[str], frozenset[str]]] = {
+    "encoder": (frozenset({"window", "valid", "state_in"}), frozenset({"embedding", "state_out"})),
+    "head": (
+        frozenset({"embedding", "presence", "age", "state_in"}),
+        frozenset({"logits", "state_out"}),
+    ),
+}
+
+
+def _check_tensors(part: Part) -> None:
+    for specs, roles in zip((part.inputs, part.outputs), _ROLES[part.kind], strict=True):
+        names = [spec.name for spec in specs]
+        if len(set(names)) != len(names):
+            raise ValueError(f"part {part.name}: tensor names repeat")
+        for spec in specs:
+            if spec.role not in roles:
+                raise ValueError(f"part {part.name}: {spec.name} cannot be {spec.role} here")
+    precisions = [graph.precision for graph in part.graphs]
+    if len(set(precisions)) != len(precisions):
+        raise ValueError(f"part {part.name}: two graphs at one precision")
+    if (part.modality is None) != (part.kind == "head"):
+        raise ValueError(f"part {part.name}: an encoder has a modality, the head has none")
+
+
+def _check_states(part: Part) -> None:
+    inputs = {spec.name: spec for spec in part.inputs if spec.role == "state_in"}
+    outputs = {spec.name: spec for spec in part.outputs if spec.role == "state_out"}
+    pairs = [(pair.input, pair.output) for pair in part.state]
+    if sorted(i for i, _ in pairs) != sorted(inputs) or sorted(o for _, o in pairs) != sorted(
+        outputs
+    ):
+        raise ValueError(f"part {part.name}: state pairs and state tensors differ")
+    for source, sink in pairs:
+        if inputs[source].shape != outputs[sink].shape:
+            raise ValueError(f"part {part.name}: state {source} and {sink} differ in shape")
+        batch, *sizes = inputs[source].shape or (0,)
+        if batch != "batch" or any(isinstance(size, str) for size in sizes):
+            raise ValueError(f"part {part.name}: state {source} must be [batch, fixed sizes]")
+
+
+def _check_encoders(manifest: Manifest) -> None:
+    encoders = [part for part in manifest.parts if part.kind == "encoder"]
+    if sorted(str(p.modality) for p in encoders) != sorted(m.name for m in manifest.modalities):
+        raise ValueError("there must be exactly one encoder for each modality")
+    for part in encoders:
+        modality = manifest.modality(str(part.modality))
+        window = ("batch", modality.window_samples, len(modality.channels))
+        wanted = {"window": window, "valid": window}
+        for role, shape in wanted.items():
+            specs = [spec for spec in part.inputs if spec.role == role]
+            if [spec.shape for spec in specs] != [shape]:
+                raise ValueError(f"part {part.name}: needs one {role} input of shape {shape}")
+        embeddings = [spec.shape for spec in part.outputs if spec.role == "embedding"]
+        if embeddings != [("batch", manifest.fusion.embedding_size)]:
+            raise ValueError(f"part {part.name}: embedding differs from fusion.embedding_size")
+
+
+def _check_head(manifest: Manifest) -> None:
+    head, size = manifest.head, manifest.fusion.embedding_size
+    embedded = [spec.modality for spec in head.inputs if spec.role == "embedding"]
+    if embedded != list(manifest.fusion.modalities):
+        raise ValueError("head: embedding inputs must follow fusion.modalities")
+    count = len(manifest.fusion.modalities)
+    roles = [spec.role for spec in head.inputs]
+    if roles.count("presence") != 1 or roles.count("age") != 1:
+        raise ValueError("head: needs one presence and one age input")
+    for spec in head.inputs:
+        shapes = {"embedding": size, "presence": count, "age": count}
+        if spec.role in shapes and spec.shape != ("batch", shapes[spec.role]):
+            raise ValueError(f"head: input {spec.name} must be [batch, {shapes[spec.role]}]")
+    logits = {spec.name: spec.shape for spec in head.outputs if spec.role == "logits"}
+    for output in manifest.outputs:
+        if logits.get(output.logits) != ("batch", len(output.labels)):
+            raise ValueError(f"output {output.name}: the head has no logits for its labels")
+
+
+def _check_events(manifest: Manifest) -> None:
+    for rule in manifest.events:
+        modality = next((m for m in manifest.modalities if m.name == rule.modality), None)
+        if modality is None or rule.channel not in [c.name for c in modality.channels]:
+            raise ValueError(f"event {rule.name}: no channel {rule.modality}.{rule.channel}")
+
+
+def _check_files(manifest: Manifest) -> None:
+    signature = [] if manifest.signature is None else [manifest.signature]
+    for path in (*manifest.files, *signature):
+        check_path(path)
+        if path == "manifest.json":
+            raise ValueError("manifest.json cannot list itself")
+    for part in manifest.parts:
+        files = [graph.file for graph in part.graphs] + [engine.file for engine in part.engines]
+        for file in files:
+            if file not in manifest.files:
+                raise ValueError(f"part {part.name}: file {file} is not listed with a hash")
+
+
+def check_path(path: str) -> None:
+    """Refuse a path that is not plain, relative and inside the bundle (ValueError)."""
+    pure = PurePosixPath(path)
+    plain = pure.as_posix() == path and not pure.is_absolute() and ".." not in pure.parts
+    if not plain or path in ("", ".") or any(c in path for c in "\\:\0") or len(path) > 240:
+        raise ValueError(f"path {path!r} is not plain and relative")
+
+
+def parse_manifest(text: bytes, where: str) -> Manifest:
+    """The manifest in JSON text; raises BundleError with the first reason, in one line."""
+    import json
+
+    try:
+        raw = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise BundleError(f"manifest.json is not JSON: {error}", where=where) from None
+    version = raw.get("format_version") if isinstance(raw, dict) else None
+    if isinstance(version, int) and version > FORMAT_VERSION:
+        raise BundleError(
+            f"bundle format {version} is newer than this program, which reads {FORMAT_VERSION}",
+            where=where,
+            hint="upgrade fusedge, or export the bundle again with this version",
+        )
+    try:
+        return Manifest.model_validate_json(text, strict=True)
+    except ValidationError as error:
+        first = error.errors()[0]
+        place = ".".join(str(step) for step in first["loc"])
+        raise BundleError(
+            f"manifest.json is not valid: {place + ': ' if place else ''}{first['msg']}",
+            where=where,
+        ) from None

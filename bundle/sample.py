@@ -1,0 +1,65 @@
+"""What flows into a pipeline: samples with a capture time, rejections, and whole recordings."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+StampKind = Literal["capture", "arrival"]
+
+
+class Sample(NamedTuple):
+    """One measurement of one modality.
+
+    `timestamp_ns` is when it was measured, `arrival_ns` when the software could first see it, both on
+    the clock of the session. `data` is float32 `[channels]` for a series; NaN marks a channel
+    that was not measured. `stamp` says whether `timestamp_ns` came from the device (`capture`) or had
+    to be taken on `arrival`.
+    """
+
+    modality: str
+    timestamp_ns: int
+    arrival_ns: int
+    data: NDArray[np.float32]
+    stamp: StampKind = "capture"
+
+
+class Rejection(NamedTuple):
+    """Input that a source received but could not turn into a sample; the ledger counts it by reason."""
+
+    modality: str
+    arrival_ns: int
+    reason: str
+    detail: str
+
+
+@dataclass(frozen=True)
+class Series:
+    """All samples of one modality in capture order: `timestamps_ns` int64 `[N]`, `values` float32 `[N, C]`.
+
+    NaN marks a channel that was not measured.
+    """
+
+    timestamps_ns: NDArray[np.int64]
+    values: NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class Recording:
+    """A labelled trip, clip or session as arrays, for training and evaluation.
+
+    `group` is what a split must not divide (driver, speaker, trip) and `condition` a second axis
+    that a protocol may hold out (road type). `reference_events` are human- or rule-made
+    `(kind, level, time_s)` rows where the data set has them.
+    """
+
+    name: str
+    label: str
+    group: str
+    condition: str
+    series: Mapping[str, Series]
+    reference_events: tuple[tuple[str, int, float], ...] = ()

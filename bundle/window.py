@@ -1,0 +1,71 @@
+"""The meaning of a window: how irregular samples become a tensor on a fixed grid.
+
+Training and runtime both call this, so they cannot differ.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+NANOSECONDS = 1_000_000_000
+
+
+def to_ns(seconds: float) -> int:
+    """Seconds as whole nanoseconds."""
+    return round(seconds * NANOSECONDS)
+
+
+def grid_ns(end_ns: int, count: int, rate_hz: float) -> NDArray[np.int64]:
+    """The `count` grid times of a window that ends at `end_ns` (included), int64 `[count]`."""
+    steps = np.arange(count - 1, -1, -1, dtype=np.int64)
+    back: NDArray[np.int64] = np.rint(steps * (NANOSECONDS / rate_hz)).astype(np.int64)
+    return end_ns - back
+
+
+def pick_newest(
+    timestamps_ns: NDArray[np.int64], grid: NDArray[np.int64], max_hold_ns: int
+) -> NDArray[np.int64]:
+    """For each grid time the index of the newest sample at or before it, -1 where none is fresh.
+
+    `timestamps_ns` int64 `[N]`, ascending; `grid` int64 `[T]`; returns int64 `[T]`.
+    A sample is held for at most `max_hold_ns`.
+    """
+    index = np.searchsorted(timestamps_ns, grid, side="right").astype(np.int64) - 1
+    if len(timestamps_ns):
+        age = grid - timestamps_ns[np.maximum(index, 0)]
+        index[age > max_hold_ns] = -1
+    return index
+
+
+def hold(
+    timestamps_ns: NDArray[np.int64],
+    values: NDArray[np.float32],
+    grid: NDArray[np.int64],
+    max_hold_ns: int,
+) -> tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.int64]]:
+    """Sample-and-hold resampling: `(window [T, C], valid [T, C], picked [T])`.
+
+    Each grid point takes the newest sample at or before it, if that is at most `max_hold_ns` old.
+    A grid point without one, and a channel that is NaN, is 0 with `valid` 0. `picked` holds the
+    index of the sample that each grid point took, -1 for none. The window never depends on a
+    sample after its end, so it can be cut live.
+    """
+    picked = pick_newest(timestamps_ns, grid, max_hold_ns)
+    if len(timestamps_ns) == 0:
+        empty = np.zeros((len(grid), values.shape[1]), np.float32)
+        return empty, empty.copy(), picked
+    window = values[np.maximum(picked, 0)]
+    measured = np.isfinite(window) & (picked >= 0)[:, None]
+    return np.where(measured, window, np.float32(0)), measured.astype(np.float32), picked
+
+
+def mask_implausible(
+    values: NDArray[np.float32], minimum: NDArray[np.float32], maximum: NDArray[np.float32]
+) -> NDArray[np.float32]:
+    """A copy of `values` `[..., C]` in which what lies outside a channel's range is NaN.
+
+    NaN and infinities fail every comparison here, so they come out as NaN too.
+    """
+    plausible = (values >= minimum) & (values <= maximum)
+    return np.where(plausible, values, np.float32(np.nan))

@@ -1,0 +1,105 @@
+"""`fusedge run`: a bundle over sources."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from fusedge.bundle.errors import FusedgeError
+from fusedge.bundle.shipped import open_bundle
+from fusedge.cli.console import console, print_json
+from fusedge.cli.options import BundleArgument, JsonOption, PrecisionOption, ProviderOption
+from fusedge.cli.report import print_report
+from fusedge.runtime.clock import Clock, PacedClock, VirtualClock
+from fusedge.runtime.session import Session, SessionReport
+from fusedge.runtime.sinks.jsonl import JsonLinesSink
+from fusedge.runtime.sinks.sink import Sink
+from fusedge.runtime.sinks.table import TableSink
+from fusedge.runtime.sinks.timeline import TimelineSink
+
+
+def run(
+    bundle: BundleArgument,
+    source: Annotated[
+        list[str],
+        typer.Option(help="Where samples come from, as a URI; may be given several times."),
+    ],
+    out: Annotated[
+        str, typer.Option(help="File for the decisions as JSON Lines; - is standard output.")
+    ] = "",
+    picture: Annotated[
+        Path | None, typer.Option(help="PNG of probabilities, contributions and events.")
+    ] = None,
+    speed: Annotated[
+        str,
+        typer.Option(help="1 is real time, 4 is four times as fast, max as fast as it goes."),
+    ] = "max",
+    without: Annotated[
+        list[str] | None,
+        typer.Option(help="Leave a modality out, to see what decisions are worth without it."),
+    ] = None,
+    table: Annotated[
+        bool | None,
+        typer.Option("--table/--no-table", help="Live table; the default in a terminal."),
+    ] = None,
+    provider: ProviderOption = "cpu",
+    precision: PrecisionOption = "fp32",
+    as_json: JsonOption = False,
+) -> None:
+    """Run a bundle over sources and emit decisions.
+
+    Decisions go to standard output as JSON Lines, unless a live table or --json has it.
+
+    Examples:
+
+    - `fusedge run driving --source sim:`
+    - `fusedge run out.fusedge --source replay:TRIP --out decisions.jsonl --picture trip.png`
+    - `fusedge run driving --source sim:?duration_s=600 --speed 1 --table`
+    """
+    show_table = sys.stdout.isatty() and not as_json if table is None else table
+    target = out or ("" if show_table or as_json else "-")
+    sinks: list[Sink] = []
+    if target:
+        sinks.append(JsonLinesSink(sys.stdout if target == "-" else Path(target)))
+    if picture is not None:
+        sinks.append(TimelineSink(picture))
+    if show_table:
+        sinks.append(TableSink(console))
+    session = Session(
+        open_bundle(bundle),
+        source,
+        parse_speed(speed),
+        provider=provider,
+        precision=precision,
+        without=without or (),
+    )
+    if not show_table:
+        for warning in session.warnings:
+            console.print(f"warning: {warning}", style="yellow", markup=False)
+    finish(session.run(sinks), as_json)
+
+
+def parse_speed(text: str) -> Clock:
+    """The clock for a speed: `max` or a positive number."""
+    if text == "max":
+        return VirtualClock()
+    try:
+        speed = float(text)
+    except ValueError:
+        speed = 0
+    if not 0 < speed < float("inf"):
+        raise FusedgeError(f"speed {text!r} is not a speed", hint="a number above 0, or max")
+    return PacedClock(speed)
+
+
+def finish(report: SessionReport, as_json: bool) -> None:
+    """Print the report; leave with status 130 where the user interrupted."""
+    if as_json:
+        print_json({"session": report.header, "summary": report.summary, "timing": report.timing})
+    else:
+        print_report(report, console)
+    if report.ended == "interrupted":
+        raise typer.Exit(130)

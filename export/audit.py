@@ -1,0 +1,36 @@
+"""Requested against achieved: what an export was asked for, and what is in the bundle."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from fusedge.bundle.manifest import PartParity
+
+
+@dataclass(frozen=True)
+class AuditRow:
+    """One part for one target. `achieved` is empty where nothing was made; `note` says why, or what."""
+
+    part: str
+    target: str
+    requested: str
+    achieved: str
+    note: str
+
+    @property
+    def complete(self) -> bool:
+        """Whether the bundle has what was asked for."""
+        return bool(self.achieved)
+
+
+@dataclass(frozen=True)
+class Audit:
+    """All rows, and the parity that was measured."""
+
+    rows: tuple[AuditRow, ...]
+    parity: tuple[PartParity, ...]
+
+    @property
+    def complete(self) -> bool:
+        """Whether everything that was asked for is in the bundle."""
+        return all(row.complete for row in self.rows)

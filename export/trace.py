@@ -1,0 +1,123 @@
+"""Second stage: a part becomes an ONNX graph.
+
+torch's dynamo exporter is used. Nothing of the machine stays in the graph (it would carry stack traces
+with file paths), and nodes are named after the user's modules: `encoder.conv/conv1d`.
+"""
+
+from __future__ import annotations
+
+import ast
+import logging
+import warnings
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import onnx
+import torch
+from onnx.helper import find_min_ir_version_for
+
+from fusedge.bundle.errors import FusedgeError
+from fusedge.export.graph import check_graph
+from fusedge.export.split import ModulePart
+
+OPSETS = (17, 18, 19, 20, 21, 22)
+_TRACED_BATCH = 2  # 1 is taken for a constant
+_SCOPES = "pkg.torch.onnx.name_scopes"
+
+
+def trace(part: ModulePart, opset: int = 18) -> onnx.ModelProto:
+    """The ONNX graph of a part, self-contained, with a free batch; the same part gives the same bytes.
+
+    The exporter's own least opset is 18; 17 is reached by converting down. Raises FusedgeError with
+    the exporter's reason.
+    """
+    if opset not in OPSETS:
+        raise FusedgeError(
+            f"cannot export at opset {opset}", where="trace", hint=f"{OPSETS[0]} to {OPSETS[-1]}"
+        )
+    batch = torch.export.Dim("batch", min=1)
+    # Distinct tensors: the exporter merges inputs that are one and the same object.
+    example = part.zeros(_TRACED_BATCH)
+    try:
+        with _quiet():
+            program = torch.onnx.export(
+                part.module,
+                example,
+                dynamo=True,
+                opset_version=opset,
+                input_names=[spec.name for spec in part.inputs],
+                output_names=[spec.name for spec in part.outputs],
+                dynamic_shapes=(tuple({0: batch} for _ in example),),
+                external_data=False,
+                verbose=False,
+            )
+    except Exception as error:  # the exporter's kinds and those of the user's module alike
+        raise FusedgeError(
+            f"cannot be traced: {_root_reason(error)}",
+            where=f"part {part.name}",
+            hint="replace what the message names by operations with a fixed control flow",
+        ) from error
+    assert program is not None
+    model: onnx.ModelProto = program.model_proto
+    reached = model.opset_import[0].version
+    if reached != opset:
+        raise FusedgeError(
+            f"opset {opset} was asked for, but {reached} is the least that this part can have",
+            where=f"part {part.name}",
+            hint=f"export with opset {reached}",
+        )
+    _name_nodes(model)
+    _strip(model)
+    model.ir_version = find_min_ir_version_for(list(model.opset_import))
+    check_graph(model, part, "trace")
+    return model
+
+
+def _root_reason(error: BaseException) -> str:
+    """The innermost cause: the exporter wraps it in pages of advice."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return f"{type(error).__name__}: {lines[0] if lines else 'no message'}"
+
+
+def _name_nodes(model: onnx.ModelProto) -> None:
+    """Name each node after the module and operation that it comes from."""
+    seen: Counter[str] = Counter()
+    for node in model.graph.node:
+        scopes = next((p.value for p in node.metadata_props if p.key == _SCOPES), "[]")
+        name = "/".join(ast.literal_eval(scopes)[-2:]).strip("/") or node.op_type
+        seen[name] += 1
+        node.name = name if seen[name] == 1 else f"{name}.{seen[name]}"
+
+
+def _strip(model: onnx.ModelProto) -> None:
+    """Drop metadata and documentation: stack traces hold paths of this machine."""
+    graph = model.graph
+    for item in (
+        model,
+        graph,
+        *graph.node,
+        *graph.initializer,
+        *graph.value_info,
+        *graph.input,
+        *graph.output,
+        *model.functions,
+        *(node for function in model.functions for node in function.node),
+    ):
+        del item.metadata_props[:]
+        item.doc_string = ""
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Silence the exporter: dozens of lines about its own internals, on the way to a good graph."""
+    level = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(level)

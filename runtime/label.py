@@ -1,0 +1,44 @@
+"""From logits to a steady label: temperature, exponential mean, hysteresis."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fusedge.bundle.manifest import Output
+
+
+def softmax(logits: NDArray[np.float32], temperature: float) -> NDArray[np.float64]:
+    """Probabilities over the last axis of `logits / temperature`, float64."""
+    scaled = logits.astype(np.float64) / temperature
+    exponents = np.exp(scaled - scaled.max(axis=-1, keepdims=True))
+    result: NDArray[np.float64] = exponents / exponents.sum(axis=-1, keepdims=True)
+    return result
+
+
+class SteadyLabel:
+    """Contract: the mean follows the probabilities with the time constant `smoothing_s`; the label
+    changes only when another leads it in that mean by more than `hysteresis`.
+    """
+
+    def __init__(self, spec: Output, period_s: float) -> None:
+        self._labels = spec.labels
+        self._weight = -math.expm1(-period_s / spec.smoothing_s) if spec.smoothing_s else 1.0
+        self._hysteresis = spec.hysteresis
+        self._mean: NDArray[np.float64] | None = None
+        self._current: int | None = None
+
+    def update(self, probabilities: NDArray[np.float64]) -> tuple[str, NDArray[np.float64]]:
+        """Take the newest probabilities `[K]`; the steady label and the mean `[K]` it rests on."""
+        if self._mean is None:
+            self._mean = probabilities.copy()
+        else:
+            self._mean += self._weight * (probabilities - self._mean)
+        best = int(self._mean.argmax())
+        if self._current is None or (
+            self._mean[best] - self._mean[self._current] > self._hysteresis
+        ):
+            self._current = best
+        return self._labels[self._current], self._mean

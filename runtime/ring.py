@@ -1,0 +1,72 @@
+"""A bounded buffer of samples in order of capture time."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+PENDING, WINDOW_REJECTED, INVALID, USED = range(4)
+
+
+class SampleRing:
+    """At most `capacity` samples, oldest first, with what has become of each (`status`).
+
+    The arrays are allocated once, twice as long as needed, so that the live part is contiguous and
+    moves only once in `capacity` insertions. The properties are views, valid until the next change.
+    """
+
+    def __init__(self, capacity: int, channels: int) -> None:
+        self.capacity = capacity
+        self._times = np.empty(2 * capacity, np.int64)
+        self._values = np.empty((2 * capacity, channels), np.float32)
+        self._status = np.empty(2 * capacity, np.uint8)
+        self._start = self._stop = 0
+
+    def __len__(self) -> int:
+        return self._stop - self._start
+
+    @property
+    def timestamps_ns(self) -> NDArray[np.int64]:
+        """Capture times, int64 `[N]`, strictly rising."""
+        return self._times[self._start : self._stop]
+
+    @property
+    def values(self) -> NDArray[np.float32]:
+        """Sample data, float32 `[N, C]`."""
+        return self._values[self._start : self._stop]
+
+    @property
+    def status(self) -> NDArray[np.uint8]:
+        """What became of each sample, uint8 `[N]`."""
+        return self._status[self._start : self._stop]
+
+    def insert(self, timestamp_ns: int, data: NDArray[np.float32]) -> bool:
+        """Put a sample in its place; False, and no change, where its stamp is there already."""
+        if len(self) == self.capacity:
+            raise OverflowError("evict before inserting into a full ring")
+        if self._stop == len(self._times):
+            self._compact()
+        place = self._stop
+        if len(self) and timestamp_ns <= self._times[place - 1]:
+            place = self._start + int(np.searchsorted(self.timestamps_ns, timestamp_ns))
+            if self._times[place] == timestamp_ns:
+                return False
+            for array in (self._times, self._values, self._status):
+                array[place + 1 : self._stop + 1] = array[place : self._stop].copy()
+        self._times[place] = timestamp_ns
+        self._values[place] = data
+        self._status[place] = PENDING
+        self._stop += 1
+        return True
+
+    def evict(self, count: int) -> NDArray[np.uint8]:
+        """Remove the `count` oldest samples; their status, as a view valid until the next change."""
+        gone = self._status[self._start : self._start + count]
+        self._start += count
+        return gone
+
+    def _compact(self) -> None:
+        count = len(self)
+        for array in (self._times, self._values, self._status):
+            array[:count] = array[self._start : self._stop]
+        self._start, self._stop = 0, count

@@ -1,0 +1,29 @@
+"""Keeps decisions and events in memory, for evaluation and tests."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from fusedge.runtime.decision import Decision
+from fusedge.runtime.events import Event
+
+
+class MemorySink:
+    """Everything that a session emitted, in order."""
+
+    def __init__(self) -> None:
+        self.decisions: list[Decision] = []
+        self.events: list[Event] = []
+
+    def open(self, header: dict[str, Any]) -> None:
+        """Nothing to prepare."""
+
+    def write(self, item: Decision | Event) -> None:
+        """Keep the item."""
+        if isinstance(item, Decision):
+            self.decisions.append(item)
+        else:
+            self.events.append(item)
+
+    def close(self, summary: dict[str, Any]) -> None:
+        """Nothing to end."""

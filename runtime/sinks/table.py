@@ -1,0 +1,97 @@
+"""A live table in the terminal."""
+
+from __future__ import annotations
+
+from collections import deque
+from typing import Any
+
+from rich.console import Console, Group
+from rich.live import Live
+from rich.table import Table
+from rich.text import Text
+
+from fusedge.bundle.window import NANOSECONDS
+from fusedge.runtime.clock import stopwatch_ns
+from fusedge.runtime.decision import Decision
+from fusedge.runtime.events import Event
+
+REFRESH_NS = 100_000_000
+BAR_CELLS = 24
+
+
+class TableSink:
+    """Shows the newest decision and the last events, redrawn at most ten times a second."""
+
+    def __init__(self, console: Console) -> None:
+        self._console = console
+        self._live: Live | None = None
+        self._title = ""
+        self._events: deque[Event] = deque(maxlen=4)
+        self._decision: Decision | None = None
+        self._drawn_ns = 0
+
+    def open(self, header: dict[str, Any]) -> None:
+        """Start the display."""
+        self._title = f"{header['bundle']} on {', '.join(header['sources'])}"
+        for warning in header["warnings"]:
+            self._console.print(Text(f"warning: {warning}", style="yellow"))
+        self._live = Live(console=self._console, auto_refresh=False)
+        self._live.start()
+
+    def write(self, item: Decision | Event) -> None:
+        """Take a decision or event."""
+        if isinstance(item, Event):
+            if item.phase != "end":
+                self._events.append(item)
+            return
+        self._decision = item
+        now_ns = stopwatch_ns()
+        if now_ns - self._drawn_ns >= REFRESH_NS:
+            self._drawn_ns = now_ns
+            self._draw()
+
+    def close(self, summary: dict[str, Any]) -> None:
+        """Draw the last state and leave it on the screen."""
+        if self._live is not None:
+            self._draw()
+            self._live.stop()
+            self._live = None
+
+    def _draw(self) -> None:
+        if self._live is not None and self._decision is not None:
+            self._live.update(
+                _render(self._title, self._decision, list(self._events)), refresh=True
+            )
+
+
+def _bar(share: float) -> Text:
+    """A bar of fixed width for a value from -1 to 1; negative ones are red."""
+    cells = min(BAR_CELLS, round(abs(share) * BAR_CELLS))
+    return Text("█" * cells + "·" * (BAR_CELLS - cells), style="green" if share >= 0 else "red")
+
+
+def _render(title: str, decision: Decision, events: list[Event]) -> Group:
+    time_s = decision.timestamp_ns / NANOSECONDS
+    outputs = Table(title=Text(f"{title}   t = {time_s:.1f} s"), title_justify="left", expand=False)
+    for column in ("output", "label", "probability", ""):
+        outputs.add_column(column)
+    for name, output in decision.outputs.items():
+        if output.mean is None:
+            outputs.add_row(name, "invalid", "", "the head's result is not finite")
+            continue
+        for label, share in zip(output.labels, output.mean, strict=True):
+            style = "bold" if label == output.label else "dim"
+            outputs.add_row(name, Text(label, style), f"{share:.2f}", _bar(float(share)))
+            name = ""
+    rests_on = Table(expand=False)
+    for column in ("modality", "state", "age", "contribution", ""):
+        rests_on.add_column(column)
+    for name, share in decision.modalities.items():
+        state = Text("present", "green") if share.present else Text("missing", "bold red")
+        age = "" if share.age_s is None else f"{share.age_s:.2f} s"
+        rests_on.add_row(name, state, age, f"{share.contribution:+.2f}", _bar(share.contribution))
+    recent = [
+        Text(f"{e.timestamp_ns / NANOSECONDS:7.1f} s  {e.name} level {e.level}  peak {e.peak:+.2f}")
+        for e in reversed(events)
+    ]
+    return Group(outputs, rests_on, Text("last events", "bold"), *(recent or [Text("none yet")]))
