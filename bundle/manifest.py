@@ -227,7 +227,11 @@ class Fusion(_Strict):
 
 
 class PartParity(_Strict):
-    """Largest differences of one part, at one precision, against the original module."""
+    """Difference of one part, at one precision, from the original module.
+
+    Of its outputs the one that came closest to its tolerance: `max_relative` is `|a - b|` over the
+    largest value in the row, at least 1, and is at most `tolerance`.
+    """
 
     part: str
     precision: Precision

@@ -16,15 +16,12 @@ def shipped_bundles() -> dict[str, Path]:
 
 
 def open_bundle(name_or_path: str) -> Bundle:
-    """A bundle by path, or a shipped one by name.
+    """A shipped bundle by name, or one by path; `./driving` is always a path.
 
     Raises UnknownNameError for a name that is neither, BundleError for a path without a bundle.
     """
-    path = Path(name_or_path)
-    plain_name = len(path.parts) == 1 and not path.suffix
-    if plain_name and not path.exists():
-        known = shipped_bundles()
-        if name_or_path not in known:
-            raise UnknownNameError("bundle", name_or_path, known)
-        path = known[name_or_path]
+    known = shipped_bundles()
+    path = known.get(name_or_path, Path(name_or_path))
+    if "/" not in name_or_path and not path.suffix and not path.exists():
+        raise UnknownNameError("bundle", name_or_path, known)
     return Bundle(path)

@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from fusedge.bundle.errors import UnknownNameError
 from fusedge.bundle.shipped import open_bundle
 from fusedge.cli.console import console
 from fusedge.cli.options import JsonOption
@@ -35,8 +36,10 @@ def demo(
     The drive changes its style every 20 s and loses GPS for ten, to show that decisions go on.
     It is a simulation: it shows how the product works, not how accurate the model is.
     """
+    if name not in DRIVES:
+        raise UnknownNameError("demo", name, DRIVES)
     bundle = open_bundle(name)
-    session = Session(bundle, [DRIVES[bundle.manifest.name]], parse_speed(speed))
+    session = Session(bundle, [DRIVES[name]], parse_speed(speed))
     decisions, picture = out / "decisions.jsonl", out / "timeline.png"
     sinks: list[Sink] = [JsonLinesSink(decisions), TimelineSink(picture)]
     if not as_json:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from rich.markup import escape
 from rich.table import Table
 
 from fusedge.bundle.manifest import Manifest, Modality, Part
@@ -17,7 +18,7 @@ def inspect(bundle: BundleArgument, as_json: JsonOption = False) -> None:
     if as_json:
         print_json({"sha256": opened.sha256, **manifest.model_dump(mode="json")})
         return
-    console.print(f"[bold]{manifest.name}[/]  {manifest.description}")
+    console.print(f"[bold]{manifest.name}[/]  {escape(manifest.description)}")
     console.print(
         f"decisions at {manifest.decision_rate_hz:g} Hz, fusion by {manifest.fusion.kind}, "
         f"embeddings of {manifest.fusion.embedding_size}"
@@ -27,14 +28,17 @@ def inspect(bundle: BundleArgument, as_json: JsonOption = False) -> None:
     if any(part.engines for part in manifest.parts):
         console.print(_engines(manifest.parts))
     for output in manifest.outputs:
-        console.print(f"output [bold]{output.name}[/]: {', '.join(output.labels)}")
+        console.print(f"output [bold]{output.name}[/]: {escape(', '.join(output.labels))}")
     for rule in manifest.events:
         levels = ", ".join(f"{level:g}" for level in rule.levels)
         console.print(f"event [bold]{rule.name}[/]: {rule.modality}.{rule.channel} beyond {levels}")
     for figure, value in manifest.accuracy.items():
-        console.print(f"{figure}: {value:g}")
+        console.print(f"{figure}: {value:g}", markup=False)
     provenance = manifest.provenance
-    console.print(f"weights: {provenance.weights_licence}; trained on {provenance.training_data}")
+    console.print(
+        f"weights: {provenance.weights_licence}; trained on {provenance.training_data}",
+        markup=False,
+    )
     console.print(f"manifest SHA-256 {opened.sha256}", soft_wrap=True)
 
 
@@ -50,7 +54,7 @@ def _modalities(modalities: tuple[Modality, ...]) -> Table:
     for modality in modalities:
         table.add_row(
             modality.name,
-            ", ".join(f"{c.name} [{c.unit}]" for c in modality.channels).replace("[", r"\["),
+            escape(", ".join(f"{c.name} [{c.unit}]" for c in modality.channels)),
             f"{modality.rate_hz:g} Hz",
             f"{modality.window_s:g} / {modality.hop_s:g} s",
             f"{modality.latency_s:g} s",
@@ -84,8 +88,8 @@ def _engines(parts: tuple[Part, ...]) -> Table:
             layers = ", ".join(f"{n} {kind}" for kind, n in engine.layers_by_precision.items())
             table.add_row(
                 part.name,
-                engine.target,
-                f"{engine.flavour} {engine.version}",
+                escape(engine.target),
+                escape(f"{engine.flavour} {engine.version}"),
                 engine.precision_requested,
                 layers,
                 f"{engine.bytes / 1024:.0f} KiB",

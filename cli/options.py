@@ -13,6 +13,9 @@ BundleArgument = Annotated[
         metavar="BUNDLE", help="A .fusedge file, a bundle folder, or a shipped bundle's name."
     ),
 ]
+ModelArgument = Annotated[
+    str, typer.Argument(metavar="MODEL", help="The task whose model is meant: driving.")
+]
 JsonOption = Annotated[
     bool, typer.Option("--json", help="Print one JSON object on standard output, for machines.")
 ]

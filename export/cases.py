@@ -18,7 +18,7 @@ from torch import nn
 from fusedge.bundle.errors import FusedgeError
 from fusedge.bundle.manifest import Modality
 from fusedge.export.split import ModulePart
-from fusedge.export.task import FusionModule
+from fusedge.export.task import Encoder, FusionModule
 
 Array = NDArray[np.float32]
 
@@ -26,7 +26,9 @@ BATCHES = (1, 2, 7)
 KINDS = ("typical", "quiet", "zero", "greatest", "least", "constant", "gaps", "invalid", "huge")
 STEPS = 50
 _HUGE = 100  # times the channel's limits
-_NOISE = 3.0  # put in place of an absent embedding: it must not reach the output
+_NOISE = (
+    3.0  # deviation of what is put in place of an absent embedding; it must not reach the output
+)
 
 
 @dataclass(frozen=True)
@@ -91,9 +93,23 @@ def stream_cases(
     return [_stream_case(model, parts, modalities, batch) for batch in BATCHES]
 
 
-def evaluate(part: ModulePart, inputs: Sequence[Array]) -> tuple[Array, ...]:
-    """The outputs of the original module, in eager torch."""
-    return _run(part.module, inputs)
+def _answers(part: ModulePart, inputs: Sequence[Array], case: str) -> tuple[Array, ...]:
+    """The outputs of the original module; raises FusedgeError where they are not finite."""
+    outputs = _run(part.module, inputs)
+    for spec, output in zip(part.outputs, outputs, strict=True):
+        if not np.isfinite(output).all():
+            raise FusedgeError(
+                f"the original module gives {non_finite(output)}",
+                where=f"part {part.name}, case {case}, output {spec.name}",
+                hint="guard the division, logarithm or softmax over nothing in the module",
+            )
+    return outputs
+
+
+def non_finite(values: Array) -> str:
+    """`NaN in 3 of 24 values`."""
+    kind = "NaN" if np.isnan(values).any() else "Inf"
+    return f"{kind} in {int((~np.isfinite(values)).sum())} of {values.size} values"
 
 
 def _run(module: nn.Module, inputs: Sequence[Array]) -> tuple[Array, ...]:
@@ -102,19 +118,18 @@ def _run(module: nn.Module, inputs: Sequence[Array]) -> tuple[Array, ...]:
     return tuple(output.numpy() for output in outputs)
 
 
-def _encoder_cases(
-    part: ModulePart, modality: Modality, kind: str, batch: int
-) -> Iterator[Case]:
+def _encoder_cases(part: ModulePart, modality: Modality, kind: str, batch: int) -> Iterator[Case]:
     """Two steps from zero state, the second from the state that the first one left."""
     state = [z.numpy() for z in part.zeros(batch)[2:]]
     for step in (1, 2):
         random = np.random.default_rng([step, batch, KINDS.index(kind)])
         window, valid = make_windows(modality, kind, (batch,), random)
         inputs = (window, valid, *state)
-        expected = evaluate(part, inputs)
+        name = f"batch {batch}, {kind} input, step {step}"
+        expected = _answers(part, inputs, name)
         names = [spec.name for spec in part.inputs]
         yield Case(
-            f"batch {batch}, {kind} input, step {step}",
+            name,
             dict(zip(names, inputs, strict=True)),
             expected,
             within_limits=kind != "huge",
@@ -159,20 +174,21 @@ def _head_cases(
     random = np.random.default_rng([batch, KINDS.index(kind)])
     for subset in product((0.0, 1.0), repeat=len(embeddings)):
         presence = np.tile(np.array(subset, np.float32), (batch, 1))
-        age = (random.uniform(size=presence.shape) * max_ages).astype(np.float32) * presence
+        any_age = (random.uniform(size=presence.shape) * max_ages).astype(np.float32)
+        age = any_age * presence  # the runtime gives zeros for what is absent
         masked = [e * np.float32(p) for e, p in zip(embeddings, subset, strict=True)]
-        expected = evaluate(head, (*masked, presence, age))
         present = "+".join(
             str(spec.modality) for spec, p in zip(head.inputs, subset, strict=False) if p
         )
         name = f"batch {batch}, {kind} input, present: {present or 'none'}"
+        expected = _answers(head, (*masked, presence, age), name)
         feeds = dict(zip(names, (*masked, presence, age), strict=True))
         yield Case(name, feeds, expected, within_limits=kind != "huge")
         noisy = [
             e if p else random.normal(0, _NOISE, e.shape).astype(np.float32)
             for e, p in zip(embeddings, subset, strict=True)
         ]
-        feeds = dict(zip(names, (*noisy, presence, age), strict=True))
+        feeds = dict(zip(names, (*noisy, presence, any_age), strict=True))
         yield Case(f"{name}, noise for the absent", feeds, expected, within_limits=kind != "huge")
 
 
@@ -181,7 +197,9 @@ def _stream_case(
 ) -> StreamCase:
     encoders, head = parts[:-1], parts[-1]
     specs = {modality.name: modality for modality in modalities}
-    windows, valid, embeddings = {}, {}, {}
+    windows: dict[str, Array] = {}
+    valid: dict[str, Array] = {}
+    embeddings: dict[str, Array] = {}
     for part in encoders:
         random = np.random.default_rng([batch, len(windows)])
         pairs = [
@@ -191,8 +209,10 @@ def _stream_case(
         window, mask = (np.stack(arrays) for arrays in zip(*pairs, strict=True))
         # [N, B, n, C] -> [B, N*n, C]
         flat = [a.swapaxes(0, 1).reshape(batch, -1, a.shape[-1]) for a in (window, mask)]
-        zeros = [z.numpy() for z in part.zeros(batch)[2:]]
-        whole = _run(model.encoder(part.name), (*flat, *zeros))[0].swapaxes(0, 1)
+        encoder = model.encoder(part.name)
+        assert isinstance(encoder, Encoder)  # as split() made sure
+        zeros = [np.zeros((batch, *s), np.float32) for s in encoder.state_shapes().values()]
+        whole = _run(encoder, (*flat, *zeros))[0].swapaxes(0, 1)
         _check_steps(part, window, mask, whole)
         windows[part.name], valid[part.name], embeddings[part.name] = window, mask, whole
 
@@ -203,7 +223,7 @@ def _stream_case(
     max_ages = [specs[part.name].max_age_s for part in encoders]
     age = (random.uniform(size=presence.shape) * max_ages).astype(np.float32) * presence
     steps = [
-        evaluate(head, (*(embeddings[p.name][i] for p in encoders), presence[i], age[i]))
+        _run(head.module, (*(embeddings[p.name][i] for p in encoders), presence[i], age[i]))
         for i in range(STEPS)
     ]
     return StreamCase(
@@ -227,7 +247,7 @@ def _check_steps(part: ModulePart, windows: Array, valid: Array, whole: Array) -
         )
     state = [z.numpy() for z in part.zeros(windows.shape[1])[2:]]
     for step, (window, mask) in enumerate(zip(windows, valid, strict=True)):
-        embedding, *state = evaluate(part, (window, mask, *state))
+        embedding, *state = _run(part.module, (window, mask, *state))
         gap = np.abs(embedding - whole[step]).max() / max(1.0, np.abs(whole[step]).max())
         if not gap <= 1e-4:  # float32 rounding alone is 100 times less
             raise FusedgeError(

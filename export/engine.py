@@ -12,6 +12,7 @@ import signal
 import subprocess
 import sys
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from fusedge.bundle.errors import FusedgeError
@@ -22,7 +23,14 @@ from fusedge.export.flavours import check_installed
 CHILD = (sys.executable, "-m", "fusedge.export.engine_child")
 # All that the child gets of our environment, so that the layout of its memory, on which the bytes of
 # an engine can depend (see engine_child), does not change with the user's shell.
-_KEPT_VARIABLES = ("PATH", "LD_LIBRARY_PATH", "TMPDIR", "TEMP", "SYSTEMROOT", "CUDA_VISIBLE_DEVICES")
+_KEPT_VARIABLES = (
+    "PATH",
+    "LD_LIBRARY_PATH",
+    "TMPDIR",
+    "TEMP",
+    "SYSTEMROOT",
+    "CUDA_VISIBLE_DEVICES",
+)
 
 
 @dataclass(frozen=True)
@@ -109,7 +117,7 @@ def build_engine(request: EngineRequest, limits: BuildLimits = BuildLimits()) ->
     reply: dict[str, Any] = json.loads(head)
     if "error" in reply:
         node = f", node {reply['node']}" if reply["node"] else ""
-        raise FusedgeError(reply["error"], where=where + node, hint=_advice(reply["error"]))
+        raise FusedgeError(reply["error"], where=where + node, hint=_advice(**reply))
     return BuiltEngine(
         data=data,
         flavour=target.flavour,
@@ -121,8 +129,8 @@ def build_engine(request: EngineRequest, limits: BuildLimits = BuildLimits()) ->
 
 def _child_environment() -> dict[str, str]:
     kept = {name: os.environ[name] for name in _KEPT_VARIABLES if name in os.environ}
-    path = os.pathsep.join(entry for entry in sys.path if entry)
-    return {**kept, "PYTHONPATH": path, "PYTHONHASHSEED": "0"}
+    path = os.pathsep.join(str(Path(entry).absolute()) for entry in sys.path)
+    return {**kept, "PYTHONPATH": path, "PYTHONSAFEPATH": "1", "PYTHONHASHSEED": "0"}
 
 
 def _crash(
@@ -142,10 +150,12 @@ def _crash(
     )
 
 
-def _advice(error: str) -> str:
+def _advice(error: str, node: str) -> str:
     """What to try, for errors that we have met."""
     if "FP32 GEMM is not supported" in error:
         return "RTX 20 GPUs compute matrix products in fp16 only: export with fp16"
     if "memory" in error.lower() or "bad_alloc" in error:
         return "allow the build more memory, or make the part smaller"
-    return "TensorRT does not build this operation: replace it, or keep it outside of the part"
+    if node:
+        return "TensorRT does not build this operation: replace it, or keep it outside of the part"
+    return "try another precision or TensorRT version, and report the graph"

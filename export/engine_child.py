@@ -37,6 +37,10 @@ _NODE_IN_MESSAGE = (
 )
 
 
+# NVIDIA's source positions say nothing to the user.
+_NOISE = r"\[[^\]\s]*\.(?:cpp|h)[^\]]*\]\s*|\s*In \w+ at \S*_src/\S+?(?=\)|$)|\w+::\w+: |Error Code \d+: "
+
+
 class _RefusedError(Exception):
     """TensorRT's reason, and the node at fault in the user's names where it says so."""
 
@@ -140,7 +144,9 @@ def _profile(builder: Any, network: Any, batch_range: Sequence[int]) -> Any:
     for index in range(network.num_inputs):
         tensor = network.get_input(index)
         # Only the first dim of an input is free in a part.
-        profile.set_shape(tensor.name, *((batch, *tuple(tensor.shape)[1:]) for batch in batch_range))
+        profile.set_shape(
+            tensor.name, *((batch, *tuple(tensor.shape)[1:]) for batch in batch_range)
+        )
     return profile
 
 
@@ -155,7 +161,7 @@ def _refuse_build(errors: list[str]) -> NoReturn:
     reason = errors[0] if errors else "TensorRT gave no engine and no reason"
     found = (re.search(pattern, reason) for pattern in _NODE_IN_MESSAGE)
     node = next((match.group(1) for match in found if match), "")
-    raise _RefusedError(reason, node)
+    raise _RefusedError(re.sub(_NOISE, "", reason), node)
 
 
 def _count_layers(network: Any) -> dict[str, int]:

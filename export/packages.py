@@ -8,8 +8,10 @@ from importlib.metadata import PackageNotFoundError, version
 
 from fusedge.bundle.errors import MissingExtraError
 
-# Module to distribution: what takes part in an export and is recorded in the manifest.
-_TOOLS = ("torch", "onnx", "onnxscript", "onnxslim", "onnxconverter-common", "onnxruntime")
+# What takes part in an export and is recorded in the manifest.
+_TOOLS = ("torch", "onnx", "onnxscript", "onnxslim", "onnxruntime")
+# The user chooses which ONNX Runtime: it is in an extra of its own.
+_OTHER_EXTRAS = {"onnxruntime": "cpu"}
 
 
 @contextmanager
@@ -24,7 +26,7 @@ def needs_extra(extra: str, purpose: str) -> Iterator[None]:
         package = (error.name or "").partition(".")[0]
         if package in ("", "fusedge"):
             raise
-        raise MissingExtraError(package, extra, purpose) from None
+        raise MissingExtraError(package, _OTHER_EXTRAS.get(package, extra), purpose) from None
 
 
 def tool_versions() -> dict[str, str]:

@@ -23,30 +23,31 @@ from fusedge.export.packages import needs_extra, tool_versions
 
 with needs_extra("export", "exporting a model"):
     import onnx
+    import onnxscript  # noqa: F401  # torch's exporter needs it, and says so late
     import torch
     from torch import nn
 
+    from fusedge.export.cases import Case, StreamCase, part_cases, stream_cases
+    from fusedge.export.lower import LOWEST, lower
     from fusedge.export.parity import TOLERANCE, PartSession, check_part, check_stream
-    from fusedge.export.precision import KEEP_FLOAT32, count_float16, to_float16
+    from fusedge.export.precision import count_float16, keep_choices, to_float16
     from fusedge.export.simplify import simplify
     from fusedge.export.split import ModulePart, split
     from fusedge.export.task import FusionModule, Task
-    from fusedge.export.trace import trace
-
-    from fusedge.export.cases import Case, StreamCase, part_cases, stream_cases  # isort: skip
+    from fusedge.export.trace import OPSETS, trace
 
 Progress = Callable[[str, str, float], None]
 """Called with the stage, the part or file it is at, and the share of the export done, 0 to 1."""
 
-DEFAULT_OPSET = 18
+DEFAULT_OPSET = 18  # the exporter's least
 
 
 @dataclass(frozen=True)
 class ExportOptions:
     """What to make. `precision` is that of the engines; an ONNX graph at fp32 is always made.
 
-    `opset` None takes the highest that all targets read, at most 18. `tolerance` is the parity gate's,
-    by precision.
+    `opset` None takes 18, or 17 where a target reads no more; 17 to 22 can be given. `tolerance` is the
+    parity gate's for logits, by precision.
     """
 
     targets: tuple[str, ...] = ()
@@ -80,6 +81,8 @@ def export_bundle(
     targets = [find_target(name) for name in dict.fromkeys(options.targets)]
     _check_possible(out, targets)
     opset = options.opset or min([DEFAULT_OPSET, *(t.max_opset for t in targets if t.max_opset)])
+    if not LOWEST <= opset <= OPSETS[-1]:
+        raise FusedgeError(f"cannot export at opset {opset}", hint=f"{LOWEST} to {OPSETS[-1]}")
     with _evaluating(model) as frozen:
         parts = split(
             frozen, task.modalities, task.decision_rate_hz, [o.logits for o in task.outputs]
@@ -96,7 +99,7 @@ def export_bundle(
         graphs: dict[tuple[str, Precision], onnx.ModelProto] = {}
         for part in parts:
             steps.next("trace", part.name)
-            graphs[part.name, "fp32"] = simplify(trace(part, opset), part)
+            graphs[part.name, "fp32"] = _float32_graph(part, opset)
         exporter.gate(graphs)
         if options.precision == "fp16":
             exporter.reduce(graphs)
@@ -111,6 +114,11 @@ def export_bundle(
     bundle = write_bundle(out, manifest, files)
     progress("done", out.name, 1.0)
     return Exported(bundle, Audit(tuple(rows), tuple(exporter.parity)))
+
+
+def _float32_graph(part: ModulePart, opset: int) -> onnx.ModelProto:
+    graph = simplify(trace(part, max(opset, DEFAULT_OPSET)), part)
+    return lower(graph, part, opset) if opset < DEFAULT_OPSET else graph
 
 
 def _check_possible(out: Path, targets: Sequence[Target]) -> None:
@@ -196,13 +204,15 @@ class _Exporter:
         sessions = []
         for part in self._parts:
             self._steps.next("fp16 and parity", part.name)
-            for attempt, keep in enumerate(KEEP_FLOAT32, start=1):
-                half = to_float16(graphs[part.name, "fp32"], part, keep)
+            full = graphs[part.name, "fp32"]
+            choices = keep_choices(full)
+            for keep in choices:
+                half = to_float16(full, part, keep)
                 session = PartSession(part, half.SerializeToString(), "fp16")
                 try:
                     self._check(session)
                 except FusedgeError:
-                    if attempt == len(KEEP_FLOAT32):
+                    if keep is choices[-1]:
                         raise
                     continue
                 graphs[part.name, "fp16"] = half

@@ -18,7 +18,7 @@ def simplify(model: onnx.ModelProto, part: ModulePart) -> onnx.ModelProto:
     copy = onnx.ModelProto()
     copy.CopyFrom(model)
     try:
-        slim = onnxslim.slim(copy)
+        slim: onnx.ModelProto = onnxslim.slim(copy)
     except Exception as error:  # onnxslim has no error kind of its own
         raise FusedgeError(
             f"onnxslim failed: {type(error).__name__}: {error}", where=f"part {part.name}, simplify"

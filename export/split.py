@@ -44,15 +44,27 @@ def concrete_shape(spec: TensorSpec, batch: int) -> tuple[int, ...]:
 
 
 class _EncoderStep(nn.Module):
-    """One window through an encoder: embedding `[B, D]` in place of `[B, 1, D]`."""
+    """One window through an encoder: embedding `[B, D]` in place of `[B, 1, D]`.
 
-    def __init__(self, encoder: nn.Module) -> None:
+    States without elements (of a convolution over one step) are no inputs and outputs: the encoder is
+    given them from here.
+    """
+
+    def __init__(self, encoder: nn.Module, shapes: Sequence[tuple[int, ...]]) -> None:
         super().__init__()
         self.encoder = encoder
+        self.shapes = shapes
 
     def forward(self, *tensors: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        embedding, *states = self.encoder(*tensors)
-        return (embedding.squeeze(1), *states)
+        window, valid, *states = tensors
+        given = iter(states)
+        full = [
+            window.new_zeros((window.shape[0], *shape)) if 0 in shape else next(given)
+            for shape in self.shapes
+        ]
+        embedding, *new_states = self.encoder(window, valid, *full)
+        # By its own shape: a wrong number of states is for split() to report.
+        return (embedding.squeeze(1), *(state for state in new_states if 0 not in state.shape))
 
 
 class _HeadStep(nn.Module):
@@ -109,13 +121,14 @@ def _encoder_part(modality: Modality, encoder: nn.Module) -> ModulePart:
             hint="return an empty dict if it carries no state",
         )
     window = (modality.window_samples, len(modality.channels))
-    states = encoder.state_shapes()
+    all_states = encoder.state_shapes()
+    states = {name: shape for name, shape in all_states.items() if 0 not in shape}
     inputs = (
         _spec("window", "window", *window, modality=modality.name),
         _spec("valid", "valid", *window, modality=modality.name),
         *(_spec(f"state_in.{name}", "state_in", *shape) for name, shape in states.items()),
     )
-    step = _EncoderStep(encoder)
+    step = _EncoderStep(encoder, list(all_states.values()))
     shapes = _output_shapes(modality.name, step, inputs)
     wanted = [tuple(shape) for shape in states.values()]
     if shapes[1:] != wanted or len(shapes[0]) != 1:
@@ -182,7 +195,9 @@ def _output_shapes(
     name: str, module: nn.Module, inputs: Sequence[TensorSpec]
 ) -> list[tuple[int, ...]]:
     zeros = [torch.zeros(concrete_shape(spec, _BATCH)) for spec in inputs]
-    shapes = ", ".join(f"{spec.name} {list(z.shape)}" for spec, z in zip(inputs, zeros, strict=True))
+    shapes = ", ".join(
+        f"{spec.name} {list(z.shape)}" for spec, z in zip(inputs, zeros, strict=True)
+    )
     try:
         with torch.no_grad():
             outputs = module(*zeros)

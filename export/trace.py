@@ -7,11 +7,12 @@ with file paths), and nodes are named after the user's modules: `encoder.conv/co
 from __future__ import annotations
 
 import ast
+import io
 import logging
 import warnings
 from collections import Counter
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import contextmanager, redirect_stderr
 
 import onnx
 import torch
@@ -21,7 +22,7 @@ from fusedge.bundle.errors import FusedgeError
 from fusedge.export.graph import check_graph
 from fusedge.export.split import ModulePart
 
-OPSETS = (17, 18, 19, 20, 21, 22)
+OPSETS = (18, 19, 20, 21, 22)  # 18 is the exporter's least; above 22 attention does not build
 _TRACED_BATCH = 2  # 1 is taken for a constant
 _SCOPES = "pkg.torch.onnx.name_scopes"
 
@@ -29,8 +30,7 @@ _SCOPES = "pkg.torch.onnx.name_scopes"
 def trace(part: ModulePart, opset: int = 18) -> onnx.ModelProto:
     """The ONNX graph of a part, self-contained, with a free batch; the same part gives the same bytes.
 
-    The exporter's own least opset is 18; 17 is reached by converting down. Raises FusedgeError with
-    the exporter's reason.
+    Raises FusedgeError with the exporter's reason.
     """
     if opset not in OPSETS:
         raise FusedgeError(
@@ -60,14 +60,9 @@ def trace(part: ModulePart, opset: int = 18) -> onnx.ModelProto:
         ) from error
     assert program is not None
     model: onnx.ModelProto = program.model_proto
-    reached = model.opset_import[0].version
-    if reached != opset:
-        raise FusedgeError(
-            f"opset {opset} was asked for, but {reached} is the least that this part can have",
-            where=f"part {part.name}",
-            hint=f"export with opset {reached}",
-        )
-    _name_nodes(model)
+    _name_nodes(model.graph)
+    interface = [spec.name for spec in (*part.inputs, *part.outputs)]
+    _name_values(model.graph, {*interface, *part.module.state_dict()})
     _strip(model)
     model.ir_version = find_min_ir_version_for(list(model.opset_import))
     check_graph(model, part, "trace")
@@ -82,14 +77,58 @@ def _root_reason(error: BaseException) -> str:
     return f"{type(error).__name__}: {lines[0] if lines else 'no message'}"
 
 
-def _name_nodes(model: onnx.ModelProto) -> None:
+def _name_nodes(graph: onnx.GraphProto) -> None:
     """Name each node after the module and operation that it comes from."""
     seen: Counter[str] = Counter()
-    for node in model.graph.node:
+    for node in graph.node:
         scopes = next((p.value for p in node.metadata_props if p.key == _SCOPES), "[]")
-        name = "/".join(ast.literal_eval(scopes)[-2:]).strip("/") or node.op_type
+        steps = [step for step in ast.literal_eval(scopes) if not step.startswith("_empty_nn")]
+        name = "/".join(steps[-2:]).strip("/") or node.op_type
         seen[name] += 1
         node.name = name if seen[name] == 1 else f"{name}.{seen[name]}"
+
+
+def _name_values(graph: onnx.GraphProto, kept: Collection[str]) -> None:
+    """Name values after their nodes, and constants by their first use; those in `kept` stay.
+
+    The exporter numbers them anew in each process, and not always in the same way.
+    """
+    used = dict.fromkeys(_inputs(graph))
+    initializers = {tensor.name: tensor for tensor in graph.initializer}
+    order = [name for name in used if name in initializers]
+    names = {name: f"constant.{i}" for i, name in enumerate(n for n in order if n not in kept)}
+    for node in graph.node:
+        for index, output in enumerate(node.output):
+            if output and output not in kept:
+                names[output] = f"{node.name}.out{index}"
+    _rename(graph, names)
+    tensors = [initializers[name] for name in order]
+    for tensor in tensors:
+        tensor.name = names.get(tensor.name, tensor.name)
+    ordered = onnx.GraphProto(initializer=tensors)
+    del graph.initializer[:]
+    graph.initializer.extend(ordered.initializer)
+    del graph.value_info[:]
+
+
+def _inner_graphs(node: onnx.NodeProto) -> Iterator[onnx.GraphProto]:
+    for attribute in node.attribute:
+        yield from (attribute.g, *attribute.graphs)
+
+
+def _inputs(graph: onnx.GraphProto) -> Iterator[str]:
+    for node in graph.node:
+        yield from node.input
+        for inner in _inner_graphs(node):
+            yield from _inputs(inner)
+
+
+def _rename(graph: onnx.GraphProto, names: Mapping[str, str]) -> None:
+    for node in graph.node:
+        node.input[:] = [names.get(name, name) for name in node.input]
+        node.output[:] = [names.get(name, name) for name in node.output]
+        for inner in _inner_graphs(node):
+            _rename(inner, names)
 
 
 def _strip(model: onnx.ModelProto) -> None:
@@ -100,7 +139,6 @@ def _strip(model: onnx.ModelProto) -> None:
         graph,
         *graph.node,
         *graph.initializer,
-        *graph.value_info,
         *graph.input,
         *graph.output,
         *model.functions,
@@ -112,11 +150,11 @@ def _strip(model: onnx.ModelProto) -> None:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Silence the exporter: dozens of lines about its own internals, on the way to a good graph."""
+    """Silence the exporter: dozens of lines about its own internals, and whole graphs on an error."""
     level = logging.root.manager.disable
-    logging.disable(logging.WARNING)
+    logging.disable(logging.ERROR)
     try:
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), redirect_stderr(io.StringIO()):
             warnings.simplefilter("ignore")
             yield
     finally:

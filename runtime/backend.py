@@ -9,7 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fusedge.bundle.archive import Bundle
-from fusedge.bundle.errors import BundleError, FusedgeError, MissingExtraError, UnknownNameError
+from fusedge.bundle.errors import BundleError, FusedgeError, UnknownNameError
+from fusedge.bundle.inference import onnxruntime, open_session
 from fusedge.bundle.manifest import Part, TensorSpec
 
 Array = NDArray[np.float32]
@@ -30,25 +31,19 @@ class OnnxPart:
     """
 
     def __init__(self, bundle: Bundle, part: Part, provider: str, precision: str) -> None:
-        ort = _onnxruntime()
         wanted = PROVIDERS.get(provider)
         if wanted is None:
             raise UnknownNameError("provider", provider, PROVIDERS)
-        if wanted not in ort.get_available_providers():
+        if wanted not in onnxruntime().get_available_providers():
             raise FusedgeError(
-                f"ONNX Runtime {ort.__version__} has no {wanted} on this machine",
+                f"ONNX Runtime {onnxruntime().__version__} has no {wanted} on this machine",
                 hint="--provider cpu, or install 'fusedge[gpu]'",
             )
         graph = part.graph(precision)
         where = f"{bundle.path}: part {part.name}"
-        options = ort.SessionOptions()
-        options.intra_op_num_threads = 1  # small parts: threads cost more than they bring
-        options.inter_op_num_threads = 1
-        options.log_severity_level = 3
+        content = bundle.read(graph.file)
         try:
-            self._session = ort.InferenceSession(bundle.read(graph.file), options, [wanted])
-        except BundleError:
-            raise
+            self._session = open_session(content, precision, wanted)
         except Exception as error:  # ONNX Runtime raises a dozen kinds of its own
             raise BundleError(f"{graph.file} does not load: {error}", where=where) from None
         self.provider: str = self._session.get_providers()[0]
@@ -66,14 +61,6 @@ class OnnxPart:
         """The outputs, in the manifest's order, for inputs by name."""
         outputs: list[Array] = self._session.run(self._outputs, feeds)
         return outputs
-
-
-def _onnxruntime() -> Any:
-    try:
-        import onnxruntime
-    except ImportError:
-        raise MissingExtraError("onnxruntime", "cpu", "running a part") from None
-    return onnxruntime
 
 
 def _compare(found: list[Any], wanted: tuple[TensorSpec, ...], kind: str, where: str) -> None:

@@ -25,8 +25,10 @@ class Pipeline:
 
     Work is due at fixed times of the session's clock: a window at its end plus latency plus
     lateness, a decision at every whole multiple of the decision period. Windows go before a
-    decision of the same time. A tick whose successor is due as well is skipped and counted, so
-    that delay does not grow under overload.
+    decision of the same time. A tick whose successor is due as well is skipped and counted. The
+    newest one then goes before the windows that wait, on what embeddings there are, and in turn
+    with them, so that overload neither delays a decision by more than a period nor starves
+    decisions or encoders.
     """
 
     def __init__(
@@ -57,6 +59,7 @@ class Pipeline:
         self._steady = {output.name: SteadyLabel(output, period_s) for output in manifest.outputs}
         self.ledger = Ledger({name: stream.account for name, stream in self.streams.items()})
         self.next_tick_ns: int | None = None
+        self._jumped = False  # the last step was a decision that went before older windows
         self.ticks = self.ticks_skipped = self.ticks_not_finite = 0
 
     def push(self, item: Sample | Rejection) -> None:
@@ -83,9 +86,19 @@ class Pipeline:
 
     def step(self) -> list[Decision | Event]:
         """Do all the work that is due at `next_due_ns`, and return what came of it."""
-        due_ns = self.next_due_ns
-        assert due_ns is not None, "nothing is due before the first sample"
+        due_ns, tick_ns = self.next_due_ns, self.next_tick_ns
+        assert due_ns is not None and tick_ns is not None, "nothing is due before the first sample"
         now_ns = max(self._clock.now_ns(), due_ns)
+        skipped = max(0, (now_ns - tick_ns) // self._period_ns)
+        if skipped:
+            self.ticks_skipped += skipped
+            self.next_tick_ns = tick_ns = tick_ns + skipped * self._period_ns
+            if not self._jumped:
+                self._jumped = True
+                self.next_tick_ns += self._period_ns
+                return [self._decide(tick_ns)]
+            due_ns = self.next_due_ns
+        self._jumped = False
         results: list[Decision | Event] = []
         for name, stream in self.streams.items():
             if stream.next_due_ns == due_ns:
@@ -94,12 +107,9 @@ class Pipeline:
                 if window is not None:
                     for detector in self._detectors[name]:
                         results += detector.update(window)
-        if self.next_tick_ns == due_ns:
-            self.next_tick_ns = due_ns + self._period_ns
-            if now_ns >= self.next_tick_ns:
-                self.ticks_skipped += 1
-            else:
-                results.append(self._decide(due_ns))
+        if tick_ns == due_ns:
+            self.next_tick_ns = tick_ns + self._period_ns
+            results.append(self._decide(tick_ns))
         return results
 
     def _decide(self, tick_ns: int) -> Decision:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import heapq
 import resource
 from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
 
@@ -60,9 +61,15 @@ class Session:
             for m in bundle.manifest.modalities
             if m.name not in without
         }
-        self._sources = [open_source(uri, wanted, clock.now_ns) for uri in uris]
-        self.warnings = [line for source in self._sources for line in source.warnings]
-        self._check_modalities(list(wanted))
+        with ExitStack() as opened:
+            self._sources: list[Source] = []
+            for uri in uris:
+                source = open_source(uri, wanted, clock.now_ns)
+                opened.callback(source.close)
+                self._sources.append(source)
+            self.warnings = [line for source in self._sources for line in source.warnings]
+            self._check_modalities(list(wanted))
+            self._open_sources = opened.pop_all()
         self._step_time, self._tick_to_decision = DurationHistogram(), DurationHistogram()
         self.header: dict[str, Any] = {
             "bundle": bundle.manifest.name,
@@ -91,7 +98,7 @@ class Session:
         missing = [modality for modality in wanted if modality not in given]
         if len(missing) == len(wanted):
             raise FusedgeError(
-                f"no source gives any of {', '.join(wanted)}",
+                f"no source gives any of {', '.join(wanted) or 'the modalities that are left'}",
                 where=", ".join(source.uri for source in self._sources),
             )
         self.warnings += [f"{name}: no source gives it; decisions go without" for name in missing]
@@ -100,22 +107,21 @@ class Session:
         """Run until the sources end or the user interrupts (KeyboardInterrupt ends in a report too)."""
         pipeline = self.pipeline
         started, cpu_started = stopwatch_ns(), process_cpu_ns()
-        opened: list[Sink] = []
         ended = "failed"
-        try:
-            for sink in sinks:
-                opened.append(sink)
-                sink.open(self.header)
-            self._loop(opened)
-            ended = "end of input"
-        except KeyboardInterrupt:
-            ended = "interrupted"
-        finally:
-            summary = {"ended": ended, **pipeline.statistics()}
-            for source in self._sources:
-                source.close()
-            for sink in opened:
-                sink.close(summary)
+
+        def close(sink: Sink) -> None:
+            sink.close({"ended": ended, **pipeline.statistics()})
+
+        with self._open_sources as cleanup:
+            try:
+                for sink in sinks:
+                    cleanup.callback(close, sink)
+                    sink.open(self.header)
+                self._loop(sinks)
+                ended = "end of input"
+            except KeyboardInterrupt:
+                ended = "interrupted"
+        summary = {"ended": ended, **pipeline.statistics()}
         timing = {
             "wall_s": round((stopwatch_ns() - started) / 1e9, 3),
             "cpu_s": round((process_cpu_ns() - cpu_started) / 1e9, 3),
@@ -130,17 +136,21 @@ class Session:
         pipeline, clock = self.pipeline, self._clock
         streams = [source.samples() for source in self._sources]
         for item in heapq.merge(*streams, key=lambda item: item.arrival_ns):
-            due_ns = pipeline.next_due_ns
-            while due_ns is not None and due_ns < item.arrival_ns:
-                clock.wait_until(due_ns)
-                started = stopwatch_ns()
-                results = pipeline.step()
-                self._step_time.add(stopwatch_ns() - started)
-                for result in results:
-                    if isinstance(result, Decision):
-                        self._tick_to_decision.add(result.latency_ns)
-                    for sink in sinks:
-                        sink.write(result)
-                due_ns = pipeline.next_due_ns
+            self._work(item.arrival_ns - 1, sinks)
             clock.wait_until(item.arrival_ns)
             pipeline.push(item)
+        self._work(clock.now_ns(), sinks)
+
+    def _work(self, until_ns: int, sinks: Sequence[Sink]) -> None:
+        """Do what is due at `until_ns` or before, each at its time."""
+        pipeline = self.pipeline
+        while (due_ns := pipeline.next_due_ns) is not None and due_ns <= until_ns:
+            self._clock.wait_until(due_ns)
+            started = stopwatch_ns()
+            results = pipeline.step()
+            self._step_time.add(stopwatch_ns() - started)
+            for result in results:
+                if isinstance(result, Decision):
+                    self._tick_to_decision.add(result.latency_ns)
+                for sink in sinks:
+                    sink.write(result)

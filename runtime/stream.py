@@ -44,7 +44,11 @@ class ModalityStream:
     - `invalid`: no channel was finite and within its range;
     - `malformed`: it has not the channels of the modality;
     - `late`, `duplicate`, `future`: refused by its stamp;
-    - `overload`: its window was too old when its turn came; `overflow`: the buffer was full.
+    - `overload`: its window was skipped; `overflow`: the buffer was full.
+
+    A delay is made up for window by window, so that an encoder's memory survives it. Once a window
+    is older than `max_age_s` when its turn comes, it and all older than the newest due one are
+    skipped: to skip one at a time would leave every window at the edge of its age.
     """
 
     def __init__(self, spec: Modality) -> None:
@@ -62,6 +66,7 @@ class ModalityStream:
         self._ring = SampleRing(capacity, len(spec.channels))
         self._empty = np.zeros((1, spec.window_samples, len(spec.channels)), np.float32)
         self._cut_any = False
+        self._resume_ns = 0  # windows that end before it are skipped
         self.account = Account(lambda: len(self._ring))
         self.implausible = dict.fromkeys((c.name for c in spec.channels), 0)
         self.next_end_ns: int | None = None
@@ -104,7 +109,7 @@ class ModalityStream:
         return guarded
 
     def cut(self, now_ns: int) -> Window | None:
-        """Cut the next window; None where it is too old by now to be worth encoding."""
+        """Cut the next window; None where it is skipped."""
         assert self.next_end_ns is not None, "nothing is due before the first sample"
         end_ns = self.next_end_ns
         self.next_end_ns, self._cut_any = end_ns + self.hop_ns, True
@@ -112,7 +117,10 @@ class ModalityStream:
         ring = self._ring
         window: Window | None = None
         reason = "superseded"
-        if now_ns - end_ns > self.max_age_ns:
+        too_old = now_ns - end_ns > self.max_age_ns
+        if too_old:
+            self._resume_ns = (now_ns - self.delay_ns) // self.hop_ns * self.hop_ns
+        if too_old or end_ns < self._resume_ns:
             reason = "overload"
         else:
             values, valid, picked = hold(ring.timestamps_ns, ring.values, grid, self._hold_ns)

@@ -8,8 +8,9 @@ One vehicle on a straight-running road, in steps of 0.1 s. A driver holds a wand
 lead vehicle at a headway, keeps the lane with an error that has the time scale and spread of the
 style, changes lanes, and now and then brakes, speeds up or turns harder. The sensors are those of
 the recordings: a phone whose filter takes slow accelerations for tilt, a GPS that lags, a lane
-tracker that loses the lane in a lane change. All numbers are aggregates (medians over trips of
-spreads, percentiles and rates) of the 33 trips of UAH-DriveSet v1 of drivers D1, D2, D3, D5 and D6.
+tracker that loses the lane in a lane change. The numbers are set so that medians over trips of
+spreads, percentiles and rates come near those of the 33 trips of UAH-DriveSet v1 of drivers D1, D2,
+D3, D5 and D6; only such aggregates are in here.
 """
 
 from __future__ import annotations
@@ -79,29 +80,51 @@ class Style(NamedTuple):
     """Mean count of vehicles in other lanes."""
 
 
+def _styles(**columns: tuple[float, float, float]) -> dict[str, Style]:
+    """Styles from columns, one for each field of Style."""
+    return {
+        name: Style(**{field: column[place] for field, column in columns.items()})
+        for place, name in enumerate(("normal", "drowsy", "aggressive"))
+    }
+
+
 STYLES: Mapping[str, Mapping[str, Style]] = {
-    "motorway": {
-        "normal": Style(
-            29.0, 3.4, 0.28, 0.62, 1.2, 1.5, 0.3, 8.8, -0.05, 0.25, 0.60, 0.76, 20, 1.10, 0.50, 0.6
-        ),
-        "drowsy": Style(
-            26.6, 2.6, 0.27, 0.66, 1.8, 2.5, 0.3, 8.2, 0.21, 0.50, 1.00, 0.70, 18, 1.15, 0.40, 0.9
-        ),
-        "aggressive": Style(
-            35.0, 4.5, 0.42, 1.00, 7.0, 4.1, 1.5, 8.9, -0.06, 0.27, 0.50, 0.82, 20, 0.65, 0.50, 0.9
-        ),
-    },
-    "secondary": {
-        "normal": Style(
-            25.0, 1.4, 0.26, 0.60, 0.2, 0.7, 0.2, 1.8, -0.04, 0.26, 0.60, 0.36, 25, 0.95, 0.60, 0.1
-        ),
-        "drowsy": Style(
-            25.8, 1.3, 0.27, 0.66, 2.0, 3.0, 0.3, 2.8, 0.17, 0.50, 1.00, 0.09, 12, 1.60, 0.50, 0.06
-        ),
-        "aggressive": Style(
-            30.2, 3.2, 0.42, 0.76, 6.0, 1.2, 1.5, 0.8, -0.15, 0.31, 0.60, 0.82, 90, 0.50, 0.25, 0.1
-        ),
-    },
+    "motorway": _styles(
+        speed=(29.0, 26.6, 35.0),
+        speed_spread=(3.4, 2.6, 4.5),
+        pedal=(0.28, 0.27, 0.42),
+        lateral=(0.62, 0.66, 1.0),
+        braking=(1.2, 1.8, 7.0),
+        turns=(1.5, 2.5, 4.1),
+        accelerations=(0.3, 0.3, 1.5),
+        lane_changes=(8.8, 8.2, 8.9),
+        offset=(-0.05, 0.21, -0.06),
+        weave=(0.25, 0.5, 0.27),
+        steering_lag_s=(0.6, 1.0, 0.5),
+        lead_share=(0.76, 0.7, 0.82),
+        lead_s=(20, 18, 20),
+        headway=(1.1, 1.15, 0.65),
+        headway_spread=(0.5, 0.4, 0.5),
+        others=(0.6, 0.9, 0.9),
+    ),
+    "secondary": _styles(
+        speed=(25.0, 25.8, 30.2),
+        speed_spread=(1.4, 1.3, 3.2),
+        pedal=(0.26, 0.27, 0.42),
+        lateral=(0.6, 0.66, 0.76),
+        braking=(0.2, 2.0, 6.0),
+        turns=(0.7, 3.0, 1.2),
+        accelerations=(0.2, 0.3, 1.5),
+        lane_changes=(1.8, 2.8, 0.8),
+        offset=(-0.04, 0.17, -0.15),
+        weave=(0.26, 0.5, 0.31),
+        steering_lag_s=(0.6, 1.0, 0.6),
+        lead_share=(0.36, 0.09, 0.82),
+        lead_s=(25, 12, 90),
+        headway=(0.95, 1.6, 0.5),
+        headway_spread=(0.6, 0.5, 0.25),
+        others=(0.1, 0.06, 0.1),
+    ),
 }
 
 OPTIONS = frozenset(

@@ -315,7 +315,9 @@ def test_a_later_version_is_refused_before_anything_else(folder: Path) -> None:
 
 @pytest.mark.parametrize("version", [0, -1, True, 1.5, "1", None, [1]])
 def test_a_version_that_is_none_is_refused(folder: Path, version: object) -> None:
-    assert "format_version" in refusal(edited(folder, lambda raw: raw.update(format_version=version)))
+    assert "format_version" in refusal(
+        edited(folder, lambda raw: raw.update(format_version=version))
+    )
 
 
 def test_an_unknown_field_is_refused(folder: Path) -> None:
@@ -349,7 +351,9 @@ def test_a_field_of_a_wrong_type_or_value_is_refused(
 
 @pytest.mark.parametrize("number", ["NaN", "Infinity", "-Infinity", "1e400"])
 def test_a_number_that_is_not_finite_is_refused(folder: Path, number: str) -> None:
-    text = (folder / MANIFEST).read_text("utf-8").replace('"minimum": -100.0', f'"minimum": {number}')
+    text = (
+        (folder / MANIFEST).read_text("utf-8").replace('"minimum": -100.0', f'"minimum": {number}')
+    )
     assert number in text
     (folder / MANIFEST).write_text(text, "utf-8")
     refusal(folder)
@@ -387,7 +391,9 @@ def test_a_manifest_without_end_is_refused(folder: Path) -> None:
 
 json_values = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8),
-    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=8), inner, max_size=3),
+    lambda inner: (
+        st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=8), inner, max_size=3)
+    ),
     max_leaves=6,
 )
 
@@ -396,7 +402,13 @@ def places(node: object, path: tuple[str | int, ...] = ()) -> Iterator[tuple[str
     """Every path to a value in a JSON document."""
     if path:
         yield path
-    items = node.items() if isinstance(node, dict) else enumerate(node) if isinstance(node, list) else ()
+    items = (
+        node.items()
+        if isinstance(node, dict)
+        else enumerate(node)
+        if isinstance(node, list)
+        else ()
+    )
     for key, value in items:
         yield from places(value, (*path, key))
 
@@ -479,7 +491,7 @@ def test_an_interrupt_leaves_no_partial_file(
 @pytest.mark.parametrize("name", ["tiny.fusedge", "tiny"])
 def test_a_place_that_cannot_be_written_is_told(tmp_path: Path, name: str) -> None:
     (tmp_path / "file").write_text("not a folder")
-    with pytest.raises(FusedgeError, match="cannot write the bundle: .*with -o"):
+    with pytest.raises(FusedgeError, match=r"cannot write the bundle: .*with -o"):
         write_tiny_bundle(tmp_path / "file" / name)
 
 

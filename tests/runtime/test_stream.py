@@ -28,9 +28,7 @@ SPECS = {
 any_spec = st.sampled_from(list(SPECS.values()))
 
 
-def sample(
-    spec: Modality, time_ms: float, arrival_ms: float, data: Any = (1.0, 2.0)
-) -> Sample:
+def sample(spec: Modality, time_ms: float, arrival_ms: float, data: Any = (1.0, 2.0)) -> Sample:
     """A sample that was captured at `time_ms`, stamped with the latency of the modality."""
     stamp = round(time_ms * MS) + to_ns(spec.latency_s)
     return Sample(spec.name, stamp, round(arrival_ms * MS), np.asarray(data, np.float32))
@@ -170,7 +168,7 @@ def test_each_refusal_has_its_reason() -> None:
     assert drops(spec, first, sample(spec, 200, 200, [1.0])) == {"malformed": 1}
     assert drops(spec, sample(spec, 400, 400, [math.nan, 101])) == {"invalid": 1}
     dense = [sample(spec, 401 + t, 401 + t) for t in range(5)]
-    assert drops(spec, *dense) == {"superseded": 4}
+    assert drops(spec, *dense) == {"superseded": 4, "incomplete_window": 1}
     strict = SPECS["strict"]
     few = [sample(strict, t, t) for t in (100, 700)]
     assert drops(strict, *few) == {"incomplete_window": 2}
@@ -224,16 +222,20 @@ def test_a_full_buffer_loses_the_oldest() -> None:
     assert window.valid[0, -2:].all()  # the newest are there: 250 ms is held to the end
 
 
-def test_a_window_that_is_too_old_is_not_encoded() -> None:
+def test_overload_skips_to_the_newest_window_that_is_due() -> None:
     spec = SPECS["tumbling"]
     stream = ModalityStream(spec)
-    for time in range(100, 1001, 100):
+    for time in range(100, 2501, 100):
         stream.push(sample(spec, time, time))
-    assert stream.cut(to_ns(0.5 + spec.max_age_s) + 1) is None
-    assert stream.account.dropped == {"overload": 5}
-    assert stream.account.unaccounted == 0
-    window = stream.cut(to_ns(1 + spec.max_age_s))
+    just_in_time, too_late = to_ns(0.5 + spec.max_age_s), to_ns(1.0 + spec.max_age_s) + 1
+    window = stream.cut(just_in_time)
     assert window is not None and window.complete
+    skipped = [stream.cut(too_late) for _ in range(3)]  # those that end at 1, 1.5 and 2 s
+    assert skipped == [None] * 3
+    assert stream.account.dropped == {"overload": 15}
+    assert stream.account.unaccounted == 0
+    window = stream.cut(too_late)
+    assert window is not None and window.complete and window.end_ns == to_ns(2.5)
     assert stream.account.unaccounted == 0
 
 

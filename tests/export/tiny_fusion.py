@@ -6,9 +6,10 @@ from __future__ import annotations
 import hashlib
 
 import torch
+from torch import nn
+
 from fusedge.bundle.manifest import Channel, Modality, Output, Provenance
 from fusedge.export.task import Task
-from torch import nn
 
 SIZE = 8
 HIDDEN = 12
@@ -47,6 +48,8 @@ MODALITIES = (
 
 class TinyEncoder(nn.Module):
     """A causal convolution (state: its tail) and a GRU (state: its hidden vector)."""
+
+    scale: torch.Tensor
 
     def __init__(self, spec: Modality) -> None:
         super().__init__()
@@ -88,7 +91,8 @@ class TinyHead(nn.Module):
         x = torch.where(presence[..., None] > 0.5, torch.stack(embeddings, dim=1), self.missing)
         query = self.query.expand(x.shape[0], -1, -1)
         y, _ = self.attention(query, x, x, need_weights=False)
-        return self.out(torch.cat([y[:, 0], torch.exp(-age) * presence], dim=-1))
+        logits: torch.Tensor = self.out(torch.cat([y[:, 0], torch.exp(-age) * presence], dim=-1))
+        return logits
 
 
 class TinyModel(nn.Module):

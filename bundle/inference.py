@@ -1,0 +1,36 @@
+"""How a part is loaded in ONNX Runtime: what export proves is loaded exactly as the runtime loads it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from fusedge.bundle.errors import MissingExtraError
+
+# ONNX Runtime 1.32 crashes (SIGSEGV) on float16 attention when it fuses a transpose behind a cast.
+_DISABLED_OPTIMIZERS: Mapping[str, list[str]] = {"fp16": ["MatmulTransposeFusion"]}
+_FATAL_ONLY = 4  # errors come as exceptions
+
+
+def onnxruntime() -> Any:
+    """The imported module; raises MissingExtraError where it is not installed."""
+    try:
+        import onnxruntime as module
+    except ImportError:
+        raise MissingExtraError("onnxruntime", "cpu", "running a part") from None
+    return module
+
+
+def open_session(graph: bytes, precision: str, provider: str = "CPUExecutionProvider") -> Any:
+    """An InferenceSession on one provider and one thread; raises what ONNX Runtime raises.
+
+    One thread: the parts are small, so that more cost more than they bring, and sums over several
+    would differ in their last bits from run to run.
+    """
+    module = onnxruntime()
+    options = module.SessionOptions()
+    options.intra_op_num_threads = options.inter_op_num_threads = 1
+    options.log_severity_level = _FATAL_ONLY
+    return module.InferenceSession(
+        graph, options, [provider], disabled_optimizers=_DISABLED_OPTIMIZERS.get(precision)
+    )

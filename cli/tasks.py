@@ -1,0 +1,84 @@
+"""The tasks that come with Fusedge, and how their model and recordings are found for a command."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from fusedge.bundle.errors import FusedgeError, MissingExtraError, UnknownNameError
+from fusedge.bundle.manifest import Provenance
+from fusedge.bundle.sample import Recording
+from fusedge.devices.capture.uah import find_trips, read_recording
+
+if TYPE_CHECKING:
+    from fusedge.export.task import Task
+    from fusedge.models.fusion_model import FusionModel
+
+TASKS = ("driving",)
+WEIGHTS = Path(__file__).parent.parent / "models" / "weights"
+WEIGHTS_LICENCE = "non-commercial use only (trained on UAH-DriveSet); see LICENSE-WEIGHTS.md"
+ATTRIBUTION = (
+    "E. Romera, L. M. Bergasa, R. Arroyo: Need Data for Driver Behaviour Analysis? Presenting the "
+    "Public UAH-DriveSet, IEEE ITSC 2016"
+)
+
+
+def check_task(name: str, extra: str, purpose: str) -> None:
+    """Refuse an unknown task, and one whose work needs PyTorch where that is not installed."""
+    if name not in TASKS:
+        raise UnknownNameError("model", name, TASKS)
+    try:
+        import torch  # noqa: F401
+    except ImportError:
+        raise MissingExtraError("torch", extra, purpose) from None
+
+
+def read_recordings(data: Path) -> list[Recording]:
+    """All trips of UAH-DriveSet under a data folder; raises FusedgeError where there are none."""
+    return [read_recording(path) for path in find_trips(data)]
+
+
+def load_for_export(name: str, checkpoint: Path | None) -> tuple[FusionModel, Task]:
+    """A task's trained model and the facts that go with it into the manifest."""
+    check_task(name, "export", "exporting a model")
+    from fusedge.export.task import Task
+    from fusedge.models import driving
+    from fusedge.models.fusion_model import load_model
+
+    path = checkpoint or WEIGHTS / f"{name}.safetensors"
+    model, notes = load_model(path)
+    shipped = checkpoint is None
+    try:
+        modalities = driving.modalities(float(notes["gps_latency_s"]))
+    except (KeyError, ValueError):
+        raise FusedgeError(
+            "the weights do not say the delay of GPS they were trained with",
+            where=str(path),
+            hint="train them with `fusedge train`",
+        ) from None
+    figures = json.loads((WEIGHTS / f"{name}.figures.json").read_text()) if shipped else {}
+    documents = {"LICENSE-WEIGHTS.md": (WEIGHTS / "LICENSE-WEIGHTS.md").read_bytes()}
+    if shipped:
+        documents["MODEL-CARD.md"] = (WEIGHTS / f"{name}.md").read_bytes()
+    task = Task(
+        name=name,
+        description=driving.DESCRIPTION,
+        decision_rate_hz=driving.DECISION_RATE_HZ,
+        modalities=modalities,
+        fusion_kind=model.config.fusion,
+        outputs=(driving.STYLE,),
+        events=driving.EVENTS,
+        provenance=Provenance(
+            task=name,
+            weights_sha256=hashlib.sha256(path.read_bytes()).hexdigest(),
+            training_data=notes["training_data"],
+            weights_licence=WEIGHTS_LICENCE,
+            attribution=ATTRIBUTION,
+            tools={},
+        ),
+        accuracy=figures,
+        documents=documents,
+    )
+    return model, task

@@ -1,0 +1,143 @@
+"""A fusion model: one encoder for each modality and a head, with its configuration and file format."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from torch import Tensor, nn
+
+from fusedge.bundle.errors import FusedgeError
+from fusedge.models.encoders import EncoderConfig, SeriesEncoder, Term
+from fusedge.models.fusion import FusionKind, make_fusion
+
+_FORMAT = "fusedge-model-1"
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """All that is needed to build the module; `encoders` by modality, in the head's order."""
+
+    encoders: Mapping[str, EncoderConfig]
+    fusion: FusionKind
+    hidden: int
+    outputs: int
+    members: int
+    dropout: float
+
+    def to_dict(self) -> dict[str, Any]:
+        """For JSON."""
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> ModelConfig:
+        """The inverse of `to_dict`."""
+        encoders = {}
+        for name, fields in data["encoders"].items():
+            terms = tuple(Term(t["kind"], tuple(t["channels"]), t["lag"]) for t in fields["terms"])
+            encoders[name] = EncoderConfig(**{**fields, "terms": terms})
+        return cls(**{**data, "encoders": encoders})
+
+
+class FusionHead(nn.Module):
+    """`(*embeddings [B, D], presence [B, M], age [B, M]) -> logits [B, K]`.
+
+    The head is an ensemble: each member fuses its own slice of every embedding, and the logits are
+    averaged. An encoder's members are rows of the same layer, so they cost little.
+    """
+
+    def __init__(self, config: ModelConfig, size: int) -> None:
+        super().__init__()
+        self.fusions = nn.ModuleList(
+            make_fusion(
+                config.fusion,
+                len(config.encoders),
+                size // config.members,
+                config.outputs,
+                config.hidden,
+                config.dropout,
+            )
+            for _ in range(config.members)
+        )
+
+    def member_logits(self, *tensors: Tensor) -> Tensor:
+        """Logits of each member, `[members, B, K]`."""
+        *embeddings, presence, age = tensors
+        slices = [embedding.chunk(len(self.fusions), dim=-1) for embedding in embeddings]
+        members = zip(self.fusions, zip(*slices, strict=True), strict=True)
+        return torch.stack([fusion(own, presence, age) for fusion, own in members])
+
+    def forward(self, *tensors: Tensor) -> Tensor:
+        """Logits; see `fusedge.models.fusion`."""
+        return self.member_logits(*tensors).mean(dim=0)
+
+
+class FusionModel(nn.Module):
+    """Encoders and head, which export turns into parts."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.encoders = nn.ModuleDict(
+            {name: SeriesEncoder(encoder) for name, encoder in config.encoders.items()}
+        )
+        (size,) = {encoder.size for encoder in config.encoders.values()}
+        self.head = FusionHead(config, size)
+
+    @property
+    def modalities(self) -> tuple[str, ...]:
+        """Names of the modalities, in the order of the head's columns."""
+        return tuple(self.config.encoders)
+
+    def encoder(self, name: str) -> SeriesEncoder:
+        """The encoder of a modality."""
+        encoder = self.encoders[name]
+        assert isinstance(encoder, SeriesEncoder)
+        return encoder
+
+
+def model_bytes(model: FusionModel, notes: Mapping[str, str] | None = None) -> bytes:
+    """The model as a safetensors file, with its configuration; the same model, the same bytes."""
+    description = {"config": model.config.to_dict(), "notes": dict(notes or {})}
+    # One key only: safetensors writes the keys of its metadata in random order.
+    metadata = {_FORMAT: json.dumps(description)}
+    tensors = {name: value.contiguous() for name, value in model.state_dict().items()}
+    return save(tensors, metadata)
+
+
+def load_model(path: Path) -> tuple[FusionModel, dict[str, str]]:
+    """The model in evaluation mode, and the notes in its file.
+
+    Raises FusedgeError where the file is missing, damaged or not from here.
+    """
+    hint = "weights are written by `fusedge train`, as .safetensors"
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata = file.metadata() or {}
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except (OSError, SafetensorError) as error:
+        raise FusedgeError(f"cannot be read: {error}", where=str(path), hint=hint) from error
+    if _FORMAT not in metadata:
+        raise FusedgeError("is not a fusedge model of this version", where=str(path), hint=hint)
+    try:
+        description = json.loads(metadata[_FORMAT])
+        model = FusionModel(ModelConfig.from_dict(description["config"]))
+        model.load_state_dict(tensors)
+        notes = {str(key): str(value) for key, value in description["notes"].items()}
+    except (KeyError, TypeError, ValueError, RuntimeError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise FusedgeError(
+            f"weights and configuration disagree: {reason}", where=str(path), hint=hint
+        ) from error
+    return model.eval(), notes
+
+
+def parameter_count(model: nn.Module) -> int:
+    """Trained numbers; constants are not counted."""
+    return sum(parameter.numel() for parameter in model.parameters())

@@ -1,0 +1,165 @@
+"""Whatever is wrong with the input: one line that says what, where and what to do, and a status."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import zipfile
+from pathlib import Path
+
+import pytest
+
+from fusedge.bundle.shipped import shipped_bundles
+from tests.cli.command import fusedge
+from tests.devices.synthetic_trip import write_trip
+
+
+def refused(*words: str, status: int = 1) -> str:
+    """The one line with which a command is refused."""
+    result = fusedge(*words)
+    assert result.returncode == status, result.stderr
+    assert result.stdout == ""
+    lines = result.stderr.splitlines()
+    assert len(lines) == 1, result.stderr
+    assert lines[0].startswith("fusedge: ")
+    return lines[0]
+
+
+@pytest.fixture
+def shipped(tmp_path: Path) -> Path:
+    return Path(shutil.copy(shipped_bundles()["driving"], tmp_path / "copy.fusedge"))
+
+
+def rewrite_manifest(path: Path, change: dict[str, object]) -> None:
+    with zipfile.ZipFile(path) as archive:
+        content = {name: archive.read(name) for name in archive.namelist()}
+    content["manifest.json"] = json.dumps(json.loads(content["manifest.json"]) | change).encode()
+    with zipfile.ZipFile(path, "w") as archive:
+        for name, data in content.items():
+            archive.writestr(name, data)
+
+
+def test_a_missing_bundle_is_named() -> None:
+    assert "nowhere.fusedge: no such bundle" in refused("verify", "nowhere.fusedge")
+
+
+def test_a_mistyped_bundle_gets_the_closest_match() -> None:
+    assert "did you mean 'driving'?" in refused("inspect", "drving")
+
+
+def test_a_truncated_bundle_is_refused(shipped: Path) -> None:
+    shipped.write_bytes(shipped.read_bytes()[:-100])
+    assert str(shipped) in refused("run", str(shipped), "--source", "sim:")
+
+
+def test_an_altered_part_is_refused(shipped: Path) -> None:
+    with zipfile.ZipFile(shipped) as archive:
+        content = {name: archive.read(name) for name in archive.namelist()}
+    content["parts/head.fp32.onnx"] = content["parts/head.fp32.onnx"][:-1] + b"\0"
+    with zipfile.ZipFile(shipped, "w") as archive:
+        for name, data in content.items():
+            archive.writestr(name, data)
+    line = refused("verify", str(shipped))
+    assert "parts/head.fp32.onnx was altered or truncated" in line
+
+
+def test_a_manifest_from_a_later_version_says_to_upgrade(shipped: Path) -> None:
+    rewrite_manifest(shipped, {"format_version": 2})
+    line = refused("run", str(shipped), "--source", "sim:")
+    assert "newer than this program" in line
+    assert "upgrade fusedge" in line
+
+
+def test_a_part_that_disagrees_with_the_manifest_is_refused(shipped: Path) -> None:
+    with zipfile.ZipFile(shipped) as archive:
+        manifest = json.loads(archive.read("manifest.json"))
+    head = next(part for part in manifest["parts"] if part["kind"] == "head")
+    encoder = next(part for part in manifest["parts"] if part["kind"] == "encoder")
+    encoder["graphs"][0]["file"] = head["graphs"][0]["file"]
+    rewrite_manifest(shipped, {"parts": manifest["parts"]})
+    line = refused("run", str(shipped), "--source", "sim:")
+    assert f"part {encoder['name']}" in line
+    assert "are not those of the manifest" in line
+
+
+@pytest.mark.parametrize(
+    ("source", "reason"),
+    [
+        ("simm:", "did you mean 'sim'?"),
+        ("sim:?sed=1", "did you mean 'seed'?"),
+        ("sim:?script=lazy:10", "unknown style 'lazy'"),
+        ("replay:/nowhere", "/nowhere: no such trip folder"),
+        ("drive", "not a source: no scheme"),
+    ],
+)
+def test_a_source_that_cannot_be_opened_says_why(source: str, reason: str) -> None:
+    assert reason in refused("run", "driving", "--source", source)
+
+
+def test_a_run_that_cannot_start_leaves_an_older_output_alone(tmp_path: Path) -> None:
+    out = tmp_path / "decisions.jsonl"
+    out.write_text("precious\n")
+    refused("run", "driving", "--source", "simm:", "--out", str(out))
+    assert out.read_text() == "precious\n"
+
+
+def test_an_output_that_cannot_be_written_is_named() -> None:
+    line = refused("run", "driving", "--source", "sim:", "--out", "/proc/nowhere/decisions.jsonl")
+    assert "/proc/nowhere/decisions.jsonl: cannot write decisions" in line
+
+
+def test_a_folder_that_is_no_trip_says_what_one_holds(tmp_path: Path) -> None:
+    line = refused("run", "driving", "--source", f"replay:{tmp_path}")
+    assert "RAW_GPS" in line
+
+
+def test_unknown_names_get_the_closest_match(tmp_path: Path) -> None:
+    out = str(tmp_path / "out.fusedge")
+    assert "did you mean 'driving'?" in refused("export", "drivng", "-o", out)
+    assert "did you mean 'rtx-4090'?" in refused(
+        "export", "driving", "--target", "rtx-409", "-o", out
+    )
+    assert "did you mean 'gps'?" in refused(
+        "run", "driving", "--source", "sim:", "--without", "gsp"
+    )
+    assert "unknown provider 'gpu'" in refused(
+        "run", "driving", "--source", "sim:", "--provider", "gpu"
+    )
+
+
+def test_an_export_to_a_folder_that_is_not_there_is_refused() -> None:
+    assert "/proc/nowhere: no such folder" in refused(
+        "export", "driving", "-o", "/proc/nowhere/out.fusedge"
+    )
+
+
+def test_data_that_is_not_there_is_named_with_its_licence(tmp_path: Path) -> None:
+    line = refused("train", "driving", "--data", str(tmp_path), "-o", str(tmp_path / "run"))
+    assert "non-commercial" in line
+
+
+def test_a_mistyped_command_gets_the_closest_match() -> None:
+    result = fusedge("exprot")
+    assert result.returncode == 2
+    assert "Did you mean 'export'?" in result.stderr
+
+
+def test_a_broken_trip_is_run_to_its_end_and_every_row_is_accounted_for(tmp_path: Path) -> None:
+    trip = write_trip(tmp_path / "trip", seconds=40)
+    imu = trip / "RAW_ACCELEROMETERS.txt"
+    rows = imu.read_text().splitlines(keepends=True)
+    rows[50] = rows[49]  # a repeated stamp
+    rows[100] = rows[60]  # a stamp from the past
+    rows[150] = rows[150].replace(rows[150].split()[5], "nan", 1)
+    imu.write_text("".join(rows) + "39.9 1 0.0")  # torn
+    (trip / "RAW_GPS.txt").write_text("")
+    result = fusedge("run", "driving", "--source", f"replay:{trip}", "--json")
+    assert result.returncode == 0, result.stderr
+    assert "RAW_GPS.txt is empty: no gps" in result.stderr
+    summary = json.loads(result.stdout)["summary"]
+    assert summary["ledger_balanced"]
+    assert summary["decisions"] >= 38
+    dropped = summary["ledger"]["imu"]["dropped"]
+    assert dropped["duplicate"] == 1
+    assert dropped["late"] == 1
+    assert dropped["malformed"] == 1

@@ -1,0 +1,229 @@
+"""The whole export: what is in the bundle, that it repeats, and that a failure leaves nothing."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import onnx
+import pytest
+import torch
+
+from fusedge.bundle.archive import Bundle
+from fusedge.bundle.errors import FusedgeError, MissingExtraError, UnknownNameError
+from fusedge.devices.targets.table import find_target
+from fusedge.export import pipeline
+from fusedge.export.packages import needs_extra
+from fusedge.export.parity import TOLERANCE
+from fusedge.export.pipeline import Exported, ExportOptions, export_bundle
+from tests.export.tiny_fusion import MODALITIES, TinyModel, make_task
+
+SPECS = MODALITIES[1:]  # two modalities: all that matters, in less time
+TARGETS = ("rtx-4090", "rtx-4080", "cpu", "jetson-orin-nano-8gb")
+
+
+@pytest.fixture(scope="module")
+def steps() -> list[tuple[str, str, float]]:
+    return []
+
+
+@pytest.fixture(scope="module")
+def exported(
+    rtx: None, tmp_path_factory: pytest.TempPathFactory, steps: list[tuple[str, str, float]]
+) -> Exported:
+    return export_bundle(
+        TinyModel(SPECS),
+        make_task(SPECS),
+        tmp_path_factory.mktemp("out") / "tiny.fusedge",
+        ExportOptions(targets=TARGETS),
+        lambda stage, item, share: steps.append((stage, item, share)),
+    )
+
+
+def test_the_bundle_has_parts_engines_and_documents(exported: Exported) -> None:
+    parts = ("gps", "head", "road")
+    assert set(exported.bundle.manifest.files) == {
+        "LICENSE-WEIGHTS.md",
+        *(f"parts/{part}.{precision}.onnx" for part in parts for precision in ("fp32", "fp16")),
+        *(f"engines/{t}/{part}.engine" for part in parts for t in ("rtx-4090", "rtx-4080")),
+    }
+    assert exported.bundle.verify() == 13
+    gps = exported.bundle.manifest.encoders[0]
+    assert [(g.precision, g.reduced_nodes > 0) for g in gps.graphs] == [
+        ("fp32", False),
+        ("fp16", True),
+    ]
+    assert [engine.target for engine in gps.engines] == ["rtx-4090", "rtx-4080"]
+
+
+def test_shipped_graphs_run_in_onnx_runtime_with_the_manifests_names(exported: Exported) -> None:
+    import onnxruntime
+
+    part = exported.bundle.manifest.head
+    session = onnxruntime.InferenceSession(exported.bundle.read(part.graph("fp32").file))
+    assert [i.name for i in session.get_inputs()] == [spec.name for spec in part.inputs]
+    assert [i.shape for i in session.get_inputs()] == [list(spec.shape) for spec in part.inputs]
+
+
+def test_gpus_of_one_generation_share_an_engine(exported: Exported) -> None:
+    files = [exported.bundle.read(f"engines/{t}/gps.engine") for t in ("rtx-4090", "rtx-4080")]
+    assert files[0] == files[1]
+
+
+def test_the_audit_says_what_was_achieved(exported: Exported) -> None:
+    rows = {(row.part, row.target): row for row in exported.audit.rows}
+    assert len(rows) == 3 * len(TARGETS)
+    assert rows["gps", "rtx-4090"].requested == "fp16"
+    assert rows["gps", "rtx-4090"].achieved.endswith("fp16")
+    assert rows["head", "cpu"].achieved == "fp32"
+    jetson = rows["road", "jetson-orin-nano-8gb"]
+    assert not jetson.complete
+    assert "built on the device" in jetson.note
+    assert not exported.audit.complete
+
+
+def test_parity_is_in_the_manifest(exported: Exported) -> None:
+    rows = exported.bundle.manifest.parity
+    assert [(row.part, row.precision) for row in rows] == [
+        (part, precision)
+        for precision in ("fp32", "fp16")
+        for part in ("gps", "road", "head", "end-to-end")
+    ]
+    assert all(row.max_relative <= row.tolerance for row in rows)
+    assert all(row.tolerance >= TOLERANCE[row.precision] for row in rows)
+
+
+def test_tools_are_recorded(exported: Exported) -> None:
+    tools = exported.bundle.manifest.provenance.tools
+    assert tools["torch"] == torch.__version__
+    assert {"onnx", "onnxslim", "tensorrt_rtx"} <= set(tools)
+
+
+def test_progress_rises_to_one(exported: Exported, steps: list[tuple[str, str, float]]) -> None:
+    shares = [share for _, _, share in steps]
+    assert shares == sorted(shares)
+    assert shares[0] == 0
+    assert steps[-1] == ("done", "tiny.fusedge", 1.0)
+    assert ("engine for rtx-4090", "gps") in [(stage, item) for stage, item, _ in steps]
+
+
+def test_two_exports_give_the_same_bytes(exported: Exported, tmp_path: Path) -> None:
+    again = tmp_path / "again.fusedge"
+    export_bundle(TinyModel(SPECS), make_task(SPECS), again, ExportOptions(targets=TARGETS))
+    assert again.read_bytes() == exported.bundle.path.read_bytes()
+
+
+def test_nothing_of_the_machine_is_in_the_bundle(exported: Exported) -> None:
+    for name in exported.bundle.manifest.files:
+        data = exported.bundle.read(name)
+        for secret in (str(Path.home()), str(Path(__file__).parents[2]), torch.__path__[0]):
+            assert secret.encode() not in data, name
+
+
+@pytest.fixture
+def traced(monkeypatch: pytest.MonkeyPatch, graphs: dict[str, onnx.ModelProto]) -> list[int]:
+    """Traces are taken from the session's graphs; returns the opsets that were asked for."""
+    opsets = []
+
+    def trace(part, opset):  # type: ignore[no-untyped-def]
+        opsets.append(opset)
+        return graphs[part.name]
+
+    monkeypatch.setattr(pipeline, "trace", trace)
+    return opsets
+
+
+def test_an_old_jetson_lowers_the_opset(traced: list[int], tmp_path: Path) -> None:
+    options = ExportOptions(targets=("jetson-xavier-nx-8gb", "cpu"), precision="fp32")
+    done = export_bundle(TinyModel(), make_task(), tmp_path / "bundle", options)
+    assert traced == [18] * 4
+    assert [part.graphs[0].opset for part in done.bundle.manifest.parts] == [17] * 4
+    assert (tmp_path / "bundle/parts/imu.fp32.onnx").exists()
+    assert {row.complete for row in done.audit.rows} == {True, False}
+
+
+def test_a_part_that_misses_float16_names_itself(traced: list[int], tmp_path: Path) -> None:
+    options = ExportOptions(tolerance={"fp32": 1e-4, "fp16": 1e-6})
+    with pytest.raises(FusedgeError, match=r"part imu fp16, case .*export at fp32"):
+        export_bundle(TinyModel(), make_task(), tmp_path / "out.fusedge", options)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_unknown_target_stops_before_any_work(tmp_path: Path) -> None:
+    with pytest.raises(UnknownNameError, match="did you mean 'rtx-4090'"):
+        options = ExportOptions(targets=("rtx-4909",))
+        export_bundle(TinyModel(), make_task(), tmp_path / "out.fusedge", options)
+
+
+def test_a_folder_that_is_not_there_stops_before_any_work(tmp_path: Path) -> None:
+    with pytest.raises(FusedgeError, match="no such folder"):
+        export_bundle(TinyModel(), make_task(), tmp_path / "none/out.fusedge")
+
+
+def test_a_folder_without_permission_stops_before_any_work(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(os, "access", lambda path, mode: False)  # root may write anywhere
+    with pytest.raises(FusedgeError, match="no permission to write here"):
+        export_bundle(TinyModel(), make_task(), tmp_path / "out.fusedge")
+
+
+def test_a_module_with_nan_leaves_the_old_bundle(tmp_path: Path) -> None:
+    out = tmp_path / "out.fusedge"
+    out.write_bytes(b"old")
+    model = TinyModel()
+    with torch.no_grad():
+        model.head.out.bias[0] = float("nan")  # type: ignore[union-attr,operator]
+    with pytest.raises(FusedgeError, match=r"part head, .*the original module gives NaN"):
+        export_bundle(model, make_task(), out)
+    assert [file.read_bytes() for file in tmp_path.iterdir()] == [b"old"]
+
+
+def test_an_interrupt_leaves_the_folder_as_it_was(traced: list[int], tmp_path: Path) -> None:
+    def interrupt(stage: str, item: str, share: float) -> None:
+        if stage == "write":
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        export_bundle(TinyModel(), make_task(), tmp_path / "b.fusedge", progress=interrupt)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_callers_model_is_left_as_it_was(traced: list[int], tmp_path: Path) -> None:
+    model = TinyModel().train()
+    out = tmp_path / "b.fusedge"
+    export_bundle(model, make_task(), out, ExportOptions(precision="fp32"))
+    assert model.training
+    assert Bundle(out).manifest.name == "tiny"
+
+
+def test_a_description_at_odds_with_the_model_is_an_error(
+    traced: list[int], tmp_path: Path
+) -> None:
+    task = make_task()
+    output = task.outputs[0].model_copy(update={"labels": ("a", "b")})
+    with pytest.raises(FusedgeError, match="output style: the head has no logits for its labels"):
+        export_bundle(
+            TinyModel(), dataclasses.replace(task, outputs=(output,)), tmp_path / "b.fusedge"
+        )
+
+
+def test_a_missing_package_names_the_extra() -> None:
+    with (
+        pytest.raises(MissingExtraError, match=r"'onnxslim'.*pip install 'fusedge\[export\]'"),
+        needs_extra("export", "exporting a model"),
+    ):
+        raise ModuleNotFoundError(name="onnxslim.core")
+
+
+def test_without_torch_importing_the_pipeline_names_the_extra() -> None:
+    code = "import sys; sys.modules['torch'] = None; import fusedge.export.pipeline"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert "pip install 'fusedge[export]'" in done.stderr.splitlines()[-1]
+
+
+def test_targets_of_the_issue_can_be_built_here() -> None:
+    assert all(find_target(f"rtx-{n}090").builds_anywhere for n in (3, 4, 5))

@@ -1,0 +1,139 @@
+"""What people see: the live table and the picture."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from rich.console import Console
+
+from fusedge.bundle.errors import FusedgeError, MissingExtraError
+from fusedge.bundle.window import to_ns
+from fusedge.runtime.decision import Classification, Decision, ModalityShare
+from fusedge.runtime.events import Event
+from fusedge.runtime.sinks import timeline
+from fusedge.runtime.sinks.sink import Sink
+from fusedge.runtime.sinks.table import TableSink
+from fusedge.runtime.sinks.timeline import TimelineSink
+
+# A name that both rich and matplotlib would take for markup.
+HEADER: dict[str, Any] = {
+    "bundle": "tiny",
+    "sources": ["replay:/trips/[/x] $a_{$"],
+    "warnings": ["slow: [/] no source"],
+}
+LABELS = ("left", "right")
+
+
+def decision(second: int, mean: tuple[float, float] | None = (0.25, 0.75)) -> Decision:
+    """A decision; without a mean, one whose head was not finite."""
+    values = None if mean is None else np.array(mean)
+    label = None if mean is None else LABELS[int(np.argmax(mean))]
+    return Decision(
+        to_ns(second),
+        {"side": Classification(LABELS, label, values, values)},
+        {
+            "fast": ModalityShare(True, 0.5, -0.125),
+            "slow": ModalityShare(False, None, 0.0),
+        },
+        0,
+    )
+
+
+def event(phase: Any, second: float) -> Event:
+    return Event("jolt", 1, phase, to_ns(second), 2, -12.5, 1.0)
+
+
+ITEMS: Sequence[Decision | Event] = [
+    decision(1),
+    event("start", 1.5),
+    decision(2, None),
+    event("end", 2.5),
+    decision(3),
+]
+
+
+def feed(sink: Sink, items: Sequence[Decision | Event]) -> None:
+    sink.open(HEADER)
+    for item in items:
+        sink.write(item)
+    sink.close({})
+
+
+def test_the_table_shows_the_last_decision_and_what_it_rests_on() -> None:
+    text = io.StringIO()
+    feed(TableSink(Console(file=text, width=120)), ITEMS)
+    shown = text.getvalue()
+    for part in (
+        "warning: slow: [/] no source",
+        "tiny on replay:/trips/[/x] $a_{$",
+        "t = 3.0 s",
+        "right",
+        "0.75",
+        "-0.12",
+        "missing",
+        "jolt level 2  peak -12.50",
+    ):
+        assert part in shown, part
+
+
+def test_the_table_tells_a_result_that_is_not_finite() -> None:
+    text = io.StringIO()
+    feed(TableSink(Console(file=text, width=120)), [decision(1, None)])
+    assert "not finite" in text.getvalue() and "none yet" in text.getvalue()
+
+
+def test_the_table_is_drawn_seldom_however_fast_decisions_come() -> None:
+    text = io.StringIO()
+    feed(TableSink(Console(file=text, width=120, force_terminal=True)), [decision(1)] * 500)
+    assert text.getvalue().count("t = 1.0 s") < 50
+
+
+def test_a_table_without_any_decision_ends_quietly() -> None:
+    sink = TableSink(Console(file=io.StringIO()))
+    sink.close({})
+    feed(sink, [])
+
+
+@pytest.mark.parametrize("items", [ITEMS, [decision(1)], [decision(1, None), decision(2, None)]])
+@pytest.mark.parametrize("name", ["new/trip.png", "trip.picture"])
+def test_the_picture_is_a_png(tmp_path: Path, items: Any, name: str) -> None:
+    pytest.importorskip("matplotlib")
+    feed(TimelineSink(tmp_path / name), items)
+    assert (tmp_path / name).read_bytes().startswith(b"\x89PNG\r\n")
+
+
+def test_without_decisions_there_is_no_picture(tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib")
+    feed(TimelineSink(tmp_path / "trip.png"), [])
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_picture_that_cannot_be_written_is_one_line(tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib")
+    (tmp_path / "file").write_text("kept")
+    with pytest.raises(FusedgeError, match="cannot write the picture: "):
+        feed(TimelineSink(tmp_path / "file/trip.png"), ITEMS)
+
+
+def test_a_picture_without_matplotlib_is_told_before_the_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(timeline.importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(MissingExtraError, match=r"fusedge\[plot\]"):
+        TimelineSink(tmp_path / "trip.png")
+
+
+def test_the_picture_keeps_a_bounded_number_of_decisions(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("matplotlib")
+    sink = TimelineSink(tmp_path / "trip.png")
+    sink.open(HEADER)
+    for second in range(timeline.MAX_DECISIONS + 10):
+        sink.write(decision(second))
+    assert len(sink._decisions) == timeline.MAX_DECISIONS
