@@ -19,7 +19,7 @@ from typing import Any
 LOAD_PARTS = """
 import resource, sys
 import numpy, onnxruntime
-from fusedge.bundle.shipped import open_bundle
+from fusedge.bundle.lookup import open_bundle
 from fusedge.runtime.backend import OnnxPart
 rss = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 bundle = open_bundle(sys.argv[1])

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from fusedge.bundle.errors import UnknownNameError
-from fusedge.bundle.shipped import open_bundle
+from fusedge.bundle.lookup import open_bundle
 from fusedge.cli.console import console
 from fusedge.cli.options import JsonOption
 from fusedge.cli.run import finish, parse_speed
@@ -26,9 +26,7 @@ DRIVES = {
 def demo(
     name: Annotated[str, typer.Argument(help="Which shipped bundle: driving.")] = "driving",
     out: Annotated[Path, typer.Option(help="Folder for decisions and picture.")] = Path("demo-out"),
-    speed: Annotated[
-        str, typer.Option(help="1 is real time, max as fast as it goes.")
-    ] = "4",
+    speed: Annotated[str, typer.Option(help="1 is real time, max as fast as it goes.")] = "4",
     as_json: JsonOption = False,
 ) -> None:
     """Run a shipped bundle on a built-in simulated drive of 60 s, and show what comes out.

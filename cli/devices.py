@@ -47,8 +47,10 @@ def _rows(machine: Machine) -> list[tuple[str, str | None]]:
     providers = ", ".join(machine.onnxruntime_providers)
     return [
         *rows,
-        ("GPUs" if machine.gpus else "GPU", machine.gpu_note if machine.gpus else
-         f"none: {machine.gpu_note}"),
+        (
+            "GPUs" if machine.gpus else "GPU",
+            machine.gpu_note if machine.gpus else f"none: {machine.gpu_note}",
+        ),
         ("ONNX Runtime", machine.onnxruntime or f"none: {machine.onnxruntime_note}"),
         ("providers", providers or "none"),
         ("TensorRT", flavours or "none installed"),

@@ -15,6 +15,7 @@ from fusedge.bundle.errors import FusedgeError
 from fusedge.bundle.manifest import PartParity
 from fusedge.cli.console import console, print_json
 from fusedge.cli.options import JsonOption, ModelArgument
+from fusedge.cli.tasks import check_task, load_for_export
 from fusedge.export.audit import AuditRow
 
 
@@ -48,15 +49,16 @@ def export(
     """
     if precision not in ("fp16", "fp32"):
         raise FusedgeError(f"precision {precision!r} is not one of fp16, fp32")
-    from fusedge.cli.tasks import load_for_export
+    check_task(model, "export", "exporting a model")
     from fusedge.export.pipeline import ExportOptions, export_bundle
 
     module, task = load_for_export(model, checkpoint)
     options = ExportOptions(
         targets=tuple(target or ()), precision="fp16" if precision == "fp16" else "fp32"
     )
+    hidden = as_json or not console.is_terminal
     columns = (TextColumn("{task.description:<40}"), BarColumn(), TimeElapsedColumn())
-    with Progress(*columns, console=console, transient=True, disable=as_json) as bar:
+    with Progress(*columns, console=console, transient=True, disable=hidden) as bar:
         row = bar.add_task("load", total=1.0)
 
         def show(stage: str, item: str, share: float) -> None:

@@ -5,8 +5,8 @@ from __future__ import annotations
 from rich.markup import escape
 from rich.table import Table
 
+from fusedge.bundle.lookup import open_bundle
 from fusedge.bundle.manifest import Manifest, Modality, Part
-from fusedge.bundle.shipped import open_bundle
 from fusedge.cli.console import console, print_json
 from fusedge.cli.options import BundleArgument, JsonOption
 

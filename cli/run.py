@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from fusedge.bundle.errors import FusedgeError
-from fusedge.bundle.shipped import open_bundle
+from fusedge.bundle.lookup import open_bundle
 from fusedge.cli.console import console, print_json
 from fusedge.cli.options import BundleArgument, JsonOption, PrecisionOption, ProviderOption
 from fusedge.cli.report import print_report
@@ -78,7 +78,7 @@ def run(
     )
     if not show_table:
         for warning in session.warnings:
-            console.print(f"warning: {warning}", style="yellow", markup=False)
+            console.print(f"warning: {warning}", style="yellow", markup=False, soft_wrap=True)
     finish(session.run(sinks), as_json)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -41,29 +42,38 @@ def read_recordings(data: Path) -> list[Recording]:
 
 
 def load_for_export(name: str, checkpoint: Path | None) -> tuple[FusionModel, Task]:
-    """A task's trained model and the facts that go with it into the manifest."""
-    check_task(name, "export", "exporting a model")
+    """A task's model and the facts that go with it into the manifest.
+
+    `checkpoint` None takes the shipped weights, whose measured figures and model card go along.
+    """
+    from fusedge.models.fusion_model import load_model
+
+    if checkpoint is not None:
+        return load_model(checkpoint)[0], driving_task(checkpoint, {}, {})
+    shipped = WEIGHTS / f"{name}.safetensors"
+    figures = json.loads((WEIGHTS / f"{name}.figures.json").read_text())
+    card = {"MODEL-CARD.md": (WEIGHTS / f"{name}.md").read_bytes()}
+    return load_model(shipped)[0], driving_task(shipped, figures, card)
+
+
+def driving_task(weights: Path, figures: Mapping[str, float], card: Mapping[str, bytes]) -> Task:
+    """The facts of the task `driving` for a weights file; the licence of the weights goes along."""
     from fusedge.export.task import Task
     from fusedge.models import driving
     from fusedge.models.fusion_model import load_model
 
-    path = checkpoint or WEIGHTS / f"{name}.safetensors"
-    model, notes = load_model(path)
-    shipped = checkpoint is None
+    model, notes = load_model(weights)
     try:
         modalities = driving.modalities(float(notes["gps_latency_s"]))
+        training_data = notes["training_data"]
     except (KeyError, ValueError):
         raise FusedgeError(
-            "the weights do not say the delay of GPS they were trained with",
-            where=str(path),
-            hint="train them with `fusedge train`",
+            "the weights do not say what they were trained on",
+            where=str(weights),
+            hint="train them with `fusedge train driving`",
         ) from None
-    figures = json.loads((WEIGHTS / f"{name}.figures.json").read_text()) if shipped else {}
-    documents = {"LICENSE-WEIGHTS.md": (WEIGHTS / "LICENSE-WEIGHTS.md").read_bytes()}
-    if shipped:
-        documents["MODEL-CARD.md"] = (WEIGHTS / f"{name}.md").read_bytes()
-    task = Task(
-        name=name,
+    return Task(
+        name="driving",
         description=driving.DESCRIPTION,
         decision_rate_hz=driving.DECISION_RATE_HZ,
         modalities=modalities,
@@ -71,14 +81,16 @@ def load_for_export(name: str, checkpoint: Path | None) -> tuple[FusionModel, Ta
         outputs=(driving.STYLE,),
         events=driving.EVENTS,
         provenance=Provenance(
-            task=name,
-            weights_sha256=hashlib.sha256(path.read_bytes()).hexdigest(),
-            training_data=notes["training_data"],
+            task="driving",
+            weights_sha256=hashlib.sha256(weights.read_bytes()).hexdigest(),
+            training_data=training_data,
             weights_licence=WEIGHTS_LICENCE,
             attribution=ATTRIBUTION,
             tools={},
         ),
         accuracy=figures,
-        documents=documents,
+        documents={
+            "LICENSE-WEIGHTS.md": (WEIGHTS / "LICENSE-WEIGHTS.md").read_bytes(),
+            **card,
+        },
     )
-    return model, task

@@ -9,10 +9,12 @@ from typing import Annotated
 import typer
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from fusedge.bundle.errors import FusedgeError
+from fusedge.bundle.errors import FusedgeError, UnknownNameError
 from fusedge.cli.console import console, print_json
 from fusedge.cli.options import DataOption, JsonOption, ModelArgument
 from fusedge.cli.tasks import check_task, read_recordings
+
+LOG_EVERY = 100  # steps, where there is no terminal for a bar
 
 
 def train(
@@ -37,8 +39,13 @@ def train(
     for bit as if it had not stopped. For honest figures see `fusedge eval`, which leaves drivers out.
     """
     check_task(model, "train", "training")
-    from fusedge.cli.training import train_driving
+    from fusedge.models.driving_training import train_driving
+    from fusedge.models.fusion import FUSION_KINDS
     from fusedge.models.fusion_model import parameter_count
+    from fusedge.models.training import TrainingConfig
+
+    if fusion not in FUSION_KINDS:
+        raise UnknownNameError("fusion", fusion, FUSION_KINDS)
 
     recordings = read_recordings(data)
     try:
@@ -59,13 +66,17 @@ def train(
         TimeRemainingColumn(),
     )
     console.print(f"{len(recordings)} trips of {len({r.group for r in recordings})} drivers")
-    with Progress(*columns, console=console, disable=as_json) as bar:
+    with Progress(*columns, console=console, disable=not console.is_terminal) as bar:
         row = bar.add_task("train", total=None, loss=float("nan"))
 
         def show(step: int, steps: int, loss: float) -> None:
             bar.update(row, total=steps, completed=step, loss=loss)
+            if not console.is_terminal and (step % LOG_EVERY == 0 or step == steps):
+                console.print(f"step {step} of {steps}, loss {loss:.3f}")
 
-        trained = train_driving(recordings, seed=seed, fusion=fusion, folder=out, progress=show)
+        trained = train_driving(
+            recordings, out, fusion=fusion, recipe=TrainingConfig(seed=seed), progress=show
+        )
     if as_json:
         print_json({"weights": str(trained.path), "parameters": parameter_count(trained.model)})
     else:

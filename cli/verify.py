@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from fusedge.bundle.shipped import open_bundle
+from fusedge.bundle.lookup import open_bundle
 from fusedge.cli.console import console, print_json
 from fusedge.cli.options import BundleArgument, JsonOption
 from fusedge.runtime.backend import OnnxPart

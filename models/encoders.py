@@ -6,8 +6,8 @@
 A histogram describes the distribution of a signal in the last seconds, as quantiles do for a
 random forest, but it is a sum over samples and so runs as a stream. Its constants are measured on
 the training recordings (`calibrate`), so that features are computed once per recording. What is
-trained judges short spans, and the mean and deviation of its judgements make the embedding: that
-generalises better to unseen drivers than one judgement of the whole 30 s, and than a convolution.
+trained judges short spans, and the mean and deviation of its judgements make the embedding. In one
+run each, averaged judgements of 5 s did better on unseen drivers than one of 30 s (0.79, 0.78).
 """
 
 from __future__ import annotations

@@ -47,3 +47,17 @@ def calibration_error(labels: Integers, probabilities: Floats, bins: int = 15) -
     index = np.minimum((confidence * bins).astype(np.int64), bins - 1)
     gaps = np.bincount(index, right - confidence, minlength=bins)
     return float(np.abs(gaps).sum() / max(1, len(labels)))
+
+
+def matched_events(found_s: Sequence[float], reference_s: Sequence[float], within_s: float) -> int:
+    """How many reference events have a found one within `within_s` seconds, each used once.
+
+    Both in order of time; the earliest free match is taken, which is a largest matching.
+    """
+    hits, position = 0, 0
+    for reference in reference_s:
+        while position < len(found_s) and found_s[position] < reference - within_s:
+            position += 1
+        if position < len(found_s) and found_s[position] <= reference + within_s:
+            hits, position = hits + 1, position + 1
+    return hits

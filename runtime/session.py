@@ -69,6 +69,12 @@ class Session:
                 self._sources.append(source)
             self.warnings = [line for source in self._sources for line in source.warnings]
             self._check_modalities(list(wanted))
+            targets = {e.target for part in bundle.manifest.parts for e in part.engines}
+            if targets:
+                self.warnings.append(
+                    f"the bundle's engines ({', '.join(sorted(targets))}) are not used: "
+                    "ONNX Runtime is the only backend of this version"
+                )
             self._open_sources = opened.pop_all()
         self._step_time, self._tick_to_decision = DurationHistogram(), DurationHistogram()
         self.header: dict[str, Any] = {

@@ -34,7 +34,7 @@ class TableSink:
         """Start the display."""
         self._title = f"{header['bundle']} on {', '.join(header['sources'])}"
         for warning in header["warnings"]:
-            self._console.print(Text(f"warning: {warning}", style="yellow"))
+            self._console.print(Text(f"warning: {warning}", style="yellow"), soft_wrap=True)
         self._live = Live(console=self._console, auto_refresh=False)
         self._live.start()
 

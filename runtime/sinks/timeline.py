@@ -77,7 +77,9 @@ class TimelineSink:
             )
         axes.set_ylim(-0.08, 1.02)
         axes.set_ylabel(f"{output}: smoothed probability\n(strip: decided label)")
-        axes.legend(loc="upper left", ncols=len(labels), fontsize=9)
+        axes.legend(
+            loc="lower right", bbox_to_anchor=(1, 1), ncols=len(labels), fontsize=9, frameon=False
+        )
 
     def _draw_contributions(self, axes: Any, times: list[float], modalities: list[str]) -> None:
         for index, name in enumerate(modalities):
@@ -102,7 +104,13 @@ class TimelineSink:
             )
         axes.axhline(0, color="0.7", linewidth=0.8)
         axes.set_ylabel("contribution to the label\n(strips: missing)")
-        axes.legend(loc="upper left", ncols=len(modalities), fontsize=9)
+        axes.legend(
+            loc="lower right",
+            bbox_to_anchor=(1, 1),
+            ncols=len(modalities),
+            fontsize=9,
+            frameon=False,
+        )
 
     def _draw_events(self, axes: Any) -> None:
         names = sorted({event.name for event in self._events})

@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from fusedge.bundle import archive
 from fusedge.bundle.archive import MANIFEST, Bundle, write_bundle
 from fusedge.bundle.errors import BundleError, FusedgeError, UnknownNameError
-from fusedge.bundle.shipped import open_bundle
+from fusedge.bundle.lookup import open_bundle
 from tests.tiny_bundle import tiny_manifest, write_tiny_bundle
 
 

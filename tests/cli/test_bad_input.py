@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from fusedge.bundle.shipped import shipped_bundles
+from fusedge.bundle.lookup import shipped_bundles
 from tests.cli.command import fusedge
 from tests.devices.synthetic_trip import write_trip
 
@@ -89,7 +89,7 @@ def test_a_part_that_disagrees_with_the_manifest_is_refused(shipped: Path) -> No
         ("sim:?sed=1", "did you mean 'seed'?"),
         ("sim:?script=lazy:10", "unknown style 'lazy'"),
         ("replay:/nowhere", "/nowhere: no such trip folder"),
-        ("drive", "not a source: no scheme"),
+        ("drive", "a source is named by scheme"),
     ],
 )
 def test_a_source_that_cannot_be_opened_says_why(source: str, reason: str) -> None:

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from fusedge.models.metrics import (
+    matched_events,
     calibration_error,
     confusion,
     f1_by_class,
@@ -42,3 +43,10 @@ def test_calibration_error_by_hand() -> None:
     probabilities = np.array([[0.9, 0.1], [0.9, 0.1], [0.6, 0.4], [0.6, 0.4]])
     labels = np.array([0, 0, 1, 1])
     assert calibration_error(labels, probabilities) == pytest.approx(0.35)
+
+
+def test_events_match_once_each_and_only_nearby() -> None:
+    assert matched_events([1.0, 1.5, 10.0], [1.2, 9.0, 30.0], within_s=2.0) == 2
+    assert matched_events([5.0], [4.0, 6.0], within_s=2.0) == 1
+    assert matched_events([4.0, 6.0], [5.5, 7.5], within_s=2.0) == 2
+    assert matched_events([], [1.0], within_s=2.0) == 0

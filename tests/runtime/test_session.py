@@ -14,9 +14,8 @@ import pytest
 
 from fusedge.bundle.archive import Bundle
 from fusedge.bundle.errors import FusedgeError
-from fusedge.bundle.window import NANOSECONDS
 from fusedge.bundle.sample import Rejection, Sample
-from fusedge.bundle.window import to_ns
+from fusedge.bundle.window import NANOSECONDS, to_ns
 from fusedge.runtime import session
 from fusedge.runtime.clock import PacedClock, VirtualClock
 from fusedge.runtime.decision import Decision

@@ -1,0 +1,148 @@
+"""`fusedge eval`: honest figures for a task's model, measured on the exported bundle."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.table import Table
+
+from fusedge.cli.console import console, print_json
+from fusedge.cli.options import DataOption, JsonOption, ModelArgument
+from fusedge.cli.tasks import check_task, read_recordings
+from fusedge.devices.capture.uah import find_trips
+
+if TYPE_CHECKING:
+    from fusedge.bundle.sample import Recording
+    from fusedge.cli.crossvalidation import Run
+    from fusedge.models.protocols import Score
+
+HIDDEN_SHARE = 0.1
+EVENT_TOLERANCE_S = 2.0
+
+
+def evaluate(
+    model: ModelArgument,
+    data: DataOption = Path("../shared/data"),
+    out: Annotated[
+        Path, typer.Option("-o", "--out", help="Folder for folds and eval.json; found again.")
+    ] = Path("runs/eval-driving"),
+    seed: Annotated[int, typer.Option(help="Seed of every fold's training.")] = 0,
+    as_json: JsonOption = False,
+) -> None:
+    """Measure a task's model on drivers that it has not seen, through export and runtime.
+
+    Each driver is left out in turn: a model is trained on the others, exported, and its bundle runs
+    the trips of the one left out, with every subset of modalities. Then: the same network trained
+    on a single modality; motorway to secondary road; and, for comparison only, a random split of
+    overlapping windows, which leaks.
+    """
+    check_task(model, "train", "evaluation")
+    from fusedge.cli.crossvalidation import CrossValidation
+    from fusedge.models import driving, protocols
+    from fusedge.models.training import TrainingConfig
+
+    recordings = read_recordings(data)
+    names = [m.name for m in driving.modalities()]
+    validation = CrossValidation(
+        {path.name: path for path in find_trips(data)},
+        out,
+        TrainingConfig(seed=seed),
+        lambda what: console.print(what, style="dim", markup=False),
+    )
+    figures: dict[str, Score] = {}
+    events: dict[str, dict[str, float]] = {}
+
+    def keep(name: str, runs: list[Run]) -> None:
+        figures[name] = protocols.score([run.momentary for run in runs])
+        figures[f"{name}, emitted label"] = protocols.score([run.steady for run in runs])
+        console.print(f"{name}: macro-F1 {figures[name].macro_f1:.3f}", markup=False)
+
+    folds = validation.leave_one_driver_out(recordings)
+    for shown in reversed(protocols.subsets(names)):
+        without = [name for name in names if name not in shown]
+        trips = [(fold.model, trip) for fold in folds for trip in fold.test]
+        runs = [validation.run(bundle, trip, without) for bundle, trip in trips]
+        keep(f"leave one driver out, {' + '.join(shown)}", runs)
+        if not without:
+            events = _event_scores(runs, [trip for _, trip in trips])
+    for name in names:
+        alone = CrossValidation(
+            validation.paths,
+            out / f"only-{name}",
+            TrainingConfig(seed=seed, modalities=(name,)),
+            validation.say,
+        )
+        single = alone.leave_one_driver_out(recordings)
+        others = [other for other in names if other != name]
+        keep(
+            f"leave one driver out, trained on {name} alone",
+            [alone.run(f.model, trip, others) for f in single for trip in f.test],
+        )
+    road = protocols.condition_transfer(
+        recordings,
+        "motorway",
+        "secondary",
+        lambda rest: validation.bundle(rest, "motorway-only"),
+    )
+    keep("motorway to secondary road", [validation.run(road.model, t) for t in road.test])
+    figures["LEAKY random split of windows"] = validation.leaky(recordings, HIDDEN_SHARE, seed)
+    report = {"style": {name: asdict(s) for name, s in figures.items()}, "events": events}
+    (out / "eval.json").write_text(json.dumps(report, indent=1) + "\n")
+    if as_json:
+        print_json(report)
+    else:
+        console.print(_table(figures))
+        console.print(_event_table(events))
+        console.print(f"wrote {out / 'eval.json'}", markup=False)
+
+
+def _event_scores(runs: list[Run], trips: list[Recording]) -> dict[str, dict[str, float]]:
+    """Precision and recall of each event rule against the events that the recordings' app reported."""
+    from fusedge.models.metrics import matched_events
+
+    scores = {}
+    for name in sorted({kind for trip in trips for kind, _, _ in trip.reference_events}):
+        hits = found = known = 0
+        for run, trip in zip(runs, trips, strict=True):
+            own = sorted(time_s for event, time_s in run.events if event == name)
+            reference = sorted(time_s for kind, _, time_s in trip.reference_events if kind == name)
+            hits += matched_events(own, reference, EVENT_TOLERANCE_S)
+            found, known = found + len(own), known + len(reference)
+        scores[name] = {
+            "reported": known,
+            "found": found,
+            "precision": hits / max(1, found),
+            "recall": hits / max(1, known),
+            "f1": 2 * hits / max(1, found + known),
+        }
+    return scores
+
+
+def _event_table(events: dict[str, dict[str, float]]) -> Table:
+    table = Table(title="events, against the recordings' app", title_justify="left")
+    for column in ("event", "reported", "found", "precision", "recall", "F1"):
+        table.add_column(column)
+    for name, row in events.items():
+        shares = (f"{row[key]:.2f}" for key in ("precision", "recall", "f1"))
+        table.add_row(name, f"{row['reported']:.0f}", f"{row['found']:.0f}", *shares)
+    return table
+
+
+def _table(figures: dict[str, Score]) -> Table:
+    table = Table(title="figures", title_justify="left")
+    for column in ("protocol", "macro-F1", "by driver", "trips by vote", "decisions", "ECE"):
+        table.add_column(column)
+    for name, score in figures.items():
+        table.add_row(
+            name,
+            f"{score.macro_f1:.3f}",
+            " ".join(f"{group} {f1:.2f}" for group, f1 in score.by_group.items()),
+            f"{score.trips_right}/{score.trips}",
+            str(score.decisions),
+            f"{score.calibration_error:.3f}" if "emitted" not in name else "",
+        )
+    return table
