@@ -180,10 +180,11 @@ STYLE = Output(
     name="style", logits="logits", labels=LABELS, temperature=0.81, smoothing_s=5.0, hysteresis=0.1
 )
 
-# Fitted to 242 braking, 137 acceleration and 187 turn events of 33 trips (EVENTS_INERTIAL, within
-# 2 s), as the app that recorded them judged. F1 of detection, on the events that the first level was
-# fitted to: 0.79, 0.60, 0.48; three in five turns found here are none to the app. Levels lie between the medians of its levels; it never gave level 3 to an
-# acceleration or a turn, so that 0.4 g is taken from braking there.
+# Fitted to 242 braking, 137 acceleration and 187 turn events of 33 trips (EVENTS_INERTIAL, within 2 s), as
+# the app that recorded them judged. F1 of detection on the very events that the first level was fitted
+# to: 0.79, 0.60, 0.48; three in five turns found here are none to the app. Level 2 lies between the
+# medians of the app's levels 1 and 2. The app never gave level 3 to an acceleration or a turn that was
+# found, so that 0.4 g is taken from braking there.
 _G = 9.80665
 
 

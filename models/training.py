@@ -5,7 +5,8 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -97,7 +98,7 @@ def train(
     what lies there, bit for bit as if it had not stopped. Raises FusedgeError where that belongs
     to another recipe or other drives.
     """
-    with torch.random.fork_rng(devices=[]):
+    with torch.random.fork_rng(devices=[]), _one_thread():
         torch.manual_seed(recipe.seed)
         model = FusionModel(config)
         for modality in modalities:
@@ -105,6 +106,17 @@ def train(
             model.encoder(modality.name).extractor.calibrate([(t.window, t.valid) for t in tracks])
         model.train()
         return _Run(model, drives, modalities, mirrored, recipe, checkpoint, progress).finish()
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    """More threads would sum in another order from machine to machine, and are slower here."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
 
 
 class _Run:

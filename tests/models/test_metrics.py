@@ -6,12 +6,12 @@ import numpy as np
 import pytest
 
 from fusedge.models.metrics import (
-    matched_events,
     calibration_error,
     confusion,
     f1_by_class,
     macro_f1,
     majority_vote,
+    matched_events,
     vote_accuracy,
 )
 
