@@ -5,13 +5,21 @@ from __future__ import annotations
 import difflib
 import os
 import sys
-from typing import Any
+from importlib.metadata import version
+from typing import Annotated, Any
 
 import typer
 from typer.core import TyperGroup
 
 from fusedge.bundle.errors import FusedgeError
-from fusedge.cli import demo, devices, evaluate, export, inspect, run, train, verify
+from fusedge.cli.demo import demo
+from fusedge.cli.devices import devices
+from fusedge.cli.evaluate import evaluate
+from fusedge.cli.export import export
+from fusedge.cli.inspect import inspect
+from fusedge.cli.run import run
+from fusedge.cli.train import train
+from fusedge.cli.verify import verify
 
 INTERRUPTED = 130
 
@@ -36,16 +44,35 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode="markdown",
-    help="Take a trained multimodal fusion model from PyTorch to an edge device, and keep it right.",
 )
-app.command("demo")(demo.demo)
-app.command("run")(run.run)
-app.command("export")(export.export)
-app.command("inspect")(inspect.inspect)
-app.command("verify")(verify.verify)
-app.command("devices")(devices.devices)
-app.command("train")(train.train)
-app.command("eval")(evaluate.evaluate)
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"fusedge {version('fusedge')}")
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    show_version: Annotated[
+        bool,
+        typer.Option(
+            "--version", callback=_print_version, is_eager=True, help="Show the version and exit."
+        ),
+    ] = False,
+) -> None:
+    """Take a trained multimodal fusion model from PyTorch to an edge device, and keep it right."""
+
+
+app.command("demo")(demo)
+app.command("run")(run)
+app.command("export")(export)
+app.command("inspect")(inspect)
+app.command("verify")(verify)
+app.command("devices")(devices)
+app.command("train")(train)
+app.command("eval")(evaluate)
 
 
 def main() -> None:

@@ -47,7 +47,7 @@ def _time_table(timing: dict[str, Any]) -> Table:
     rows = {
         **{f"part {name}": row for name, row in timing["parts"].items()},
         "a step of the pipeline": timing["step"],
-        "tick to decision": timing["tick_to_decision"],
+        "tick to decision, in recording time": timing["tick_to_decision"],
     }
     for name, row in rows.items():
         if row["max_us"]:  # a virtual clock stands still between tick and decision

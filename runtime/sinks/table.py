@@ -72,7 +72,8 @@ def _bar(share: float) -> Text:
 
 def _render(title: str, decision: Decision, events: list[Event]) -> Group:
     time_s = decision.timestamp_ns / NANOSECONDS
-    outputs = Table(title=Text(f"{title}   t = {time_s:.1f} s"), title_justify="left", expand=False)
+    heading = Text(f"{title}   t = {time_s:.1f} s", "italic")
+    outputs = Table(expand=False)
     for column in ("output", "label", "probability", ""):
         outputs.add_column(column)
     for name, output in decision.outputs.items():
@@ -94,4 +95,4 @@ def _render(title: str, decision: Decision, events: list[Event]) -> Group:
         Text(f"{e.timestamp_ns / NANOSECONDS:7.1f} s  {e.name} level {e.level}  peak {e.peak:+.2f}")
         for e in reversed(events)
     ]
-    return Group(outputs, rests_on, Text("last events", "bold"), *(recent or [Text("none yet")]))
+    return Group(heading, outputs, rests_on, Text("last events", "bold"), *(recent or [Text("none yet")]))
