@@ -5,11 +5,25 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+import pytest
 from hypothesis import settings
 from hypothesis.configuration import set_hypothesis_home_dir
+
+from fusedge.bundle.errors import FusedgeError
+from fusedge.devices.capture.uah import find_trips
 
 # The gate is repeatable; `HYPOTHESIS_PROFILE=search make test` looks for new counterexamples.
 settings.register_profile("repeat", derandomize=True, deadline=None, database=None)
 settings.register_profile("search", deadline=None, database=None, max_examples=1000)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "repeat"))
-set_hypothesis_home_dir(Path(__file__).parents[1] / ".pytest_cache/hypothesis")
+ROOT = Path(__file__).parents[1]
+set_hypothesis_home_dir(ROOT / ".pytest_cache/hypothesis")
+
+
+@pytest.fixture(scope="session")
+def trips() -> list[Path]:
+    """Real trips, which lie beside the project and never in it; skips where there are none."""
+    try:
+        return find_trips(Path(os.environ.get("FUSEDGE_DATA") or ROOT / "../shared/data"))
+    except FusedgeError as error:
+        pytest.skip(error.line())

@@ -95,4 +95,6 @@ def _render(title: str, decision: Decision, events: list[Event]) -> Group:
         Text(f"{e.timestamp_ns / NANOSECONDS:7.1f} s  {e.name} level {e.level}  peak {e.peak:+.2f}")
         for e in reversed(events)
     ]
-    return Group(heading, outputs, rests_on, Text("last events", "bold"), *(recent or [Text("none yet")]))
+    return Group(
+        heading, outputs, rests_on, Text("last events", "bold"), *(recent or [Text("none yet")])
+    )

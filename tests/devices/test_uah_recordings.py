@@ -2,28 +2,15 @@
 
 from __future__ import annotations
 
-import os
 import time
 from collections import Counter
 from pathlib import Path
 
 import numpy as np
-import pytest
 
-from fusedge.bundle.errors import FusedgeError
 from fusedge.bundle.sample import Rejection
-from fusedge.devices.capture.uah import TripSource, find_trips, read_recording
+from fusedge.devices.capture.uah import TripSource, read_recording
 from tests.devices.synthetic_trip import WANTED
-
-DATA = Path(os.environ.get("FUSEDGE_DATA") or Path(__file__).parents[2] / "../shared/data")
-
-
-@pytest.fixture(scope="module")
-def trips() -> list[Path]:
-    try:
-        return find_trips(DATA)
-    except FusedgeError as error:
-        pytest.skip(error.line())
 
 
 def test_the_reader_knows_every_folder(trips: list[Path]) -> None:
