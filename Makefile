@@ -3,15 +3,17 @@
 PYTHON ?= python3
 DEMO_OUT ?= demo-out
 PYTEST_ARGS ?=
+BENCH_SOURCE ?= sim:?duration_s=900
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint format clean
+.PHONY: help demo test lint bench format clean
 .NOTPARALLEL:  # the two installs would write the same fusedge.egg-info
 
 help:
 	@echo "make demo    run the shipped driving model on a simulated drive; results in $(DEMO_OUT)/"
 	@echo "make test    lint, then all tests (options for pytest in PYTEST_ARGS)"
 	@echo "make lint    ruff, mypy, import rules"
+	@echo "make bench   speed, memory and repeatability of a replay (another drive in BENCH_SOURCE)"
 	@echo "make format  rewrite the code in the project's format"
 	@echo "make clean   remove the environments, caches and outputs that make has made"
 
@@ -26,6 +28,9 @@ lint: .venv/ready .types/fusedge
 	.venv/bin/ruff format --check .
 	.venv/bin/mypy
 	PYTHONPATH=.types .venv/bin/lint-imports
+
+bench: .venv/ready
+	.venv/bin/python benchmarks/replay.py '$(BENCH_SOURCE)'
 
 format: .venv/ready
 	.venv/bin/ruff check --fix .

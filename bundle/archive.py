@@ -1,27 +1,39 @@
 """Reading and writing bundles: a folder, or the same as one `.fusedge` file (zip).
 
-Nothing is unpacked to disk: a file is read into memory, its size and SHA-256 compared with the
-manifest, and only then handed out.
+Nothing is unpacked to disk: a file is read, its size and SHA-256 compared with the manifest, and
+only then handed out. A bundle may come from anywhere, so what it can cost to read is bounded: the
+manifest bounds the files (`MAX_FILE_BYTES`, `MAX_BUNDLE_BYTES`), the archive's own size bounds what
+it may unpack to, and `verify` holds one piece of one file at a time.
 """
 
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
+import io
 import os
 import secrets
 import shutil
 import struct
 import zipfile
 import zlib
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
+from typing import IO
 
 from fusedge.bundle.errors import BundleError, FusedgeError
 from fusedge.bundle.manifest import File, Manifest, parse_manifest
 
 MANIFEST = "manifest.json"
 MAX_MANIFEST_BYTES = 8 << 20
+MAX_SIGNATURE_BYTES = 64 << 10
+# A zip of size n may unpack to 100 n, or to 64 MiB where that is more. Weights hardly compress (less
+# than 2 times), deflate can reach 1032 times. The size on disk, unlike the sizes that the archive
+# states for its entries, cannot be forged, and counts data once that several entries share.
+MAX_INFLATION = 100
+INFLATION_FREE_BYTES = 64 << 20
+_CHUNK_BYTES = 1 << 20
 _ZIP_METHODS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
 # What zipfile raises on a damaged archive: an unknown version is a NotImplementedError, a flag for
 # encryption a RuntimeError, a name that is no text a ValueError.
@@ -34,6 +46,17 @@ _ZIP_ERRORS = (
     ValueError,
     OverflowError,
 )
+_MAY_WRITE = "choose a folder that you may write to, with -o"
+_NO_SPACE = "free some space, or choose a place on another disk, with -o"
+_WRITE_ADVICE: Mapping[int | None, str] = {
+    errno.EACCES: _MAY_WRITE,
+    errno.EPERM: _MAY_WRITE,
+    errno.EROFS: _MAY_WRITE,
+    errno.ENOSPC: _NO_SPACE,
+    errno.EDQUOT: _NO_SPACE,
+    errno.ENAMETOOLONG: "choose a shorter name, with -o",
+}
+_WHOLE_AGAIN = "copy the bundle again, or export it anew"
 _ZIP_EPOCH = (1980, 1, 1, 0, 0, 0)  # same input, same bytes
 
 
@@ -52,26 +75,22 @@ class Bundle:
         raw = self._read_raw(MANIFEST, MAX_MANIFEST_BYTES)
         self.manifest: Manifest = parse_manifest(raw, str(path))
         self.sha256 = hashlib.sha256(raw).hexdigest()
+        if self._zip is not None:
+            self._refuse_bomb(path.stat().st_size)
+        if self.manifest.signature is not None:
+            self._read_raw(self.manifest.signature, MAX_SIGNATURE_BYTES)
 
     def read(self, name: str) -> bytes:
         """The bytes of a file that the manifest lists, verified; raises BundleError otherwise."""
-        listed = self.manifest.files.get(name)
-        if listed is None:
-            raise BundleError(f"{name} is not listed in the manifest", where=str(self.path))
-        data = self._read_raw(name, listed.bytes)
-        if len(data) != listed.bytes or hashlib.sha256(data).hexdigest() != listed.sha256:
-            raise BundleError(
-                f"{name} was altered or truncated: its SHA-256 differs from the manifest",
-                where=str(self.path),
-                hint="copy the bundle again, or export it anew",
-            )
-        return data
+        data = io.BytesIO()
+        self._check(name, data.write)
+        return data.getvalue()
 
     def verify(self) -> int:
         """Read and check every listed file, refuse unlisted ones; the number of files checked."""
         self.refuse_unlisted()
         for name in self.manifest.files:
-            self.read(name)
+            self._check(name, len)
         return len(self.manifest.files)
 
     def refuse_unlisted(self) -> None:
@@ -79,7 +98,34 @@ class Bundle:
         present = set(self._names()) - {MANIFEST, self.manifest.signature}
         unlisted = sorted(present - set(self.manifest.files))
         if unlisted:
-            raise BundleError(f"{unlisted[0]} is not listed in the manifest", where=str(self.path))
+            raise self._damaged(f"{unlisted[0]} is not listed in the manifest")
+
+    def _check(self, name: str, keep: Callable[[bytes], object]) -> None:
+        """Hand a listed file piece by piece to `keep`; BundleError where it is not as listed."""
+        listed = self.manifest.files.get(name)
+        if listed is None:
+            raise BundleError(f"{name} is not listed in the manifest", where=str(self.path))
+        size, digest = 0, hashlib.sha256()
+        for chunk in self._chunks(name, listed.bytes):
+            size += len(chunk)
+            digest.update(chunk)
+            keep(chunk)
+        if size != listed.bytes or digest.hexdigest() != listed.sha256:
+            raise self._damaged(
+                f"{name} was altered or truncated: its SHA-256 differs from the manifest"
+            )
+
+    def _refuse_bomb(self, archive_bytes: int) -> None:
+        total = sum(file.bytes for file in self.manifest.files.values())
+        if total > max(INFLATION_FREE_BYTES, MAX_INFLATION * archive_bytes):
+            raise BundleError(
+                f"its {archive_bytes} bytes would unpack to {total}, as no bundle with weights does",
+                where=str(self.path),
+                hint="do not trust it; if you made it yourself, export it as a folder",
+            )
+
+    def _damaged(self, what: str) -> BundleError:
+        return BundleError(what, where=str(self.path), hint=_WHOLE_AGAIN)
 
     def _names(self) -> list[str]:
         if self._zip is not None:
@@ -90,25 +136,32 @@ class Bundle:
         ]
 
     def _read_raw(self, name: str, limit: int) -> bytes:
+        return b"".join(self._chunks(name, limit))
+
+    def _chunks(self, name: str, limit: int) -> Iterator[bytes]:
+        """The file in pieces, `limit` bytes at most."""
+        size = 0
         try:
-            if self._zip is not None:
-                with self._zip.open(name) as stream:
-                    data = stream.read(limit + 1)
-            else:
-                file = self.path / name
-                if file.resolve() != self.path.resolve() / name:
-                    raise BundleError(f"{name} is a link", where=str(self.path))
-                if file.exists() and not file.is_file():
-                    raise BundleError(f"{name} is not a file", where=str(self.path))
-                with file.open("rb") as stream:
-                    data = stream.read(limit + 1)
+            with self._open(name) as stream:
+                while chunk := stream.read(_CHUNK_BYTES):
+                    size += len(chunk)
+                    if size > limit:
+                        raise self._damaged(f"{name} is larger than it says")
+                    yield chunk
         except (KeyError, FileNotFoundError):
-            raise BundleError(f"{name} is missing", where=str(self.path)) from None
+            raise self._damaged(f"{name} is missing") from None
         except (OSError, *_ZIP_ERRORS) as error:
-            raise BundleError(f"{name} cannot be read: {error}", where=str(self.path)) from None
-        if len(data) > limit:
-            raise BundleError(f"{name} is larger than it says", where=str(self.path))
-        return data
+            raise self._damaged(f"{name} cannot be read: {error}") from None
+
+    def _open(self, name: str) -> IO[bytes]:
+        if self._zip is not None:
+            return self._zip.open(name)
+        file = self.path / name
+        if file.resolve() != self.path.resolve() / name:
+            raise self._damaged(f"{name} is a link")
+        if file.exists() and not file.is_file():
+            raise self._damaged(f"{name} is not a file")
+        return file.open("rb")
 
 
 def _exists(path: Path) -> bool:
@@ -131,10 +184,12 @@ def _open_zip(path: Path) -> zipfile.ZipFile:
         ) from None
     infos = archive.infolist()
     if any(info.compress_type not in _ZIP_METHODS for info in infos):
-        raise BundleError("compressed in a way that bundles never are", where=str(path))
+        raise BundleError(
+            "compressed in a way that bundles never are", where=str(path), hint=_WHOLE_AGAIN
+        )
     names = [info.filename for info in infos]
     if len(set(names)) != len(names):
-        raise BundleError("two files have the same name", where=str(path))
+        raise BundleError("two files have the same name", where=str(path), hint=_WHOLE_AGAIN)
     return archive
 
 
@@ -157,10 +212,10 @@ def write_bundle(path: Path, manifest: Manifest, files: Mapping[str, bytes]) -> 
     if wrong:
         raise ValueError(f"the manifest does not describe {wrong[0]}")
     content = {MANIFEST: manifest.model_dump_json(indent=1).encode() + b"\n", **files}
+    check_destination(path)
     place = path.resolve()
-    temporary = place.with_name(f".{place.name}.{secrets.token_hex(4)}.partial{place.suffix}")
+    temporary = _beside(place, f"partial{place.suffix}")
     try:
-        _refuse_other_folder(place)
         place.parent.mkdir(parents=True, exist_ok=True)
         if path.suffix == ".fusedge":
             _write_zip(temporary, content)
@@ -169,14 +224,43 @@ def write_bundle(path: Path, manifest: Manifest, files: Mapping[str, bytes]) -> 
         Bundle(temporary).verify()
         _replace(temporary, place)
     except OSError as error:
-        raise FusedgeError(
-            f"cannot write the bundle: {error.strerror or error}",
-            where=str(path),
-            hint="choose a folder that you may write to, with -o",
-        ) from None
+        raise _cannot_write(path, error) from None
     finally:
         _remove(temporary)
     return Bundle(path)
+
+
+def check_destination(path: Path) -> None:
+    """Refuse at once, before any work, a place where `write_bundle` could not write or must not.
+
+    Raises FusedgeError; leaves nothing behind.
+    """
+    try:
+        place = path.resolve()
+        _beside(place, f"partial{place.suffix}").exists()  # its name is the longest
+        _refuse_other_folder(place)
+        if place.exists() and not place.is_dir() and path.suffix != ".fusedge":
+            raise OSError(errno.EEXIST, "a file lies where the folder should be")
+        above = next(folder for folder in place.parents if os.path.lexists(folder))
+        if not above.is_dir():
+            raise OSError(errno.ENOTDIR, f"{above} is not a folder")
+        probe = _beside(above / place.name, "probe")  # trying is surer than asking for permission
+        probe.mkdir()
+        probe.rmdir()
+    except (OSError, RuntimeError, ValueError) as error:  # a link in a circle, a null character
+        raise _cannot_write(path, error) from None
+
+
+def _cannot_write(path: Path, error: Exception) -> FusedgeError:
+    number = error.errno if isinstance(error, OSError) else None
+    hint = _WRITE_ADVICE.get(number, "choose another place, with -o")
+    reason = (error.strerror if isinstance(error, OSError) else None) or error
+    return FusedgeError(f"cannot write the bundle: {reason}", where=str(path), hint=hint)
+
+
+def _beside(place: Path, suffix: str) -> Path:
+    """A name that is not taken, in the same folder: renaming one to the other is atomic."""
+    return place.with_name(f".{place.name}.{secrets.token_hex(4)}.{suffix}")
 
 
 def _write_zip(path: Path, content: Mapping[str, bytes]) -> None:
@@ -217,7 +301,7 @@ def _refuse_other_folder(path: Path) -> None:
 
 def _replace(new: Path, path: Path) -> None:
     if path.is_dir():
-        old = path.with_name(f".{path.name}.{secrets.token_hex(4)}.old")
+        old = _beside(path, "old")
         path.rename(old)
         try:
             new.rename(path)

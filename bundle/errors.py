@@ -8,6 +8,13 @@ from collections.abc import Iterable
 MAX_LENGTH = 1000  # of each of a message's three texts; beyond any sentence and most paths
 
 
+def printable(text: str) -> str:
+    """One line of bounded length that a terminal can show; the text may quote a hostile file."""
+    line = " ".join(text.split())
+    shown = "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in line)
+    return shown if len(shown) <= MAX_LENGTH else shown[: MAX_LENGTH - 1] + "…"
+
+
 class FusedgeError(Exception):
     """A failure whose cause lies in the user's input or machine, told in one line.
 
@@ -16,7 +23,7 @@ class FusedgeError(Exception):
     """
 
     def __init__(self, what: str, *, where: str = "", hint: str = "") -> None:
-        self.what, self.where, self.hint = (_plain(text) for text in (what, where, hint))
+        self.what, self.where, self.hint = (printable(text) for text in (what, where, hint))
         super().__init__(self.line())
 
     def line(self) -> str:
@@ -24,13 +31,6 @@ class FusedgeError(Exception):
         place = f"{self.where}: " if self.where else ""
         advice = f" ({self.hint})" if self.hint else ""
         return f"{place}{self.what}{advice}"
-
-
-def _plain(text: str) -> str:
-    """One line of bounded length that a terminal can show; the text may quote a hostile file."""
-    line = " ".join(text.split())
-    shown = "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in line)
-    return shown if len(shown) <= MAX_LENGTH else shown[: MAX_LENGTH - 1] + "…"
 
 
 class BundleError(FusedgeError):

@@ -1,27 +1,50 @@
 """The manifest: everything that the runtime, a verifier or a planner must know about a bundle.
 
-`manifest.json` is this model, version 1. Unknown fields are refused, so that a typo or a later
-version never passes in silence.
+`manifest.json` is this model, version 1. Unknown and repeated fields are refused, so that a typo or
+a later version never passes in silence.
 """
 
 from __future__ import annotations
 
 import itertools
 import math
+from collections import Counter
 from pathlib import PurePosixPath
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 
 from fusedge.bundle.errors import BundleError
 
 FORMAT_VERSION = 1
 MAX_BUFFERED = 10_000_000  # grid points that one modality may keep: 200 s of sound at 48 kHz
+MAX_FILE_BYTES = 2 << 30  # ONNX, as every protobuf, ends at 2 GiB
+MAX_BUNDLE_BYTES = 8 << 30  # far beyond any set of encoders for the edge; bounds `verify`
+MAX_TEXT = 1000
 
+
+def _only_printable(text: str) -> str:
+    if not text.isprintable():
+        raise ValueError("text must be printable, on one line")
+    return text
+
+
+# Text is shown as it stands: without escape codes, line breaks and marks that turn its direction.
+Text = Annotated[str, Field(max_length=MAX_TEXT), AfterValidator(_only_printable)]
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.\-]*$", max_length=80)]
 Seconds = Annotated[float, Field(ge=0, le=86_400, allow_inf_nan=False)]
 PositiveSeconds = Annotated[float, Field(gt=0, le=86_400, allow_inf_nan=False)]
 Rate = Annotated[float, Field(ge=1e-5, le=1_000_000, allow_inf_nan=False)]  # once a day to 1 MHz
+# As fast as windows can come; a run makes each decision, however many pass between two samples.
+DecisionRate = Annotated[float, Field(ge=1e-5, le=1000, allow_inf_nan=False)]
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 Dim = Annotated[int, Field(ge=1)] | Name
 Precision = Literal["fp32", "fp16", "bf16", "int8"]
@@ -35,7 +58,7 @@ class Channel(_Strict):
     """One number of a sample, with its unit and the range outside of which it is not believed."""
 
     name: Name
-    unit: str
+    unit: Text
     minimum: float
     maximum: float
 
@@ -55,7 +78,7 @@ class Modality(_Strict):
 
     name: Name
     kind: Literal["series"]
-    description: str
+    description: Text
     channels: tuple[Channel, ...] = Field(min_length=1)
     rate_hz: Rate = Field(description="samples a second on the window's grid")
     window_s: PositiveSeconds
@@ -73,7 +96,7 @@ class Modality(_Strict):
         ge=1, description="fresh windows in a row before it is present again"
     )
     min_valid: float = Field(ge=0, le=1, description="least valid share of a window's grid points")
-    prepare: tuple[str, ...] = Field(
+    prepare: tuple[Text, ...] = Field(
         description="what must be done outside of the graphs, in order"
     )
 
@@ -130,7 +153,7 @@ class StatePair(_Strict):
 class Graph(_Strict):
     """One ONNX file of a part, at one precision. Inputs and outputs are float32 at any precision."""
 
-    file: str
+    file: Text
     precision: Precision
     opset: int = Field(ge=13)
     nodes: int = Field(ge=1)
@@ -140,16 +163,16 @@ class Graph(_Strict):
 class Engine(_Strict):
     """A TensorRT engine: what was asked for and what was achieved."""
 
-    file: str
-    target: str
+    file: Text
+    target: Text
     flavour: Literal["tensorrt", "tensorrt_rtx"]
-    version: str
-    compute_capabilities: tuple[str, ...]
+    version: Text
+    compute_capabilities: tuple[Text, ...]
     precision_requested: Precision
-    layers_by_precision: dict[str, int] = Field(
+    layers_by_precision: dict[Text, int] = Field(
         description="achieved, counted in the parsed network"
     )
-    flags: tuple[str, ...]
+    flags: tuple[Text, ...]
     batch_range: tuple[int, int, int] = Field(description="least, usual and greatest batch")
     bytes: int = Field(ge=1)
 
@@ -179,11 +202,12 @@ class Part(_Strict):
 
 
 class Output(_Strict):
-    """A classification that the head computes, and how it becomes a steady label."""
+    """What the head computes, and how it becomes a steady label; a classification so far."""
 
     name: Name
+    kind: Literal["classification"] = "classification"
     logits: Name
-    labels: tuple[str, ...] = Field(min_length=2)
+    labels: tuple[Text, ...] = Field(min_length=2)
     temperature: float = Field(
         ge=1e-3, le=1e3, description="logits are divided by it before softmax"
     )
@@ -233,7 +257,7 @@ class PartParity(_Strict):
     largest value in the row, at least 1, and is at most `tolerance`.
     """
 
-    part: str
+    part: Name
     precision: Precision
     cases: int = Field(ge=1)
     max_absolute: float
@@ -245,28 +269,32 @@ class PartParity(_Strict):
 class Provenance(_Strict):
     """Where the weights come from, and under which licence they may be used."""
 
-    task: str
+    task: Text
     weights_sha256: Sha256
-    training_data: str
-    weights_licence: str
-    attribution: str
-    tools: dict[str, str]
+    training_data: Text
+    weights_licence: Text
+    attribution: Text
+    tools: dict[Text, Text]
 
 
 class File(_Strict):
     """Size and hash of a file of the bundle."""
 
-    bytes: int = Field(ge=0)
+    bytes: int = Field(ge=0, le=MAX_FILE_BYTES)
     sha256: Sha256
 
 
 class Manifest(_Strict):
-    """The whole contract between export and runtime."""
+    """The whole contract between export and runtime.
+
+    Any addition to it, be it a field or a kind, raises `format_version`: an older program then says
+    that the bundle is newer, not that it is broken.
+    """
 
     format_version: int = Field(ge=1, le=FORMAT_VERSION)
     name: Name
-    description: str
-    decision_rate_hz: Rate
+    description: Text
+    decision_rate_hz: DecisionRate
     modalities: tuple[Modality, ...] = Field(min_length=1)
     parts: tuple[Part, ...] = Field(min_length=2)
     fusion: Fusion
@@ -274,7 +302,7 @@ class Manifest(_Strict):
     events: tuple[EventRule, ...] = ()
     provenance: Provenance
     parity: tuple[PartParity, ...] = ()
-    accuracy: dict[str, float] = Field(default_factory=dict, description="figure name to value")
+    accuracy: dict[Text, float] = Field(default_factory=dict, description="figure name to value")
     files: dict[str, File]
     signature: str | None = Field(
         default=None, description="file with the Ed25519 signature over this manifest"
@@ -409,6 +437,10 @@ def _check_files(manifest: Manifest) -> None:
         check_path(path)
         if path == "manifest.json":
             raise ValueError("manifest.json cannot list itself")
+    if manifest.signature in manifest.files:
+        raise ValueError("the signature cannot be listed with a hash: it signs the hashes")
+    if sum(file.bytes for file in manifest.files.values()) > MAX_BUNDLE_BYTES:
+        raise ValueError(f"files have more than {MAX_BUNDLE_BYTES} bytes in all")
     for part in manifest.parts:
         files = [graph.file for graph in part.graphs] + [engine.file for engine in part.engines]
         for file in files:
@@ -420,8 +452,18 @@ def check_path(path: str) -> None:
     """Refuse a path that is not plain, relative and inside the bundle (ValueError)."""
     pure = PurePosixPath(path)
     plain = pure.as_posix() == path and not pure.is_absolute() and ".." not in pure.parts
-    if not plain or path in ("", ".") or any(c in path for c in "\\:\0") or len(path) > 240:
+    plain = plain and path.isprintable() and not any(c in path for c in "\\:")
+    if not plain or path in ("", ".") or len(path) > 240:
         raise ValueError(f"path {path!r} is not plain and relative")
+
+
+def _without_repeats(pairs: list[tuple[str, object]]) -> dict[str, object]:
+    """A JSON object; of a field given twice, one reader would take the first, another the last."""
+    fields = dict(pairs)
+    if len(fields) != len(pairs):
+        repeated = Counter(name for name, _ in pairs).most_common(1)[0][0]
+        raise ValueError(f"{repeated[:80]!r} is given twice")
+    return fields
 
 
 def parse_manifest(text: bytes, where: str) -> Manifest:
@@ -429,9 +471,9 @@ def parse_manifest(text: bytes, where: str) -> Manifest:
     import json
 
     try:
-        raw = json.loads(text)
+        raw = json.loads(text, object_pairs_hook=_without_repeats)
     except (ValueError, RecursionError) as error:
-        raise BundleError(f"manifest.json is not JSON: {error}", where=where) from None
+        raise BundleError(f"manifest.json cannot be parsed: {error}", where=where) from None
     version = raw.get("format_version") if isinstance(raw, dict) else None
     if isinstance(version, int) and version > FORMAT_VERSION:
         raise BundleError(
@@ -443,7 +485,7 @@ def parse_manifest(text: bytes, where: str) -> Manifest:
         return Manifest.model_validate_json(text, strict=True)
     except ValidationError as error:
         first = error.errors()[0]
-        place = ".".join(str(step) for step in first["loc"])
+        place = ".".join(str(step)[:80] for step in first["loc"])
         raise BundleError(
             f"manifest.json is not valid: {place + ': ' if place else ''}{first['msg']}",
             where=where,

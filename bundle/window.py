@@ -60,6 +60,15 @@ def hold(
     return np.where(measured, window, np.float32(0)), measured.astype(np.float32), picked
 
 
+def complete(valid: NDArray[np.float32], min_valid: float) -> NDArray[np.bool_]:
+    """Which windows an encoder may run on: `valid` `[..., T, C]` gives bool `[...]`.
+
+    A grid point counts if any of its channels was measured; a window without one never does.
+    """
+    share = (valid > 0).any(-1).mean(-1)
+    return np.asarray((share > 0) & (share >= min_valid))
+
+
 def mask_implausible(
     values: NDArray[np.float32], minimum: NDArray[np.float32], maximum: NDArray[np.float32]
 ) -> NDArray[np.float32]:

@@ -11,7 +11,7 @@ import typer
 from rich.table import Table
 
 from fusedge.cli.console import console, print_json
-from fusedge.cli.options import DataOption, JsonOption, ModelArgument
+from fusedge.cli.options import DataOption, JsonOption, ModelArgument, writable_folder
 from fusedge.cli.tasks import check_task, read_recordings
 from fusedge.devices.capture.uah import find_trips
 
@@ -30,7 +30,7 @@ def evaluate(
     out: Annotated[
         Path, typer.Option("-o", "--out", help="Folder for folds and eval.json; found again.")
     ] = Path("runs/eval-driving"),
-    seed: Annotated[int, typer.Option(help="Seed of every fold's training.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of every fold's training.")] = 0,
     as_json: JsonOption = False,
 ) -> None:
     """Measure a task's model on drivers that it has not seen, through export and runtime.
@@ -45,6 +45,7 @@ def evaluate(
     from fusedge.models import driving, protocols
     from fusedge.models.training import TrainingConfig
 
+    writable_folder(out)
     recordings = read_recordings(data)
     names = [m.name for m in driving.modalities()]
     validation = CrossValidation(

@@ -82,7 +82,7 @@ def export(
             console.print(_audit_table(audit.rows))
         console.print(f"wrote {bundle.path}", markup=False, soft_wrap=True)
     if not audit.complete:
-        raise typer.Exit(1)
+        raise FusedgeError(f"the bundle is written, but {audit.missing}", where=str(bundle.path))
 
 
 def _parity_table(rows: tuple[PartParity, ...]) -> Table:

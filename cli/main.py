@@ -1,91 +1,59 @@
-"""The `fusedge` command: one module a subcommand, errors of one line, exit status 0, 1 or 2."""
+"""The entry point: errors of one line, exit status 0, 1 or 2; 130 when interrupted.
+
+Nothing heavy is imported before `main` runs, so that Ctrl-C is answered at any time.
+"""
 
 from __future__ import annotations
 
-import difflib
 import os
+import signal
 import sys
-from importlib.metadata import version
-from typing import Annotated, Any
+from types import FrameType
+from typing import NoReturn
 
-import typer
-from typer.core import TyperGroup
-
-from fusedge.bundle.errors import FusedgeError
-from fusedge.cli.demo import demo
-from fusedge.cli.devices import devices
-from fusedge.cli.evaluate import evaluate
-from fusedge.cli.export import export
-from fusedge.cli.inspect import inspect
-from fusedge.cli.run import run
-from fusedge.cli.train import train
-from fusedge.cli.verify import verify
-
-INTERRUPTED = 130
-
-
-class _SuggestingGroup(TyperGroup):
-    """Offers the closest command for a mistyped one, and lists commands in their own order."""
-
-    def resolve_command(self, ctx: Any, args: list[str]) -> Any:
-        if args and args[0] not in self.commands and not args[0].startswith("-"):
-            close = difflib.get_close_matches(args[0], self.commands, n=1)
-            hint = f" Did you mean '{close[0]}'?" if close else " Try 'fusedge --help'."
-            ctx.fail(f"No such command '{args[0]}'.{hint}")
-        return super().resolve_command(ctx, args)
-
-    def list_commands(self, ctx: Any) -> list[str]:
-        return list(self.commands)
-
-
-app = typer.Typer(
-    cls=_SuggestingGroup,
-    no_args_is_help=True,
-    add_completion=False,
-    pretty_exceptions_enable=False,
-    rich_markup_mode="markdown",
-)
-
-
-def _print_version(wanted: bool) -> None:
-    if wanted:
-        typer.echo(f"fusedge {version('fusedge')}")
-        raise typer.Exit
-
-
-@app.callback()
-def options(
-    show_version: Annotated[
-        bool,
-        typer.Option(
-            "--version", callback=_print_version, is_eager=True, help="Show the version and exit."
-        ),
-    ] = False,
-) -> None:
-    """Take a trained multimodal fusion model from PyTorch to an edge device, and keep it right."""
-
-
-app.command("demo")(demo)
-app.command("run")(run)
-app.command("export")(export)
-app.command("inspect")(inspect)
-app.command("verify")(verify)
-app.command("devices")(devices)
-app.command("train")(train)
-app.command("eval")(evaluate)
+INTERRUPTED = 130  # as shells give it for SIGINT
 
 
 def main() -> None:
-    """Entry point."""
+    """Run the command line."""
     try:
-        app()
-    except FusedgeError as error:
-        print(f"fusedge: {error.line()}", file=sys.stderr)
-        sys.exit(1)
+        signal.signal(signal.SIGTERM, _interrupt)
+        if sys.stdout is None:
+            _fail("standard output is closed", 1)
+        _run()
     except KeyboardInterrupt:
-        print("fusedge: interrupted", file=sys.stderr)
-        sys.exit(INTERRUPTED)
+        _fail("interrupted", INTERRUPTED)
     except BrokenPipeError:
-        # The reader of our output went away; do not fail again when Python flushes it at exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(1)
+        _drop_output()
+        sys.exit(1)  # the reader of our output went away: nobody is left to tell
+    except OSError as error:
+        _drop_output()
+        _fail(f"{error.filename or 'standard output'}: {error.strerror or error}", 1)
+
+
+def _run() -> None:
+    from fusedge.bundle.errors import FusedgeError
+    from fusedge.cli.app import app
+
+    try:
+        try:
+            app()
+        finally:
+            sys.stdout.flush()
+    except FusedgeError as error:
+        _fail(error.line(), 1)
+
+
+def _interrupt(number: int, frame: FrameType | None) -> NoReturn:
+    """SIGTERM, from a service manager, ends a session as Ctrl-C does: with its summary."""
+    raise KeyboardInterrupt
+
+
+def _fail(line: str, status: int) -> NoReturn:
+    print(f"fusedge: {line}", file=sys.stderr)
+    sys.exit(status)
+
+
+def _drop_output() -> None:
+    """Python flushes standard output once more at exit; let that go nowhere."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import errno
+import os
 from pathlib import Path
 from typing import Annotated
 
 import typer
+
+from fusedge.bundle.errors import FusedgeError
 
 BundleArgument = Annotated[
     str,
@@ -36,3 +40,16 @@ ProviderOption = Annotated[
 PrecisionOption = Annotated[
     str, typer.Option(help="Which of the bundle's graphs to run: fp32 or fp16.")
 ]
+
+
+def writable_folder(path: Path) -> Path:
+    """The folder, made where it is not there; raises FusedgeError where it cannot be written to."""
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        if not os.access(path, os.W_OK):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+    except OSError as error:
+        raise FusedgeError(
+            f"cannot write here: {error.strerror}", where=str(path), hint="choose another -o"
+        ) from None
+    return path

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from fusedge.runtime.session import SessionReport
@@ -17,7 +18,9 @@ def print_report(report: SessionReport, console: Console) -> None:
     console.print(
         f"{summary['ended']}: [bold]{summary['decisions']}[/] decisions"
         + (f", [red]{skipped} ticks skipped[/]" if skipped else "")
-        + "".join(f"; {name}: {_counts(labels)}" for name, labels in summary["labels"].items())
+        + escape(
+            "".join(f"; {name}: {_counts(labels)}" for name, labels in summary["labels"].items())
+        )
     )
     console.print(_time_table(timing))
     console.print(_ledger_table(summary["ledger"]))
@@ -66,7 +69,7 @@ def _ledger_table(ledger: dict[str, Any]) -> Table:
             name,
             str(account["received"]),
             str(account["used"]),
-            dropped or "none",
+            escape(dropped) or "none",
             str(account["in_flight"]),
         )
     return table

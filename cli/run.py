@@ -11,6 +11,7 @@ import typer
 from fusedge.bundle.errors import FusedgeError
 from fusedge.bundle.lookup import open_bundle
 from fusedge.cli.console import console, print_json
+from fusedge.cli.main import INTERRUPTED
 from fusedge.cli.options import BundleArgument, JsonOption, PrecisionOption, ProviderOption
 from fusedge.cli.report import print_report
 from fusedge.runtime.clock import Clock, PacedClock, VirtualClock
@@ -39,7 +40,9 @@ def run(
     ] = "max",
     without: Annotated[
         list[str] | None,
-        typer.Option(help="Leave a modality out, to see what decisions are worth without it."),
+        typer.Option(
+            help="Leave a modality out, to see what decisions are worth without it; repeatable."
+        ),
     ] = None,
     table: Annotated[
         bool | None,
@@ -96,10 +99,18 @@ def parse_speed(text: str) -> Clock:
 
 
 def finish(report: SessionReport, as_json: bool) -> None:
-    """Print the report; leave with status 130 where the user interrupted."""
+    """Print the report; status 130 where the user interrupted, 1 where input was not usable."""
     if as_json:
         print_json({"session": report.header, "summary": report.summary, "timing": report.timing})
     else:
         print_report(report, console)
+    for remark in report.summary["remarks"]:
+        console.print(f"note: {remark}", style="yellow", markup=False, soft_wrap=True)
     if report.ended == "interrupted":
-        raise typer.Exit(130)
+        raise typer.Exit(INTERRUPTED)
+    if report.problem:
+        raise FusedgeError(
+            f"ran to the end, but {report.problem}",
+            where=", ".join(report.header["sources"]),
+            hint="see the notes above; what was decided is written",
+        )

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import Annotated
 
 import typer
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from fusedge.bundle.errors import FusedgeError, UnknownNameError
+from fusedge.bundle.errors import UnknownNameError
 from fusedge.cli.console import console, print_json
-from fusedge.cli.options import DataOption, JsonOption, ModelArgument
+from fusedge.cli.options import DataOption, JsonOption, ModelArgument, writable_folder
 from fusedge.cli.tasks import check_task, read_recordings
 
 LOG_EVERY = 100  # steps, where there is no terminal for a bar
@@ -23,7 +22,7 @@ def train(
     out: Annotated[
         Path, typer.Option("-o", "--out", help="Folder for checkpoints and weights.")
     ] = Path("runs/driving"),
-    seed: Annotated[int, typer.Option(help="Same seed and recordings, same weights.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, help="Same seed and recordings, same weights.")] = 0,
     fusion: Annotated[
         str,
         typer.Option(help="concatenation, sum, gated, cross_attention or late_average."),
@@ -47,17 +46,10 @@ def train(
     if fusion not in FUSION_KINDS:
         raise UnknownNameError("fusion", fusion, FUSION_KINDS)
 
+    writable_folder(out)
     recordings = read_recordings(data)
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-        if fresh:
-            (out / "checkpoint.safetensors").unlink(missing_ok=True)
-        if not os.access(out, os.W_OK):
-            raise PermissionError(13, "no permission to write here")
-    except OSError as error:
-        raise FusedgeError(
-            f"cannot write: {error.strerror}", where=str(out), hint="choose another -o"
-        ) from None
+    if fresh:
+        (out / "checkpoint.safetensors").unlink(missing_ok=True)
     columns = (
         TextColumn("step"),
         MofNCompleteColumn(),

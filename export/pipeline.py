@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -12,7 +11,7 @@ from typing import Literal
 
 from pydantic import ValidationError
 
-from fusedge.bundle.archive import Bundle, file_entry, write_bundle
+from fusedge.bundle.archive import Bundle, check_destination, file_entry, write_bundle
 from fusedge.bundle.errors import FusedgeError
 from fusedge.bundle.manifest import Engine, Fusion, Graph, Manifest, Part, PartParity, Precision
 from fusedge.devices.targets.table import Target, find_target
@@ -30,7 +29,7 @@ with needs_extra("export", "exporting a model"):
     from fusedge.export.cases import Case, StreamCase, part_cases, stream_cases
     from fusedge.export.lower import LOWEST, lower
     from fusedge.export.parity import TOLERANCE, PartSession, check_part, check_stream
-    from fusedge.export.precision import count_float16, keep_choices, to_float16
+    from fusedge.export.precision import count_float16, count_kept, keep_choices, to_float16
     from fusedge.export.simplify import simplify
     from fusedge.export.split import ModulePart, split
     from fusedge.export.task import FusionModule, Task
@@ -107,7 +106,7 @@ def export_bundle(
         _graph_file(name, precision): graph.SerializeToString(deterministic=True)
         for (name, precision), graph in graphs.items()
     }
-    engines, rows = _build_engines(parts, targets, files, options, steps)
+    engines, rows = _build_engines(parts, targets, files, options, steps, exporter.kept)
     files |= engines.files | dict(task.documents)
     steps.next("write", out.name)
     manifest = _manifest(task, parts, graphs, engines.entries, exporter.parity, files)
@@ -123,13 +122,7 @@ def _float32_graph(part: ModulePart, opset: int) -> onnx.ModelProto:
 
 def _check_possible(out: Path, targets: Sequence[Target]) -> None:
     """Fail now rather than after minutes of work."""
-    folder = out.parent
-    if not folder.is_dir() or not os.access(folder, os.W_OK):
-        raise FusedgeError(
-            "no such folder" if not folder.is_dir() else "no permission to write here",
-            where=str(folder),
-            hint="choose a folder that you may write to, with -o",
-        )
+    check_destination(out)
     for target in targets:
         if target.flavour is not None and target.builds_anywhere:
             check_installed(target.flavour)
@@ -188,6 +181,7 @@ class _Exporter:
         self._parts, self._cases, self._streams = parts, cases, streams
         self._tolerance, self._steps = tolerance, steps
         self.parity: list[PartParity] = []
+        self.kept: dict[str, str] = {}  # for each part, what of it had to stay float32
 
     def gate(self, graphs: Mapping[tuple[str, Precision], onnx.ModelProto]) -> None:
         """Let the float32 graphs pass, or raise FusedgeError."""
@@ -216,6 +210,10 @@ class _Exporter:
                         raise
                     continue
                 graphs[part.name, "fp16"] = half
+                if kept := count_kept(full, keep):
+                    self.kept[part.name] = (
+                        f"kept fp32 to hold parity: {kept} of {len(full.graph.node)} nodes"
+                    )
                 sessions.append(session)
                 break
         self._check_together(sessions)
@@ -242,6 +240,7 @@ def _build_engines(
     files: Mapping[str, bytes],
     options: ExportOptions,
     steps: _Steps,
+    kept: Mapping[str, str],
 ) -> tuple[_Engines, list[AuditRow]]:
     built: dict[tuple[str, str | None], BuiltEngine] = {}  # GPUs of one generation share engines
     made: dict[str, bytes] = {}
@@ -264,7 +263,7 @@ def _build_engines(
             entry = built[key].entry(file, request)
             made[file] = built[key].data
             entries[part.name] = (*entries.get(part.name, ()), entry)
-            rows.append(_row_with_engine(part.name, entry))
+            rows.append(_row_with_engine(part.name, entry, kept.get(part.name, "")))
     return _Engines(made, entries), rows
 
 
@@ -281,15 +280,24 @@ def _row_without_engine(part: str, target: Target, precision: Precision) -> Audi
     )
 
 
-def _row_with_engine(part: str, entry: Engine) -> AuditRow:
-    counts = ", ".join(f"{n} {precision}" for precision, n in entry.layers_by_precision.items())
+def _row_with_engine(part: str, entry: Engine, kept: str) -> AuditRow:
+    layers = entry.layers_by_precision
+    counts = ", ".join(f"{n} {precision}" for precision, n in layers.items())
+    achieved = (
+        f"mixed: {counts} layers"
+        if len(layers) > 1
+        else next(iter(layers), "no floating-point layers")
+    )
+    engine = (
+        f"{entry.flavour} {entry.version}, compute capability "
+        f"{'/'.join(entry.compute_capabilities)}, {entry.bytes / 1e6:.1f} MB"
+    )
     return AuditRow(
         part,
         entry.target,
         entry.precision_requested,
-        f"layers: {counts}",
-        f"{entry.flavour} {entry.version}, compute capability "
-        f"{'/'.join(entry.compute_capabilities)}, {entry.bytes / 1e6:.1f} MB",
+        achieved,
+        f"{engine}; {kept}" if kept else engine,
     )
 
 

@@ -95,6 +95,12 @@ def to_float16(model: onnx.ModelProto, part: ModulePart, keep: Collection[str]) 
     return half
 
 
+def count_kept(model: onnx.ModelProto, keep: Collection[str]) -> int:
+    """How many nodes of a float32 graph would compute in float16, were their kind not in `keep`."""
+    floats = _float_tensors(model)
+    return sum(n.op_type in keep and _reducible(n, floats, ()) for n in model.graph.node)
+
+
 def count_float16(model: onnx.ModelProto) -> int:
     """How many nodes compute in float16: those with a float16 output, casts left out."""
     graph = onnx.shape_inference.infer_shapes(model).graph

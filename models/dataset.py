@@ -13,7 +13,7 @@ from torch import Tensor
 from fusedge.bundle.errors import FusedgeError
 from fusedge.bundle.manifest import Modality
 from fusedge.bundle.sample import Recording
-from fusedge.bundle.window import NANOSECONDS, hold, mask_implausible, to_ns
+from fusedge.bundle.window import NANOSECONDS, complete, grid_ns, hold, mask_implausible, to_ns
 
 TICK_S = 1
 
@@ -82,34 +82,33 @@ def _make_track(
 ) -> Track:
     series = recording.series[modality.name]
     hop_ns, size = to_ns(modality.hop_s), modality.window_samples
-    ends = np.arange(start_ns + hop_ns, tick_times[-1] + 1, hop_ns, dtype=np.int64)
-    steps = np.arange(1 - size, 1) * round(NANOSECONDS / modality.rate_hz)
+    # As in the runtime, windows end at whole multiples of the hop.
+    ends = np.arange(start_ns // hop_ns + 1, tick_times[-1] // hop_ns + 1, dtype=np.int64) * hop_ns
     minimum = np.array([c.minimum for c in modality.channels], np.float32)
     maximum = np.array([c.maximum for c in modality.channels], np.float32)
     window, valid, _ = hold(
         series.timestamps_ns - to_ns(modality.latency_s),
         mask_implausible(series.values, minimum, maximum),
-        (ends[:, None] + steps).ravel(),
+        (ends[:, None] + grid_ns(0, size, modality.rate_hz)).ravel(),
         to_ns(modality.max_hold_s),
     )
-    share = valid.any(axis=1).reshape(-1, size).mean(axis=1)
-    complete = (share > 0) & (share >= modality.min_valid)
-    kept = np.repeat(complete, size)[:, None].astype(np.float32)
-    newest, age = _newest(ends, complete, modality, tick_times)
+    usable = complete(valid.reshape(len(ends), size, -1), modality.min_valid)
+    kept = np.repeat(usable, size)[:, None].astype(np.float32)
+    newest, age = _newest(ends, usable, modality, tick_times)
     return Track(torch.from_numpy(window * kept), torch.from_numpy(valid * kept), newest, age)
 
 
 def _newest(
     ends: NDArray[np.int64],
-    complete: NDArray[np.bool_],
+    usable: NDArray[np.bool_],
     modality: Modality,
     tick_times: NDArray[np.int64],
 ) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
-    """The newest complete window that is due at each tick, and its age."""
+    """The newest usable window that is due at each tick, and its age."""
     delay_ns = to_ns(modality.latency_s) + to_ns(modality.lateness_s)
-    newest_complete = np.maximum.accumulate(np.where(complete, np.arange(len(ends)), -1))
+    newest_usable = np.maximum.accumulate(np.where(usable, np.arange(len(ends)), -1))
     due = ends.searchsorted(tick_times - delay_ns, side="right") - 1
-    newest = np.where(due >= 0, newest_complete[np.maximum(due, 0)], -1)
+    newest = np.where(due >= 0, newest_usable[np.maximum(due, 0)], -1)
     age = (tick_times - ends[np.maximum(newest, 0)]) / NANOSECONDS
     newest[age > modality.max_age_s] = -1
     return newest.astype(np.int64), np.where(newest >= 0, age, 0).astype(np.float32)

@@ -15,7 +15,7 @@ from fusedge.models import driving
 from fusedge.models.dataset import Drive, make_drive
 from fusedge.models.fusion import FusionKind
 from fusedge.models.fusion_model import FusionModel, model_bytes
-from fusedge.models.training import Progress, TrainingConfig, train
+from fusedge.models.training import Progress, TrainingConfig, train, write_whole
 
 WEIGHTS = "weights.safetensors"
 RECIPE = TrainingConfig()
@@ -62,5 +62,5 @@ def train_driving(
         "training_data": f"UAH-DriveSet v1, {len(recordings)} trips of drivers {', '.join(groups)}",
     }
     path = folder / WEIGHTS
-    path.write_bytes(model_bytes(model, notes))
+    write_whole(path, model_bytes(model, notes))
     return Trained(model, path, modalities)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -45,6 +44,10 @@ class TrainingConfig:
     average_decay: float = 0.99
     checkpoint_every: int = 200
     modalities: tuple[str, ...] | None = None
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.seed < 2**64:
+            raise FusedgeError(f"the seed cannot be {self.seed}", hint="a seed is 0 or above")
 
 
 class _Features:
@@ -295,6 +298,28 @@ class _Run:
                 self.optimizer.state[value] = {key: tensors[f"{key}.{name}"] for key in _MOMENTS}
 
 
+def write_whole(path: Path, content: bytes) -> None:
+    """Write a file, and its folder, so that what lay there stays until the new content is whole.
+
+    Raises FusedgeError; nothing half-written is left.
+    """
+    partial = path.with_suffix(".partial")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            partial.write_bytes(content)
+            partial.replace(path)
+        except BaseException:
+            partial.unlink(missing_ok=True)
+            raise
+    except OSError as error:
+        raise FusedgeError(
+            f"cannot be written: {error.strerror or error}",
+            where=str(path),
+            hint="make room there, or choose another folder with --out",
+        ) from None
+
+
 _IGNORED = -100  # a target that the loss leaves out
 _MOMENTS = ("step", "exp_avg", "exp_avg_sq")  # what AdamW remembers of a parameter
 
@@ -304,34 +329,34 @@ class _Checkpoint:
 
     def __init__(self, folder: Path, fingerprint: str) -> None:
         self.path, self.fingerprint = folder / "checkpoint.safetensors", fingerprint
-        folder.mkdir(parents=True, exist_ok=True)
 
     def write(self, step: int, tensors: Mapping[str, Tensor]) -> None:
         metadata = {"fingerprint": self.fingerprint, "step": str(step)}
         fresh = {name: value.detach().clone().contiguous() for name, value in tensors.items()}
-        partial = self.path.with_suffix(".partial")
-        partial.write_bytes(save(fresh, metadata))
-        os.replace(partial, self.path)  # noqa: PTH105
+        write_whole(self.path, save(fresh, metadata))
 
     def read(self) -> tuple[int, dict[str, Tensor]] | None:
-        if not self.path.exists():
-            return None
         try:
             content = self.path.read_bytes()
+        except FileNotFoundError:
+            return None
+        except OSError as error:
+            raise FusedgeError(f"cannot be read: {error.strerror}", where=str(self.path)) from None
+        try:
             length = int.from_bytes(content[:8], "little")
             metadata = json.loads(content[8 : 8 + length])["__metadata__"]
             tensors = load(content)
-            step = int(metadata["step"])
-        except (OSError, SafetensorError, ValueError, KeyError) as error:
+            step, fingerprint = int(metadata["step"]), metadata["fingerprint"]
+        except (SafetensorError, ValueError, KeyError, TypeError) as error:
             raise FusedgeError(
                 f"the checkpoint is damaged: {error}",
                 where=str(self.path),
-                hint="delete it to start afresh",
+                hint="train with --fresh to start again",
             ) from error
-        if metadata["fingerprint"] != self.fingerprint:
+        if fingerprint != self.fingerprint:
             raise FusedgeError(
                 "the checkpoint belongs to another recipe or other recordings",
                 where=str(self.path),
-                hint="name another folder, or delete it to start afresh",
+                hint="train with --fresh to start again, or into another folder",
             )
         return step, tensors

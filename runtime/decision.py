@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,26 +14,26 @@ from fusedge.bundle.window import NANOSECONDS
 
 @dataclass(frozen=True, slots=True)
 class ModalityShare:
-    """What a decision rests on: `contribution` is how much less probable the decided label would be
-    without this modality. It is 0 where the modality is absent; below 0 it spoke against the label.
-    """
+    """What a decision rests on: whether a modality was there, and how old its embedding is."""
 
     present: bool
     age_s: float | None
-    contribution: float
 
 
 @dataclass(frozen=True, slots=True)
 class Classification:
     """`label` is the steady one, `probabilities` `[K]` are this tick's own, `mean` `[K]` is smoothed.
 
-    All are None where the head's result was not finite.
+    All are None where the head's result was not finite. `contributions` tell by modality how much
+    less probable the label would be without it: 0 where it is absent, below 0 where it spoke
+    against the label, None where the head gave nothing finite without it.
     """
 
     labels: tuple[str, ...]
     label: str | None
     probabilities: NDArray[np.float64] | None
     mean: NDArray[np.float64] | None
+    contributions: Mapping[str, float | None]
 
     @property
     def momentary_label(self) -> str | None:
@@ -47,6 +48,10 @@ class Classification:
             "label": self.label,
             "probabilities": self._named(self.probabilities),
             "mean": self._named(self.mean),
+            "contributions": {
+                name: None if value is None else round(value, 6)
+                for name, value in self.contributions.items()
+            },
         }
 
     def _named(self, values: NDArray[np.float64] | None) -> dict[str, float] | None:
@@ -74,7 +79,6 @@ class Decision:
                 name: {
                     "present": share.present,
                     "age_s": None if share.age_s is None else round(share.age_s, 3),
-                    "contribution": round(share.contribution, 6),
                 }
                 for name, share in self.modalities.items()
             },

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
 import numpy as np
 
 from fusedge.bundle.manifest import Manifest
@@ -11,13 +9,6 @@ from fusedge.runtime.backend import Array, OnnxPart
 from fusedge.runtime.clock import stopwatch_ns
 from fusedge.runtime.encoder import PartState
 from fusedge.runtime.histogram import DurationHistogram
-
-
-class Fused(NamedTuple):
-    """Logits by output, float32 `[1 + M, K]`: row 0 as things are, row 1+m without modality m."""
-
-    logits: dict[str, Array]
-    finite: bool
 
 
 class FusionHead:
@@ -49,8 +40,12 @@ class FusionHead:
         }
         self.step_time = DurationHistogram()
 
-    def fuse(self, embeddings: list[Array | None], ages_s: list[float]) -> Fused:
-        """Run the head on embeddings `[1, D]` (None where absent) and their ages in seconds."""
+    def fuse(self, embeddings: list[Array | None], ages_s: list[float]) -> dict[str, Array]:
+        """Run the head on embeddings `[1, D]` (None where absent) and their ages in seconds.
+
+        Logits by name, float32 `[1 + M, K]`: row 0 as things are, row 1+m without modality m. They
+        may be not finite; the head's memory is reset where row 0 is not.
+        """
         for column, embedding in enumerate(embeddings):
             present = self._others[:, column] if embedding is not None else np.float32(0)
             self._presence[:, column] = present
@@ -62,9 +57,8 @@ class FusionHead:
         outputs = self._backend.run({**self._feeds, **states})
         self.step_time.add(stopwatch_ns() - started)
         logits = {name: outputs[self._outputs[name]] for name in self._logits}
-        finite = all(bool(np.isfinite(value).all()) for value in logits.values())
-        if finite:
+        if all(np.isfinite(value[0]).all() for value in logits.values()):
             self._state.advance(outputs)
         else:
             self._state.reset()
-        return Fused(logits, finite)
+        return logits

@@ -6,10 +6,13 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
+
 from fusedge.bundle.archive import Bundle
+from fusedge.bundle.manifest import Output
 from fusedge.bundle.sample import Rejection, Sample
 from fusedge.bundle.window import NANOSECONDS, to_ns
-from fusedge.runtime.backend import OnnxPart
+from fusedge.runtime.backend import Array, OnnxPart
 from fusedge.runtime.clock import Clock
 from fusedge.runtime.decision import Classification, Decision, ModalityShare
 from fusedge.runtime.encoder import Encoder
@@ -72,7 +75,10 @@ class Pipeline:
             return
         account = self.ledger.account(item.modality)
         account.received += 1
-        account.drop(item.reason if isinstance(item, Rejection) else "not_in_bundle")
+        if isinstance(item, Rejection):
+            account.drop(item.reason, detail=item.detail)
+        else:
+            account.drop("not_in_bundle")
 
     @property
     def next_due_ns(self) -> int | None:
@@ -116,35 +122,37 @@ class Pipeline:
         self.ticks += 1
         encoders = [self.encoders[name] for name in self.order]
         ages_ns = [encoder.age_ns(tick_ns) for encoder in encoders]
-        fused = self.head.fuse(
+        logits = self.head.fuse(
             [
                 None if age is None else encoder.embedding
                 for age, encoder in zip(ages_ns, encoders, strict=True)
             ],
             [0.0 if age is None else age / NANOSECONDS for age in ages_ns],
         )
-        self.ticks_not_finite += not fused.finite
-        outputs: dict[str, Classification] = {}
-        contributions = [0.0] * len(self.order)
-        for index, spec in enumerate(self.manifest.outputs):
-            if not fused.finite:
-                outputs[spec.name] = Classification(spec.labels, None, None, None)
-                continue
-            rows = softmax(fused.logits[spec.logits], spec.temperature)
-            label, mean = self._steady[spec.name].update(rows[0])
-            outputs[spec.name] = Classification(spec.labels, label, rows[0], mean.copy())
-            self._labels[spec.name][label] += 1
-            if index == 0:
-                column = rows[:, spec.labels.index(label)]
-                contributions = (column[0] - column[1:]).tolist()
+        outputs = {
+            spec.name: self._classify(spec, logits[spec.logits]) for spec in self.manifest.outputs
+        }
+        self.ticks_not_finite += any(output.label is None for output in outputs.values())
         shares = {
-            name: ModalityShare(
-                age is not None, None if age is None else age / NANOSECONDS, contribution
-            )
-            for name, age, contribution in zip(self.order, ages_ns, contributions, strict=True)
+            name: ModalityShare(age is not None, None if age is None else age / NANOSECONDS)
+            for name, age in zip(self.order, ages_ns, strict=True)
         }
         latency_ns = max(0, self._clock.now_ns() - tick_ns)
         return Decision(tick_ns, outputs, shares, latency_ns)
+
+    def _classify(self, spec: Output, logits: Array) -> Classification:
+        """One output from its logits `[1 + M, K]`."""
+        if not np.isfinite(logits[0]).all():
+            return Classification(spec.labels, None, None, None, dict.fromkeys(self.order))
+        rows = softmax(logits, spec.temperature)
+        label, mean = self._steady[spec.name].update(rows[0])
+        self._labels[spec.name][label] += 1
+        column = rows[:, spec.labels.index(label)]
+        contributions = {
+            name: float(column[0] - without) if np.isfinite(without) else None
+            for name, without in zip(self.order, column[1:], strict=True)
+        }
+        return Classification(spec.labels, label, rows[0], mean.copy(), contributions)
 
     def statistics(self) -> dict[str, Any]:
         """Counts that do not depend on the speed of the machine, for the summary."""
@@ -166,6 +174,7 @@ class Pipeline:
                 }
                 for name, encoder in self.encoders.items()
             },
+            "remarks": self.ledger.remarks(),
             "ledger": self.ledger.as_dict(),
             "ledger_balanced": self.ledger.balanced,
         }

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from fusedge.bundle.archive import Bundle
-from fusedge.bundle.errors import FusedgeError, UnknownNameError
+from fusedge.bundle.errors import FusedgeError, UnknownNameError, printable
 from fusedge.devices.capture.source import Source, open_source
 from fusedge.runtime.clock import Clock, process_cpu_ns, stopwatch_ns
 from fusedge.runtime.decision import Decision
@@ -23,13 +23,15 @@ from fusedge.runtime.sinks.sink import Sink
 class SessionReport:
     """What a session did. `summary` is repeatable to the bit on a virtual clock; `timing` is not.
 
-    `ended` is `end of input` or `interrupted`.
+    `ended` is `end of input` or `interrupted`. `problem` is empty, or says in a line what of the
+    input could not be read or used, though the session went on without it.
     """
 
     ended: str
     header: dict[str, Any]
     summary: dict[str, Any]
     timing: dict[str, Any]
+    problem: str
 
 
 class Session:
@@ -54,6 +56,8 @@ class Session:
         for name in without:
             if name not in known:
                 raise UnknownNameError("modality", name, known)
+        if known <= set(without):
+            raise FusedgeError("every modality is left out", hint="keep one of them")
         self._clock = clock
         self.pipeline = Pipeline(bundle, clock, provider=provider, precision=precision)
         wanted = {
@@ -67,7 +71,13 @@ class Session:
                 source = open_source(uri, wanted, clock.now_ns)
                 opened.callback(source.close)
                 self._sources.append(source)
-            self.warnings = [line for source in self._sources for line in source.warnings]
+            self.warnings = [
+                printable(line) for source in self._sources for line in source.warnings
+            ]
+            self._damaged = bool(self.warnings)
+            live = [source.uri for source in self._sources if source.live]
+            if live:  # it would stop the clock while it is silent
+                raise FusedgeError("live sources cannot be run yet", where=", ".join(live))
             self._check_modalities(list(wanted))
             targets = {e.target for part in bundle.manifest.parts for e in part.engines}
             if targets:
@@ -104,7 +114,7 @@ class Session:
         missing = [modality for modality in wanted if modality not in given]
         if len(missing) == len(wanted):
             raise FusedgeError(
-                f"no source gives any of {', '.join(wanted) or 'the modalities that are left'}",
+                f"no source gives any of {', '.join(wanted)}",
                 where=", ".join(source.uri for source in self._sources),
             )
         self.warnings += [f"{name}: no source gives it; decisions go without" for name in missing]
@@ -136,7 +146,16 @@ class Session:
             "tick_to_decision": self._tick_to_decision.summary_us(),
             "parts": pipeline.compute_time(),
         }
-        return SessionReport(ended, self.header, summary, timing)
+        return SessionReport(ended, self.header, summary, timing, self._problem())
+
+    def _problem(self) -> str:
+        accounts = self.pipeline.ledger.accounts.values()
+        if not sum(account.used for account in accounts):
+            return "not one sample could be used"
+        torn = sum(account.dropped.get("malformed", 0) for account in accounts)
+        if torn:
+            return f"{torn} of its rows could not be read"
+        return "part of the input is missing" if self._damaged else ""
 
     def _loop(self, sinks: Sequence[Sink]) -> None:
         pipeline, clock = self.pipeline, self._clock

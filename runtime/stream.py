@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from fusedge.bundle.manifest import Modality
 from fusedge.bundle.sample import Sample
-from fusedge.bundle.window import grid_ns, hold, mask_implausible, to_ns
+from fusedge.bundle.window import NANOSECONDS, complete, grid_ns, hold, mask_implausible, to_ns
 from fusedge.runtime.ledger import Account
 from fusedge.runtime.ring import INVALID, PENDING, USED, WINDOW_REJECTED, SampleRing
 
@@ -28,6 +28,11 @@ class Window(NamedTuple):
     values: NDArray[np.float32]
     valid: NDArray[np.float32]
     complete: bool
+
+
+def _stamp(sample: Sample) -> str:
+    stamp_s, arrival_s = sample.timestamp_ns / NANOSECONDS, sample.arrival_ns / NANOSECONDS
+    return f"stamp {stamp_s:.3f} s, arrived at {arrival_s:.3f} s"
 
 
 class ModalityStream:
@@ -66,7 +71,7 @@ class ModalityStream:
         self._ring = SampleRing(capacity, len(spec.channels))
         self._empty = np.zeros((1, spec.window_samples, len(spec.channels)), np.float32)
         self._cut_any = False
-        self._resume_ns = 0  # windows that end before it are skipped
+        self._resume_ns = -(1 << 63)  # windows that end before it are skipped
         self.account = Account(lambda: len(self._ring))
         self.implausible = dict.fromkeys((c.name for c in spec.channels), 0)
         self.next_end_ns: int | None = None
@@ -82,7 +87,7 @@ class ModalityStream:
         account.received += 1
         time_ns = sample.timestamp_ns - self.latency_ns
         if sample.timestamp_ns > sample.arrival_ns + FUTURE_TOLERANCE_NS:
-            account.drop("future")
+            account.drop("future", detail=_stamp(sample))
             return
         if sample.data.shape != self._minimum.shape:
             account.drop("malformed")
@@ -90,14 +95,14 @@ class ModalityStream:
         end_ns = -(-time_ns // self.hop_ns) * self.hop_ns
         passed = self.next_end_ns is not None and self._cut_any and end_ns < self.next_end_ns
         if passed or end_ns + self.delay_ns < sample.arrival_ns:
-            account.drop("late")
+            account.drop("late", detail=_stamp(sample))
             return
         if self.next_end_ns is None or end_ns < self.next_end_ns:
             self.next_end_ns = end_ns  # the first samples may arrive out of order too
         if len(self._ring) == self._ring.capacity:
             self._settle(1, "overflow")
         if not self._ring.insert(time_ns, self._guard(sample.data)):
-            account.drop("duplicate")
+            account.drop("duplicate", detail=_stamp(sample))
 
     def _guard(self, data: NDArray[np.float32]) -> NDArray[np.float32]:
         """The data with what is outside its channel's range made NaN, and counted."""
@@ -124,12 +129,11 @@ class ModalityStream:
             reason = "overload"
         else:
             values, valid, picked = hold(ring.timestamps_ns, ring.values, grid, self._hold_ns)
-            share = float(valid.any(axis=1).mean())
-            complete = share > 0 and share >= self.spec.min_valid
-            self._mark(picked, valid, complete)
+            whole = bool(complete(valid, self.spec.min_valid))
+            self._mark(picked, valid, whole)
             window = (
                 Window(end_ns, values[None], valid[None], True)
-                if complete
+                if whole
                 else Window(end_ns, self._empty, self._empty, False)
             )
         # Only the newest sample before the next window's first grid point can be held into it, and
@@ -141,12 +145,12 @@ class ModalityStream:
         self._settle(max(passed, expired), reason)
         return window
 
-    def _mark(self, picked: NDArray[np.int64], valid: NDArray[np.float32], complete: bool) -> None:
+    def _mark(self, picked: NDArray[np.int64], valid: NDArray[np.float32], whole: bool) -> None:
         taken = picked >= 0
         indices = picked[taken]
         seen = valid[taken].any(axis=1)
         status = self._ring.status
-        fates = np.where(seen, USED if complete else WINDOW_REJECTED, INVALID).astype(np.uint8)
+        fates = np.where(seen, USED if whole else WINDOW_REJECTED, INVALID).astype(np.uint8)
         # Statuses are ordered: a sample that some window used stays used.
         np.maximum.at(status, indices, fates)
 

@@ -23,7 +23,7 @@ class Source(Protocol):
     offered but cannot come or comes in part: what is wrong, and where.
 
     A `live` source stamps arrival with the injected `now_ns`. A source that is not live (recorded,
-    simulated) has a time base of its own that starts near 0, gives `arrival_ns` on it as fast as it
+    simulated) has a time base of its own, gives `arrival_ns` on it as fast as it
     is asked, and yields the same items every time; whoever reads it keeps the pace.
     """
 

@@ -34,8 +34,10 @@ import threading
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
+from itertools import islice
 from operator import attrgetter
 from pathlib import Path
+from statistics import median_low
 from typing import BinaryIO, NamedTuple
 
 import numpy as np
@@ -53,7 +55,11 @@ COURSE_SPAN_S = 2.0
 COURSE_SPAN_FIXES = 2
 MAX_HACC_M = 20.0  # 5 and 10 m on 99.9 % of the rows; the rest, 30 to 2000 m, is acquisition
 VEHICLE_HOLD_NS = NANOSECONDS
-MAX_LEAP_NS = 3600 * NANOSECONDS  # trips last under 20 min
+MAX_SILENCE_NS = 60 * NANOSECONDS  # the longest in the trips is 17 s
+MAX_TRIP_NS = 86400 * NANOSECONDS  # the longest trip lasts 19 min
+LEAP_PROOF = 10  # rows in a row that a longer silence takes to be believed
+HEAD = 21  # rows at a file's start that tell when it starts: up to 10 wrong ones do not matter
+HEAD_LINES = 200
 MAX_STAMP_S = 1e9
 MAX_LINE = 512  # bytes; the longest row has 73
 MAX_VALUE = float(np.finfo(np.float32).max)
@@ -84,7 +90,7 @@ _NAN = math.nan
 
 
 class _Row(NamedTuple):
-    """A well-formed line. `arrival_ns` is the greatest stamp of its file so far."""
+    """A well-formed line. `arrival_ns` is the greatest stamp of its file so far that was believed."""
 
     arrival_ns: int
     stamp_ns: int
@@ -96,8 +102,11 @@ class TripSource:
 
     Modalities and channels are those of `fusedge.devices.capture.driving`. A sample's
     `timestamp_ns` is the file's stamp; a constant delay of the stamps (GPS) is the manifest's
-    matter. It arrives at the greatest stamp of its file so far. One stamp that leaps more than an
-    hour ahead does not move arrival, so that it cannot hold back the rows after it.
+    matter. It arrives at the greatest stamp of its file so far, and not before the trip's start,
+    which is one for all files and which no single file can misplace. A stamp that leaps more than
+    60 s ahead is `implausible_stamp` and does not move arrival, so that it cannot hold back the
+    rows after it; the tenth in a row that agrees with the one before is believed. Beyond a day from
+    the start, or 60 s for each row so far, none is: replay stays as short as the file.
 
     `road` has one sample for each lane row, with the newest vehicle row that had arrived, if that
     is at most 1 s old. Not a row: `malformed`. A GPS row without a plausible position: `no_fix`.
@@ -111,8 +120,9 @@ class TripSource:
         columns = select(uri, wanted)
         warnings: list[str] = []
         self._open = []
+        start_ns = _start_ns(folder)
         for modality, chosen in columns.items():
-            reader = _reader(folder, modality, chosen, warnings)
+            reader = _reader(folder, start_ns, modality, chosen, warnings)
             if reader is not None:
                 self._open.append((modality, reader))
         if not self._open:
@@ -137,7 +147,7 @@ class TripSource:
 def read_recording(path: Path) -> Recording:
     """A trip as arrays, with all channels of `driving.CHANNELS` and the label of its folder's name.
 
-    Values are those of `TripSource`. A row whose stamp repeats, falls behind or leaps an hour ahead
+    Values are those of `TripSource`. A row whose stamp repeats, falls behind or is not believed
     is left out, so that stamps rise strictly, as in the runtime's buffers. A modality without data
     is an empty series. Raises FusedgeError where the folder is no trip or its name tells no label.
     """
@@ -176,13 +186,15 @@ def read_recording(path: Path) -> Recording:
 
 
 def find_trips(data_dir: Path) -> list[Path]:
-    """All trip folders, by driver and name, of a data folder or of UAH-DriveSet's own folder.
+    """All trip folders, by driver and name, of a data folder, UAH-DriveSet's own or a driver's.
 
     Raises FusedgeError where there are none.
     """
-    for root in (data_dir / "driving" / "uah-driveset", data_dir):
+    for pattern in ("driving/uah-driveset/D*/*", "D*/*", "*"):
         trips = sorted(
-            path for path in root.glob("D*/*") if path.is_dir() and _FOLDER.fullmatch(path.name)
+            path
+            for path in data_dir.glob(pattern)
+            if path.is_dir() and _FOLDER.fullmatch(path.name)
         )
         if trips:
             return trips
@@ -195,20 +207,20 @@ def find_trips(data_dir: Path) -> list[Path]:
 
 
 def _reader(
-    folder: Path, modality: str, columns: Sequence[int], warnings: list[str]
+    folder: Path, start_ns: int, modality: str, columns: Sequence[int], warnings: list[str]
 ) -> Callable[[], Feed] | None:
     """What reads a modality; None, and a warning, where its file is missing or unreadable."""
     if modality == "imu":
         path = _locate(folder, _IMU, "no imu", warnings)
-        return None if path is None else partial(_imu, path, columns)
+        return None if path is None else partial(_imu, path, start_ns, columns)
     if modality == "gps":
         path = _locate(folder, _GPS, "no gps", warnings)
-        return None if path is None else partial(_gps, path, columns)
+        return None if path is None else partial(_gps, path, start_ns, columns)
     path = _locate(folder, _LANE, "no road", warnings)
     if path is None:
         return None
     vehicles = _locate(folder, _VEHICLES, "road goes without vehicles", warnings)
-    return partial(_road, path, vehicles, columns)
+    return partial(_road, path, vehicles, start_ns, columns)
 
 
 def _locate(folder: Path, layout: _Layout, effect: str, warnings: list[str]) -> Path | None:
@@ -262,31 +274,68 @@ def _lines(file: BinaryIO) -> Iterator[bytes]:
         yield b""
 
 
-def _rows(path: Path, layout: _Layout, modality: str) -> Iterator[_Row | Rejection]:
-    """The rows of a file; a line that is none is `malformed`, a blank one is skipped.
+def _parsed(path: Path, layout: _Layout) -> Iterator[tuple[int, list[float] | str]]:
+    """Number and numbers of each line that is not blank, or why it has none.
 
     A last line without its end was cut off, maybe within a number.
     """
-    arrival_ns, leapt_ns, number = 0, 0, 0
+    number = 0
     try:
         with _open(path) as file:
             for line in _lines(file):
                 number += 1
                 values = _parse(line, layout.columns)
-                if isinstance(values, str):
-                    if values:
-                        place = f"{path}:{number}: {values}"
-                        yield Rejection(modality, arrival_ns, "malformed", place)
-                    continue
-                stamp_ns = round(values[0] * NANOSECONDS)
-                if stamp_ns > arrival_ns + MAX_LEAP_NS and abs(stamp_ns - leapt_ns) > MAX_LEAP_NS:
-                    leapt_ns = stamp_ns
-                elif stamp_ns > arrival_ns:
-                    arrival_ns = stamp_ns
-                yield _Row(arrival_ns, stamp_ns, values)
+                if values:
+                    yield number, values
     except _UNREADABLE as error:
-        place = f"{path}:{number + 1}: cannot be read on ({error})"
-        yield Rejection(modality, arrival_ns, "malformed", place)
+        yield number + 1, f"cannot be read on ({error})"
+
+
+def _start_ns(folder: Path) -> int:
+    """When a trip starts: the earliest of its files' starts that lies near their middle one."""
+    paths = [(_find(folder, layout), layout) for layout in (_IMU, _GPS, _LANE, _VEHICLES)]
+    heads = [_head(path, layout) for path, layout in paths if path is not None]
+    starts = [_earliest(head) for head in heads if head]
+    return _earliest(starts) if starts else 0
+
+
+def _head(path: Path, layout: _Layout) -> list[int]:
+    """The stamps of a file's first rows."""
+    rows = (values for _, values in islice(_parsed(path, layout), HEAD_LINES))
+    stamps = (_stamp_ns(values) for values in rows if not isinstance(values, str))
+    return list(islice(stamps, HEAD))
+
+
+def _earliest(stamps: Sequence[int]) -> int:
+    middle = median_low(stamps)
+    return min(stamp for stamp in stamps if middle - stamp <= MAX_SILENCE_NS)
+
+
+def _stamp_ns(values: Sequence[float]) -> int:
+    return round(values[0] * NANOSECONDS)
+
+
+def _rows(path: Path, layout: _Layout, modality: str, start_ns: int) -> Iterator[_Row | Rejection]:
+    """The rows of a file; a line that is none is `malformed`, see `TripSource` for stamps."""
+    arrival_ns, leapt_ns, agreeing, rows = start_ns, start_ns, 0, 0
+    for number, values in _parsed(path, layout):
+        if isinstance(values, str):
+            yield Rejection(modality, arrival_ns, "malformed", f"{path}:{number}: {values}")
+            continue
+        rows += 1
+        stamp_ns = _stamp_ns(values)
+        believed = stamp_ns <= arrival_ns + MAX_SILENCE_NS
+        if not believed:
+            agreeing = agreeing + 1 if abs(stamp_ns - leapt_ns) <= MAX_SILENCE_NS else 1
+            leapt_ns, believed = stamp_ns, agreeing >= LEAP_PROOF
+        else:
+            agreeing = 0
+        if not believed or stamp_ns > start_ns + min(MAX_TRIP_NS, rows * MAX_SILENCE_NS):
+            place = f"{path}:{number}: the stamp {values[0]:g} s leaps ahead"
+            yield Rejection(modality, arrival_ns, "implausible_stamp", place)
+            continue
+        arrival_ns = max(arrival_ns, stamp_ns)
+        yield _Row(arrival_ns, stamp_ns, values)
 
 
 def _parse(line: bytes, columns: int) -> list[float] | str:
@@ -314,8 +363,8 @@ def _sample(modality: str, row: _Row, values: Sequence[float], columns: Sequence
     return Sample(modality, row.stamp_ns, row.arrival_ns, np.array(data, np.float32))
 
 
-def _imu(path: Path, columns: Sequence[int]) -> Feed:
-    for row in _rows(path, _IMU, "imu"):
+def _imu(path: Path, start_ns: int, columns: Sequence[int]) -> Feed:
+    for row in _rows(path, _IMU, "imu", start_ns):
         if isinstance(row, Rejection):
             yield row
             continue
@@ -323,9 +372,9 @@ def _imu(path: Path, columns: Sequence[int]) -> Feed:
         yield _sample("imu", row, (z * G, y * G, x * G, roll, pitch, yaw), columns)
 
 
-def _gps(path: Path, columns: Sequence[int]) -> Feed:
+def _gps(path: Path, start_ns: int, columns: Sequence[int]) -> Feed:
     fixes = COURSE_SPAN_FIXES  # a trip starts within a drive
-    for row in _rows(path, _GPS, "gps"):
+    for row in _rows(path, _GPS, "gps", start_ns):
         if isinstance(row, Rejection):
             yield row
             continue
@@ -340,11 +389,11 @@ def _gps(path: Path, columns: Sequence[int]) -> Feed:
         yield _sample("gps", row, (speed * KMH, rate), columns)
 
 
-def _road(lanes: Path, vehicles: Path | None, columns: Sequence[int]) -> Feed:
-    feed = _rows(vehicles, _VEHICLES, "road") if vehicles else iter(())
+def _road(lanes: Path, vehicles: Path | None, start_ns: int, columns: Sequence[int]) -> Feed:
+    feed = _rows(vehicles, _VEHICLES, "road", start_ns) if vehicles else iter(())
     waiting = next(feed, None)
     newest: _Row | None = None
-    for row in _rows(lanes, _LANE, "road"):
+    for row in _rows(lanes, _LANE, "road", start_ns):
         while waiting is not None and waiting.arrival_ns <= row.arrival_ns:
             if isinstance(waiting, Rejection):
                 yield waiting
@@ -379,8 +428,8 @@ def _lead(row: _Row | None, now_ns: int) -> tuple[float, float, float]:
 
 def _events(folder: Path) -> Iterator[tuple[str, int, float]]:
     path = _find(folder, _EVENTS)
-    for row in _rows(path, _EVENTS, "imu") if path else ():
-        if isinstance(row, _Row):
-            time_s, kind, level = row.values[:3]
+    for _, values in _parsed(path, _EVENTS) if path else ():
+        if not isinstance(values, str):
+            time_s, kind, level = values[:3]
             if kind in _EVENT_KINDS and level in (1, 2, 3):
                 yield _EVENT_KINDS[int(kind)], int(level), time_s

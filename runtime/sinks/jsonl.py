@@ -10,6 +10,8 @@ from fusedge.bundle.errors import FusedgeError
 from fusedge.runtime.decision import Decision
 from fusedge.runtime.events import Event
 
+_BEGINNING = b'{"type":"session"'
+
 
 class JsonLinesSink:
     """Writes to a file, or to an open stream such as standard output. Every line is flushed, so that
@@ -24,6 +26,7 @@ class JsonLinesSink:
         """Create the file and write the session line."""
         if isinstance(self._target, Path):
             try:
+                self._refuse_other_file(self._target)
                 self._target.parent.mkdir(parents=True, exist_ok=True)
                 self._stream = self._target.open("w", encoding="utf-8", newline="\n")
             except OSError as error:
@@ -31,6 +34,19 @@ class JsonLinesSink:
         else:
             self._stream = self._target
         self._line({"type": "session", **header})
+
+    @staticmethod
+    def _refuse_other_file(path: Path) -> None:
+        """An earlier file of decisions is replaced; anything else that is there is not."""
+        if not path.is_file() or path.stat().st_size == 0:
+            return
+        with path.open("rb") as stream:
+            if not stream.read(len(_BEGINNING)).startswith(_BEGINNING):
+                raise FusedgeError(
+                    "is there and holds no decisions, so it is not replaced",
+                    where=str(path),
+                    hint="choose another name with --out",
+                )
 
     def write(self, item: Decision | Event) -> None:
         """Write one line."""

@@ -9,7 +9,7 @@ from fusedge.runtime.events import Event
 
 
 class Sink(Protocol):
-    """Contract: `open` once, `write` in the order of time, `close` once, also after a failure.
+    """Contract: `open` once, `write` in the order of emission, `close` once, also after a failure.
 
     The session calls `open` only when bundle and sources are ready, so that a run that cannot start
     touches no file.

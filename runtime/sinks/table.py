@@ -10,6 +10,7 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
+from fusedge.bundle.errors import printable
 from fusedge.bundle.window import NANOSECONDS
 from fusedge.runtime.clock import stopwatch_ns
 from fusedge.runtime.decision import Decision
@@ -32,7 +33,7 @@ class TableSink:
 
     def open(self, header: dict[str, Any]) -> None:
         """Start the display."""
-        self._title = f"{header['bundle']} on {', '.join(header['sources'])}"
+        self._title = printable(f"{header['bundle']} on {', '.join(header['sources'])}")
         for warning in header["warnings"]:
             self._console.print(Text(f"warning: {warning}", style="yellow"), soft_wrap=True)
         self._live = Live(console=self._console, auto_refresh=False)
@@ -87,10 +88,12 @@ def _render(title: str, decision: Decision, events: list[Event]) -> Group:
     rests_on = Table(expand=False)
     for column in ("modality", "state", "age", "contribution", ""):
         rests_on.add_column(column)
+    contributions = next(iter(decision.outputs.values())).contributions
     for name, share in decision.modalities.items():
+        contribution = contributions.get(name) or 0.0
         state = Text("present", "green") if share.present else Text("missing", "bold red")
         age = "" if share.age_s is None else f"{share.age_s:.2f} s"
-        rests_on.add_row(name, state, age, f"{share.contribution:+.2f}", _bar(share.contribution))
+        rests_on.add_row(name, state, age, f"{contribution:+.2f}", _bar(contribution))
     recent = [
         Text(f"{e.timestamp_ns / NANOSECONDS:7.1f} s  {e.name} level {e.level}  peak {e.peak:+.2f}")
         for e in reversed(events)

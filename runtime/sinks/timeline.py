@@ -5,13 +5,14 @@ from __future__ import annotations
 import importlib.util
 from collections import deque
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
-from fusedge.bundle.errors import FusedgeError, MissingExtraError
+from fusedge.bundle.errors import FusedgeError, MissingExtraError, printable
 from fusedge.bundle.window import NANOSECONDS
 from fusedge.runtime.decision import Decision
 from fusedge.runtime.events import Event
 
+PNG = b"\x89PNG"
 MAX_DECISIONS = 24 * 3600  # a day at one a second; the oldest go first
 
 
@@ -22,43 +23,69 @@ class TimelineSink:
         if importlib.util.find_spec("matplotlib") is None:
             raise MissingExtraError("matplotlib", "plot", "the timeline picture")
         self._path = path
+        self._partial = path.with_name(f".{path.name}.partial")
+        self._stream: IO[bytes] | None = None
         self._title = ""
         self._decisions: deque[Decision] = deque(maxlen=MAX_DECISIONS)
-        self._events: deque[Event] = deque(maxlen=MAX_DECISIONS)
+        self._events: dict[tuple[str, int], Event] = {}
 
     def open(self, header: dict[str, Any]) -> None:
-        """Remember what the picture is of."""
-        self._title = f"{header['bundle']} on {', '.join(header['sources'])}"
+        """Remember what the picture is of, and make sure that it can be written."""
+        self._title = printable(f"{header['bundle']} on {', '.join(header['sources'])}")
+
+        try:
+            if self._path.exists() and not self._path.read_bytes().startswith(PNG):
+                raise FusedgeError(
+                    "is there and no picture, so it is not replaced",
+                    where=str(self._path),
+                    hint="choose another name with --picture",
+                )
+            self._path.parent.mkdir(parents=True, exist_ok=True)
+            self._stream = self._partial.open("wb")
+        except OSError as error:
+            raise self._cannot_write(error) from None
 
     def write(self, item: Decision | Event) -> None:
         """Keep what will be drawn."""
         if isinstance(item, Decision):
             self._decisions.append(item)
-        elif item.phase == "end":
-            self._events.append(item)
+        elif len(self._events) < MAX_DECISIONS or (item.name, item.number) in self._events:
+            self._events[item.name, item.number] = item  # the newest record tells the whole event
 
     def close(self, summary: dict[str, Any]) -> None:
-        """Draw and save."""
+        """Draw and save; the picture is there whole or not at all."""
+        if self._stream is None:
+            return
+        try:
+            with self._stream as stream:
+                if self._decisions:
+                    self._draw(stream)
+            if self._decisions:
+                self._partial.replace(self._path)
+        except OSError as error:
+            raise self._cannot_write(error) from None
+        finally:
+            self._partial.unlink(missing_ok=True)
+
+    def _cannot_write(self, error: OSError) -> FusedgeError:
+        return FusedgeError(
+            f"cannot write the picture: {error.strerror or error}",
+            where=str(self._path),
+            hint="choose another file or folder",
+        )
+
+    def _draw(self, stream: IO[bytes]) -> None:
         from matplotlib.figure import Figure
 
-        first = next((d for d in self._decisions if d.outputs), None)
-        if first is None:
-            return
-        output = next(iter(first.outputs))
+        output = next(iter(self._decisions[0].outputs))
         figure = Figure(figsize=(11, 7), layout="constrained")
         shares, contributions, events = figure.subplots(3, 1, sharex=True, height_ratios=[3, 2, 1])
         times = [d.timestamp_ns / NANOSECONDS for d in self._decisions]
         self._draw_shares(shares, times, output)
-        self._draw_contributions(contributions, times, list(first.modalities))
+        self._draw_contributions(contributions, times, output)
         self._draw_events(events)
         shares.set_title(self._title, parse_math=False, loc="left", fontsize=10)
-        try:
-            self._path.parent.mkdir(parents=True, exist_ok=True)
-            figure.savefig(self._path, dpi=110, format="png")
-        except OSError as error:
-            raise FusedgeError(
-                f"cannot write the picture: {error.strerror or error}", where=str(self._path)
-            ) from None
+        figure.savefig(stream, dpi=110, format="png")
 
     def _draw_shares(self, axes: Any, times: list[float], output: str) -> None:
         classifications = [d.outputs[output] for d in self._decisions]
@@ -81,13 +108,19 @@ class TimelineSink:
             loc="lower right", bbox_to_anchor=(1, 1), ncols=len(labels), fontsize=9, frameon=False
         )
 
-    def _draw_contributions(self, axes: Any, times: list[float], modalities: list[str]) -> None:
+    def _draw_contributions(self, axes: Any, times: list[float], output: str) -> None:
+        modalities = list(self._decisions[0].modalities)
         for index, name in enumerate(modalities):
             values = [
-                d.modalities[name].contribution if d.modalities[name].present else float("nan")
+                d.outputs[output].contributions[name] if d.modalities[name].present else None
                 for d in self._decisions
             ]
-            axes.plot(times, values, color=f"C{index + 5}", label=name)
+            axes.plot(
+                times,
+                [float("nan") if v is None else v for v in values],
+                color=f"C{index + 5}",
+                label=name,
+            )
         low, high = axes.get_ylim()
         step = (high - low) * 0.06
         for index, name in enumerate(modalities):
@@ -113,9 +146,9 @@ class TimelineSink:
         )
 
     def _draw_events(self, axes: Any) -> None:
-        names = sorted({event.name for event in self._events})
+        names = sorted({name for name, _ in self._events})
         for row, name in enumerate(names):
-            own = [event for event in self._events if event.name == name]
+            own = [event for (kind, _), event in self._events.items() if kind == name]
             starts = [e.timestamp_ns / NANOSECONDS - e.duration_s for e in own]
             axes.barh(
                 [row] * len(own),

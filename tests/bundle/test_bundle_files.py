@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import hashlib
 import io
 import json
 import os
@@ -16,9 +18,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fusedge.bundle import archive
-from fusedge.bundle.archive import MANIFEST, Bundle, write_bundle
+from fusedge.bundle.archive import MANIFEST, Bundle, check_destination, write_bundle
 from fusedge.bundle.errors import BundleError, FusedgeError, UnknownNameError
 from fusedge.bundle.lookup import open_bundle
+from fusedge.cli.verify import verify
 from tests.tiny_bundle import tiny_manifest, write_tiny_bundle
 
 
@@ -226,6 +229,55 @@ def test_a_zip_bomb_takes_bounded_memory(tmp_path: Path, told: int) -> None:
         tracemalloc.stop()
 
 
+def with_zeros(path: Path, size: int, count: int = 1) -> Path:
+    """A sound bundle with files of nothing but zeros in it."""
+    digest = hashlib.sha256()
+    for _ in range(size >> 20):
+        digest.update(bytes(1 << 20))
+    names = [f"zeros{i}" for i in range(count)]
+    write_tiny_bundle(path)
+    with zipfile.ZipFile(path) as source:
+        files = {name: source.read(name) for name in source.namelist()}
+    raw = json.loads(files[MANIFEST])
+    raw["files"] |= {name: {"bytes": size, "sha256": digest.hexdigest()} for name in names}
+    files[MANIFEST] = json.dumps(raw).encode()
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED, compresslevel=1) as target:
+        for name, data in files.items():
+            target.writestr(name, data)
+        for name in names:
+            with target.open(name, "w", force_zip64=True) as stream:
+                for _ in range(size >> 20):
+                    stream.write(bytes(1 << 20))
+    return path
+
+
+@pytest.mark.parametrize(("size", "count"), [(160 << 20, 1), (32 << 20, 5)])
+def test_a_bundle_that_unpacks_to_absurdly_much_is_not_opened(
+    tmp_path: Path, size: int, count: int
+) -> None:
+    path = with_zeros(tmp_path / "bomb.fusedge", size, count)
+    with pytest.raises(BundleError, match=r"would unpack to .* as no bundle .*do not trust it"):
+        Bundle(path)
+
+
+@pytest.mark.parametrize("as_folder", [False, True])
+def test_verify_keeps_no_file_in_memory(tmp_path: Path, as_folder: bool) -> None:
+    import tracemalloc
+
+    path = with_zeros(tmp_path / "zeros.fusedge", 48 << 20)
+    if as_folder:
+        path = tmp_path / "zeros"
+        zipfile.ZipFile(tmp_path / "zeros.fusedge").extractall(path)
+    bundle = Bundle(path)
+    tracemalloc.start()
+    try:
+        assert bundle.verify() == 4
+        assert tracemalloc.get_traced_memory()[1] < 8 << 20
+    finally:
+        tracemalloc.stop()
+    assert bundle.read("zeros0") == bytes(48 << 20)
+
+
 def test_a_file_that_is_longer_than_it_says_is_refused(tmp_path: Path, whole: Path) -> None:
     def grow(files: dict[str, bytes]) -> None:
         files["parts/head.onnx"] += b"\0" * 1_000_000
@@ -295,6 +347,84 @@ def test_a_pipe_does_not_hang_the_reader(folder: Path, tmp_path: Path) -> None:
         (tmp_path / "kept").rename(folder / name)
     os.mkfifo(tmp_path / "pipe.fusedge")
     assert "neither a file nor a folder" in refusal(tmp_path / "pipe.fusedge")
+
+
+@pytest.mark.parametrize("damage", ["missing", "altered", "longer", "link", "unlisted", "unread"])
+@pytest.mark.parametrize("kind", ["folder", "file"])
+def test_every_damage_says_what_to_do(
+    folder: Path, whole: Path, tmp_path: Path, kind: str, damage: str
+) -> None:
+    name = "parts/head.onnx"
+    if kind == "folder":
+        path, file = folder, folder / name
+        data = file.read_bytes()
+        file.unlink()
+        if damage == "link":
+            file.symlink_to(folder / MANIFEST)
+        elif damage == "unread":
+            file.mkdir()
+        elif damage != "missing":
+            file.write_bytes({"altered": data[:-1], "longer": data + b"x"}.get(damage, data))
+            (folder / ("extra" if damage == "unlisted" else name)).touch()
+    elif damage == "unread":
+        path = tmp_path / "x.fusedge"
+        data = bytearray(whole.read_bytes())
+        data[data.index(name.encode()) + len(name) + 9] ^= 0xFF  # inside of the packed data
+        path.write_bytes(data)
+    else:
+
+        def change(files: dict[str, bytes]) -> None:
+            data = files.pop(name)
+            if damage != "missing":
+                files[name] = {"altered": data[:-1], "longer": data + b"x"}.get(damage, b"")
+            if damage == "unlisted":
+                files["extra"] = b""
+
+        path = rezipped(whole, change, tmp_path / "x.fusedge")
+    assert "(copy the bundle again, or export it anew)" in refusal(path)
+
+
+# The signature.
+
+
+@pytest.fixture
+def signed(folder: Path) -> Path:
+    """A bundle that names a signature and has it."""
+    edited(folder, lambda raw: raw.update(signature="manifest.sig"))
+    (folder / "manifest.sig").write_bytes(bytes(64))
+    return folder
+
+
+def zipped(folder: Path) -> Path:
+    path = folder.with_suffix(".fusedge")
+    with zipfile.ZipFile(path, "w") as target:
+        for file in sorted(p for p in folder.rglob("*") if p.is_file()):
+            target.write(file, file.relative_to(folder).as_posix())
+    return path
+
+
+@pytest.mark.parametrize("pack", [Path, zipped])
+def test_a_signature_that_is_named_must_be_there(
+    signed: Path, pack: Callable[[Path], Path]
+) -> None:
+    assert Bundle(pack(signed)).verify() == 3
+    (signed / "manifest.sig").write_bytes(bytes(archive.MAX_SIGNATURE_BYTES + 1))
+    with pytest.raises(BundleError, match=r"manifest\.sig is larger"):
+        Bundle(pack(signed))
+    (signed / "manifest.sig").unlink()
+    with pytest.raises(BundleError, match=r"manifest\.sig is missing \(copy the bundle again"):
+        Bundle(pack(signed))
+
+
+def test_verify_never_says_that_a_bundle_is_signed(
+    signed: Path, whole: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for path, words in ((whole, "absent"), (signed, "present, not checked")):
+        verify(str(path), as_json=True)
+        assert json.loads(capsys.readouterr().out)["signature"] == words
+        verify(str(path))
+        text = "".join(capsys.readouterr())
+        assert f"Signature: {words}." in text and "signed" not in text.replace(str(path), "")
 
 
 # The manifest as text.
@@ -500,6 +630,98 @@ def test_a_folder_without_permission_is_told(tmp_path: Path) -> None:
     tmp_path.chmod(0o500)
     with pytest.raises(FusedgeError, match="Permission denied"):
         write_tiny_bundle(tmp_path / "tiny.fusedge")
+
+
+def file_here(place: Path) -> None:
+    place.write_text("years")
+
+
+def other_folder_here(place: Path) -> None:
+    place.mkdir()
+    (place / "thesis.txt").write_text("years")
+
+
+def file_above(place: Path) -> None:
+    place.parent.rmdir()
+    place.parent.write_text("years")
+
+
+def circle_above(place: Path) -> None:
+    place.parent.rmdir()
+    place.parent.symlink_to(place.parent)
+
+
+@pytest.mark.parametrize(
+    ("name", "prepare", "reason"),
+    [
+        ("tiny", file_here, "a file lies where the folder should be"),
+        ("tiny", other_folder_here, "will not replace this folder"),
+        ("tiny.fusedge", other_folder_here, "will not replace this folder"),
+        ("tiny", file_above, "is not a folder"),
+        ("deep/tiny.fusedge", lambda place: place.parent.write_text(""), "is not a folder"),
+        ("tiny", circle_above, "cannot write"),
+        ("a\0b", None, "null"),
+        ("x" * 240 + ".fusedge", None, "choose a shorter name, with -o"),
+    ],
+)
+def test_a_place_that_would_fail_is_refused_before_any_work(
+    tmp_path: Path, name: str, prepare: Callable[[Path], object] | None, reason: str
+) -> None:
+    (tmp_path / "out").mkdir()
+    place = tmp_path / "out" / name
+    if prepare is not None:
+        prepare(place)
+    before = sorted(tmp_path.rglob("*"))
+    for write in (check_destination, write_tiny_bundle):
+        with pytest.raises(FusedgeError, match=reason) as caught:
+            write(place)
+        assert "with -o" in caught.value.hint or "name a new folder" in caught.value.hint
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_a_folder_that_may_not_be_written_is_refused_before_any_work(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def forbid(self: Path) -> None:
+        assert self.parent == tmp_path
+        raise PermissionError(errno.EACCES, "Permission denied")
+
+    monkeypatch.setattr(Path, "mkdir", forbid)
+    for name in ("tiny", "new/folder/tiny.fusedge"):
+        with pytest.raises(FusedgeError, match="a folder that you may write to, with -o"):
+            check_destination(tmp_path / name)
+
+
+def test_a_good_place_is_let_through_and_left_as_it_is(tmp_path: Path) -> None:
+    write_tiny_bundle(tmp_path / "old")
+    write_tiny_bundle(tmp_path / "old.fusedge")
+    (tmp_path / "empty").mkdir()
+    before = sorted(tmp_path.rglob("*"))
+    for name in ("old", "old.fusedge", "empty", "new", "new.fusedge", "a/b/new.fusedge"):
+        check_destination(tmp_path / name)
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+@pytest.mark.parametrize(
+    ("number", "advice"),
+    [
+        (errno.ENOSPC, "free some space"),
+        (errno.EDQUOT, "free some space"),
+        (errno.EROFS, "a folder that you may write to"),
+        (errno.EACCES, "a folder that you may write to"),
+        (errno.EIO, "choose another place"),
+    ],
+)
+def test_a_failing_write_is_told_with_advice_that_fits(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int, advice: str
+) -> None:
+    def fail(descriptor: int) -> None:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(archive.os, "fsync", fail)
+    with pytest.raises(FusedgeError, match=os.strerror(number)) as caught:
+        write_tiny_bundle(tmp_path / "tiny.fusedge")
+    assert caught.value.hint.startswith(("choose " + advice, advice))
 
 
 @pytest.mark.parametrize("name", ["work", "work.fusedge"])

@@ -5,13 +5,23 @@ from __future__ import annotations
 import copy
 import functools
 import json
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
+from pydantic import BaseModel
 
+import fusedge.bundle.manifest as manifest_module
 from fusedge.bundle.errors import MAX_LENGTH, BundleError, FusedgeError, UnknownNameError
-from fusedge.bundle.manifest import Manifest, check_path, parse_manifest
+from fusedge.bundle.manifest import (
+    MAX_BUNDLE_BYTES,
+    MAX_FILE_BYTES,
+    MAX_TEXT,
+    Manifest,
+    check_path,
+    parse_manifest,
+)
 from tests.tiny_bundle import modality, tiny_manifest
 
 Edit = Callable[[dict[str, Any]], object]
@@ -63,6 +73,18 @@ def add_presence_to_encoder(raw: dict[str, Any]) -> None:
     raw["parts"][FAST]["inputs"].append(spec)
 
 
+def size_of(name: str, size: int) -> Edit:
+    return lambda raw: raw["files"][f"parts/{name}.onnx"].update(bytes=size)
+
+
+def fill_up(raw: dict[str, Any]) -> None:
+    """The greatest files, a byte more than a bundle may hold."""
+    entry = raw["files"]["parts/head.onnx"]
+    for place in range(MAX_BUNDLE_BYTES // MAX_FILE_BYTES):
+        raw["files"][f"more{place}"] = {**entry, "bytes": MAX_FILE_BYTES}
+    entry["bytes"] = 1
+
+
 BROKEN: dict[str, tuple[Edit, str]] = {
     "channel without a range": (
         lambda raw: raw["modalities"][0]["channels"][0].update(minimum=100),
@@ -76,6 +98,10 @@ BROKEN: dict[str, tuple[Edit, str]] = {
     "window of no sample": (in_modality(window_s=0.01, rate_hz=10), "must be a whole number"),
     "never present": (in_modality(latency_s=2), "could never be present"),
     "hop of nothing": (in_modality(hop_s=1e-12), "hop_s"),
+    "more decisions than a run can make": (
+        lambda raw: raw.update(decision_rate_hz=1000.1),
+        "decision_rate_hz",
+    ),
     "rate of almost nothing": (lambda raw: raw.update(decision_rate_hz=1e-300), "decision_rate_hz"),
     "buffer beyond all memory": (
         in_modality(rate_hz=1_000_000, max_age_s=86_400),
@@ -195,6 +221,13 @@ BROKEN: dict[str, tuple[Edit, str]] = {
         lambda raw: raw["files"].update({"manifest.json": raw["files"]["parts/head.onnx"]}),
         "cannot list itself",
     ),
+    "file beyond ONNX": (size_of("head", MAX_FILE_BYTES + 1), "bytes"),
+    "more than a bundle may hold": (fill_up, f"more than {MAX_BUNDLE_BYTES} bytes in all"),
+    "signature that is listed": (
+        lambda raw: raw.update(signature="parts/head.onnx"),
+        "it signs the hashes",
+    ),
+    "output of another kind": (in_output(kind="regression"), "kind"),
     "signature outside": (lambda raw: raw.update(signature="../x"), "not plain and relative"),
     "hash that is none": (
         lambda raw: raw["files"]["parts/head.onnx"].update(sha256="0" * 63),
@@ -216,6 +249,121 @@ def test_the_unbroken_manifest_is_read() -> None:
     assert parse() == tiny_manifest(MODALITIES, FILES)
 
 
+def test_the_greatest_numbers_are_allowed() -> None:
+    assert parse(lambda raw: raw.update(decision_rate_hz=1000)).decision_rate_hz == 1000
+    parse(size_of("head", MAX_FILE_BYTES))
+
+
+def test_an_output_is_a_classification_unless_it_says_so() -> None:
+    assert parse(lambda raw: raw["outputs"][0].pop("kind")).outputs[0].kind == "classification"
+
+
+# Text. One string of each field, and each key that is free.
+
+ENGINE = {
+    "file": "parts/head.onnx",
+    "target": "t",
+    "flavour": "tensorrt",
+    "version": "10",
+    "compute_capabilities": ["8.7"],
+    "precision_requested": "fp16",
+    "layers_by_precision": {"fp16": 1},
+    "flags": ["FP16"],
+    "batch_range": [1, 1, 1],
+    "bytes": 1,
+}
+PARITY = {
+    "part": "head",
+    "precision": "fp32",
+    "cases": 1,
+    "max_absolute": 0,
+    "max_relative": 0,
+    "tolerance": 0,
+}
+
+
+def full(raw: dict[str, Any]) -> None:
+    """Give every field a value."""
+    raw["modalities"][0]["prepare"] = ["filter"]
+    raw["parts"][HEAD]["engines"] = [ENGINE]
+    raw["provenance"]["tools"] = {"torch": "2"}
+    raw.update(parity=[PARITY], accuracy={"f1": 0.5}, signature="signature")
+
+
+def texts(node: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[tuple[Any, ...], bool]]:
+    """Every place of a string and, with True, of a key."""
+    if isinstance(node, str):
+        yield path, False
+    elif isinstance(node, dict):
+        for key, value in node.items():
+            yield (*path, key), True
+            yield from texts(value, (*path, key))
+    elif isinstance(node, list):
+        for index, value in enumerate(node):
+            yield from texts(value, (*path, index))
+
+
+def full_manifest() -> dict[str, Any]:
+    raw = copy.deepcopy(raw_manifest())
+    full(raw)
+    return copy.deepcopy(raw)
+
+
+def test_the_full_manifest_is_read_and_has_every_field() -> None:
+    parse(full)
+    text = json.dumps(full_manifest())
+    for name, model in vars(manifest_module).items():
+        if isinstance(model, type) and issubclass(model, BaseModel) and not name.startswith("_"):
+            # What is left out is no text.
+            assert all(
+                f'"{field}"' in text for field in {*model.model_fields} - {"argmax_agreement"}
+            )
+
+
+@pytest.mark.parametrize("text", ["a\x1b[2J", "a\nb", "\u202ea", "\x9b1m", "x" * 100_000])
+def test_text_that_would_harm_a_terminal_is_refused_wherever_it_stands(text: str) -> None:
+    for path, is_key in texts(full_manifest()):
+        raw = full_manifest()
+        *way, last = path
+        node = functools.reduce(lambda inner, step: inner[step], way, raw)
+        node[text if is_key else last] = node.pop(last) if is_key else text
+        with pytest.raises(BundleError) as caught:
+            parse_manifest(json.dumps(raw).encode(), "here")
+        line = caught.value.line()
+        assert line.isprintable() and len(line) < MAX_LENGTH + 100, path
+
+
+def test_plain_text_of_any_language_is_allowed() -> None:
+    for text in ("Müdigkeit, 眠気", "m/s²", "", "x" * MAX_TEXT):
+        assert parse(lambda raw, t=text: raw.update(description=t)).description == text  # type: ignore[misc]
+
+
+# A field given twice.
+
+
+@pytest.mark.parametrize("again", ["9", "1"])
+def test_a_version_given_twice_is_refused(again: str) -> None:
+    text = json.dumps(raw_manifest())
+    with pytest.raises(BundleError, match="'format_version' is given twice"):
+        parse_manifest(f'{{"format_version": {again}, {text[1:]}'.encode(), "here")
+
+
+def test_any_key_given_twice_is_refused_in_one_line() -> None:
+    text = json.dumps(full_manifest())
+    keys = [match.start() for match in re.finditer(r'"[^"]*": ', text)]
+    for start in keys:
+        key = text[start : text.index(":", start)]
+        with pytest.raises(BundleError, match="is given twice") as caught:
+            parse_manifest(f"{text[:start]}{key}: 0, {text[start:]}".encode(), "here")
+        assert caught.value.line().isprintable()
+
+
+def test_a_million_keys_with_one_twice_are_refused_at_once() -> None:
+    text = "{" + "".join(f'"{i}":0,' for i in range(500_000)) + '"499999":0}'
+    with pytest.raises(BundleError, match="'499999' is given twice"):
+        parse_manifest(text.encode(), "here")
+
+
 def test_encoders_follow_the_order_of_fusion() -> None:
     shuffled = parse(lambda raw: raw["parts"].reverse())
     assert [part.modality for part in shuffled.encoders] == ["fast", "slow"]
@@ -230,7 +378,22 @@ def test_a_precision_that_a_part_has_not_is_told() -> None:
 
 @pytest.mark.parametrize(
     "path",
-    ["", ".", "..", "../x", "a/../x", "/x", "a//b", "./a", "a/", "a\\b", "C:x", "a\0b", "x" * 241],
+    [
+        "",
+        ".",
+        "..",
+        "../x",
+        "a/../x",
+        "/x",
+        "a//b",
+        "./a",
+        "a/",
+        "a\\b",
+        "C:x",
+        "a\0b",
+        "a\x1b[2Jb",
+        "x" * 241,
+    ],
 )
 def test_a_path_that_leads_out_or_is_not_plain_is_refused(path: str) -> None:
     with pytest.raises(ValueError, match="not plain and relative"):

@@ -7,8 +7,10 @@ import math
 import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
+from hypothesis.extra.numpy import array_shapes, arrays
+from numpy.typing import NDArray
 
-from fusedge.bundle.window import grid_ns, hold, mask_implausible, to_ns
+from fusedge.bundle.window import complete, grid_ns, hold, mask_implausible, to_ns
 
 stamps = st.lists(st.integers(-50, 150), unique=True, max_size=12).map(sorted)
 reading = st.one_of(st.floats(-9, 9, width=32), st.sampled_from([math.nan, math.inf, -math.inf]))
@@ -55,6 +57,23 @@ def test_the_grid_ends_at_the_end_and_does_not_drift() -> None:
     grid = grid_ns(0, 3001, 3)
     assert grid[0] == -to_ns(1000)
     assert set(np.diff(grid).tolist()) == {333_333_333, 333_333_334}
+
+
+@given(
+    valid=arrays(
+        np.float32, array_shapes(min_dims=2, max_dims=4), elements=st.sampled_from([0, 1])
+    ),
+    min_valid=st.sampled_from([0, 0.25, 0.5, 0.75, 1]),
+)
+def test_a_window_is_complete_where_enough_grid_points_have_any_channel(
+    valid: NDArray[np.float32], min_valid: float
+) -> None:
+    result = complete(valid, min_valid)
+    assert result.dtype == np.bool_ and result.shape == valid.shape[:-2]
+    for index in np.ndindex(result.shape):
+        points = [any(row) for row in valid[index].tolist()]
+        expected = any(points) and sum(points) >= min_valid * len(points)
+        assert result[index] == expected == complete(valid[index], min_valid)
 
 
 @given(st.lists(reading, min_size=3, max_size=3))

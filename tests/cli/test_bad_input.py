@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import shutil
+import subprocess
+import sys
 import zipfile
 from pathlib import Path
 
@@ -127,10 +129,9 @@ def test_unknown_names_get_the_closest_match(tmp_path: Path) -> None:
     )
 
 
-def test_an_export_to_a_folder_that_is_not_there_is_refused() -> None:
-    assert "/proc/nowhere: no such folder" in refused(
-        "export", "driving", "-o", "/proc/nowhere/out.fusedge"
-    )
+def test_an_export_to_a_folder_that_cannot_be_made_is_refused() -> None:
+    line = refused("export", "driving", "-o", "/proc/nowhere/out.fusedge")
+    assert "/proc/nowhere/out.fusedge: cannot write the bundle" in line
 
 
 def test_data_that_is_not_there_is_named_with_its_licence(tmp_path: Path) -> None:
@@ -154,8 +155,10 @@ def test_a_broken_trip_is_run_to_its_end_and_every_row_is_accounted_for(tmp_path
     imu.write_text("".join(rows) + "39.9 1 0.0")  # torn
     (trip / "RAW_GPS.txt").write_text("")
     result = fusedge("run", "driving", "--source", f"replay:{trip}", "--json")
-    assert result.returncode == 0, result.stderr
+    assert result.returncode == 1, result.stderr
     assert "RAW_GPS.txt is empty: no gps" in result.stderr
+    assert "RAW_ACCELEROMETERS.txt:401: torn" in result.stderr
+    assert "ran to the end, but 1 of its rows could not be read" in result.stderr
     summary = json.loads(result.stdout)["summary"]
     assert summary["ledger_balanced"]
     assert summary["decisions"] >= 38
@@ -163,3 +166,65 @@ def test_a_broken_trip_is_run_to_its_end_and_every_row_is_accounted_for(tmp_path
     assert dropped["duplicate"] == 1
     assert dropped["late"] == 1
     assert dropped["malformed"] == 1
+
+
+def test_a_trip_of_which_nothing_can_be_used_is_refused_at_the_end(tmp_path: Path) -> None:
+    trip = write_trip(tmp_path / "trip", seconds=4)
+    for file in trip.glob("*.txt"):
+        file.write_bytes(bytes(range(256)) * 40)
+    result = fusedge("run", "driving", "--source", f"replay:{trip}", "--json")
+    assert result.returncode == 1
+    assert "not one sample could be used" in result.stderr
+    assert "Traceback" not in result.stderr
+
+
+def test_names_from_outside_cannot_steer_the_terminal(tmp_path: Path) -> None:
+    trip = write_trip(tmp_path / "trip\x1b]0;owned\x07", seconds=40)
+    (trip / "RAW_GPS.txt").unlink()
+    result = fusedge(
+        "run", "driving", "--source", f"replay:{trip}", "--table", "--out", "/dev/null"
+    )
+    assert "no gps" in result.stderr
+    assert "\x1b" not in result.stderr + result.stdout
+
+
+@pytest.mark.parametrize(
+    "words", [("run", "driving", "--source", "sim:"), ("inspect", "driving", "--json"), ("--help",)]
+)
+def test_a_full_disk_behind_standard_output_is_one_line(words: tuple[str, ...]) -> None:
+    line = " ".join(("{python} -m fusedge.cli", *words, ">/dev/full")).format(python=sys.executable)
+    result = subprocess.run(["bash", "-c", line], capture_output=True, text=True, check=False)
+    assert result.returncode == 1
+    assert "No space left on device" in result.stderr
+    assert "Traceback" not in result.stderr
+
+
+def test_a_closed_standard_output_is_one_line() -> None:
+    line = f"{sys.executable} -m fusedge.cli devices >&-"
+    result = subprocess.run(["bash", "-c", line], capture_output=True, text=True, check=False)
+    assert (result.returncode, result.stderr) == (1, "fusedge: standard output is closed\n")
+
+
+def test_a_file_that_holds_no_decisions_is_not_replaced(shipped: Path) -> None:
+    before = shipped.read_bytes()
+    line = refused("run", str(shipped), "--source", "sim:?duration_s=2", "--out", str(shipped))
+    assert "holds no decisions, so it is not replaced" in line
+    assert shipped.read_bytes() == before
+
+
+def test_a_picture_that_cannot_be_written_is_told_before_the_run(tmp_path: Path) -> None:
+    out = tmp_path / "decisions.jsonl"
+    line = refused(
+        *("run", "driving", "--source", "sim:?duration_s=2", "--out", str(out)),
+        *("--picture", "/proc/nowhere/trip.png"),
+    )
+    assert "cannot write the picture" in line
+
+
+@pytest.mark.parametrize("command", ["train", "eval"])
+def test_a_place_for_results_that_cannot_be_written_is_one_line(
+    command: str, tmp_path: Path
+) -> None:
+    trip = write_trip(tmp_path / "D1" / "20151110175712-16km-D1-NORMAL1-SECONDARY", seconds=4)
+    line = refused(command, "driving", "--data", str(trip.parents[1]), "-o", "/proc/nowhere")
+    assert "/proc/nowhere" in line

@@ -67,13 +67,17 @@ def test_a_modality_left_out_is_missing_in_every_decision() -> None:
     result = fusedge("run", "driving", "--source", "sim:?duration_s=40", "--without", "road")
     decisions = [json.loads(line) for line in result.stdout.splitlines()[1:-1]]
     assert all(
-        d["modalities"]["road"] == {"present": False, "age_s": None, "contribution": 0.0}
+        d["modalities"]["road"] == {"present": False, "age_s": None}
+        and d["outputs"]["style"]["contributions"]["road"] == 0.0
         for d in decisions
         if d["type"] == "decision"
     )
 
 
-def test_interrupting_a_run_keeps_what_was_decided_and_closes_the_ledger(tmp_path: Path) -> None:
+@pytest.mark.parametrize("signalled", [signal.SIGINT, signal.SIGTERM])
+def test_interrupting_a_run_keeps_what_was_decided_and_closes_the_ledger(
+    tmp_path: Path, signalled: signal.Signals
+) -> None:
     out = tmp_path / "decisions.jsonl"
     process = subprocess.Popen(
         [
@@ -84,7 +88,7 @@ def test_interrupting_a_run_keeps_what_was_decided_and_closes_the_ledger(tmp_pat
         text=True,
     )
     wait_for(out, lines=10)
-    process.send_signal(signal.SIGINT)
+    process.send_signal(signalled)
     _, errors = process.communicate(timeout=10)
     assert process.returncode == INTERRUPTED, errors
     assert "Traceback" not in errors
@@ -121,3 +125,18 @@ def test_a_reader_that_goes_away_is_no_error_of_ours() -> None:
     assert len(result.stdout.splitlines()) == 2
     assert "Traceback" not in result.stderr
     assert "Exception ignored" not in result.stderr
+
+
+@pytest.mark.parametrize("after_s", [0.1, 0.2, 0.4, 0.8])
+def test_an_interrupt_while_starting_leaves_no_traceback(after_s: float) -> None:
+    process = subprocess.Popen(
+        [sys.executable, "-m", "fusedge.cli", "run", "driving", "--source", "sim:", "--speed", "1"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    time.sleep(after_s)
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=10)
+    # Before Python runs our first line, the signal is Python's own to answer.
+    assert "fusedge" not in errors or "Traceback" not in errors

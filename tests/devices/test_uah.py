@@ -176,22 +176,129 @@ def test_a_cut_off_gzip_ends_with_a_rejection(tmp_path: Path) -> None:
 
 
 def test_strange_stamps_are_passed_on_but_arrival_never_falls(tmp_path: Path) -> None:
-    stamps = [1.0, 1.0, 0.5, 1.1, 99_999_999.0, 1.2]
+    stamps = [1.0, 1.0, 0.5, 1.1, -9e8, 1.2]
     items = of(read(write_trip(tmp_path / "trip", **{IMU: imu(*stamps)})), "imu")
     assert [i.timestamp_ns / 1e9 for i in items if isinstance(i, Sample)] == stamps
     assert [i.arrival_ns / 1e9 for i in items] == [1.0, 1.0, 1.0, 1.1, 1.1, 1.2]
 
 
-def test_a_trip_that_starts_late_is_followed(tmp_path: Path) -> None:
-    stamps = [7200.0, 7200.1, 7200.2]
-    items = of(read(write_trip(tmp_path / "trip", **{IMU: imu(*stamps)})), "imu")
-    assert [item.arrival_ns / 1e9 for item in items] == [0, 7200.1, 7200.2]
+SECONDS = [float(t) for t in range(1, 41)]
+
+
+def imu_arrivals(folder: Path, stamps: list[float]) -> tuple[list[float], int]:
+    """The stamps that were believed, and how many rows were not; the other files go from 1 to 5 s."""
+    items = of(read(write_trip(folder, **{IMU: imu(*stamps)})), "imu")
+    assert len(items) == len(stamps)
+    assert set(reasons(items)) <= {"implausible_stamp"}
+    believed = [i.timestamp_ns / 1e9 for i in items if isinstance(i, Sample)]
+    assert [i.arrival_ns / 1e9 for i in items if isinstance(i, Sample)] == believed
+    return believed, reasons(items)["implausible_stamp"]
+
+
+@pytest.mark.parametrize("wrong", [62.0, 86_400.0, 99_999_999.0, 9e8])
+@pytest.mark.parametrize("at", [0, 1, 20, 40])
+@pytest.mark.parametrize("count", [1, 3, 9])
+def test_stamps_that_leap_ahead_cost_only_themselves(
+    tmp_path: Path, wrong: float, at: int, count: int
+) -> None:
+    stamps = [*SECONDS[:at], *[wrong + 40 + n for n in range(count)], *SECONDS[at:]]
+    assert imu_arrivals(tmp_path / "trip", stamps) == (SECONDS, count)
+
+
+def test_leaps_that_disagree_are_never_believed(tmp_path: Path) -> None:
+    leaps = [1000.0 + 61 * (n % 2) for n in range(60)]
+    assert imu_arrivals(tmp_path / "trip", [*SECONDS, *leaps]) == (SECONDS, 60)
+
+
+@pytest.mark.parametrize("silence", [17.0, 60.0])
+def test_a_silence_is_believed_at_once(tmp_path: Path, silence: float) -> None:
+    stamps = [*SECONDS, *[t + 40 + silence - 1 for t in SECONDS]]
+    assert imu_arrivals(tmp_path / "trip", stamps) == (stamps, 0)
+
+
+def test_a_long_silence_is_believed_when_ten_rows_agree(tmp_path: Path) -> None:
+    later = [t + 600 for t in SECONDS]
+    assert imu_arrivals(tmp_path / "trip", [*SECONDS, *later]) == ([*SECONDS, *later[9:]], 9)
+
+
+def test_nothing_is_believed_beyond_60_s_a_row_or_a_day(tmp_path: Path) -> None:
+    far = [40 * 86_400.0 + n for n in range(50)]
+    assert imu_arrivals(tmp_path / "rows", [*SECONDS, *far]) == (SECONDS, 50)
+    slow = [1 + 60.0 * n for n in range(1500)]  # a day has 1440 minutes
+    assert imu_arrivals(tmp_path / "day", [*SECONDS, *slow[1:]]) == ([*SECONDS, *slow[1:1441]], 59)
+
+
+def shift(folder: Path, name: str, by_s: float) -> None:
+    file = folder / f"{name}.txt"
+    cells = (line.split(" ", 1) for line in file.read_text().splitlines(keepends=True))
+    file.write_text("".join(f"{float(stamp) + by_s:.2f} {rest}" for stamp, rest in cells))
+
+
+@pytest.mark.parametrize("start_s", [0, 7200, -500_000, 9e8])
+def test_a_trip_may_start_at_any_time(tmp_path: Path, start_s: float) -> None:
+    trip = write_trip(tmp_path / "trip")
+    usual = read(trip)
+    for name in (IMU, GPS, LANE, VEHICLES):
+        shift(trip, name, start_s)
+    for item, as_usual in zip(read(trip), usual, strict=True):
+        assert isinstance(item, Sample) and isinstance(as_usual, Sample)
+        assert item.arrival_ns == item.timestamp_ns
+        assert abs(item.timestamp_ns - as_usual.timestamp_ns - start_s * 1e9) <= 1000
+
+
+@pytest.mark.parametrize("name", [IMU, GPS, LANE, VEHICLES])
+@pytest.mark.parametrize("wrong_s", [-7200, -100, 100, 86_400, 8e8])
+def test_a_file_with_a_time_of_its_own_does_not_hold_up_the_others(
+    tmp_path: Path, name: str, wrong_s: float
+) -> None:
+    trip = write_trip(tmp_path / "trip")
+    for file in (IMU, GPS, LANE, VEHICLES):
+        shift(trip, file, 10_000)
+    shift(trip, name, wrong_s)
+    items = read(trip)
+    arrivals = [item.arrival_ns / 1e9 for item in items]
+    assert arrivals == sorted(arrivals)
+    assert arrivals[0] == 10_001 and arrivals[-1] < 10_001 + 200
+    for modality, file in (("imu", IMU), ("gps", GPS), ("road", LANE)):
+        if name != file:
+            samples = [i for i in of(items, modality) if isinstance(i, Sample)]
+            assert len(samples) == {"imu": 40, "gps": 4, "road": 100}[modality]
+            assert all(i.timestamp_ns == i.arrival_ns for i in samples)
+
+
+strange = st.one_of(
+    st.floats(-2e9, 2e9),
+    st.sampled_from([0.0, 1.0, 59.0, 60.0, 86_400.0, 7200.0, 9e8]).flatmap(
+        lambda at: st.floats(at - 100, at + 100)
+    ),
+)
+runs = st.lists(st.tuples(strange, st.integers(1, 25), st.floats(-70, 70)), max_size=8)
+
+
+@given(st.tuples(runs, runs, runs, runs))
+def test_arrival_is_bounded_by_the_number_of_rows(
+    tmp_path_factory: pytest.TempPathFactory, files: tuple[list[tuple[float, int, float]], ...]
+) -> None:
+    folder = tmp_path_factory.mktemp("stamps")
+    count = 0
+    for file, (name, columns) in zip(
+        files, ((IMU, 11), (GPS, 12), (LANE, 5), (VEHICLES, 5)), strict=True
+    ):
+        stamps = [first + step * n for first, number, step in file for n in range(number)]
+        count = max(count, len(stamps))
+        text = "".join(f"{stamp}{' 1' * (columns - 1)}\n" for stamp in stamps)
+        (folder / f"{name}.txt").write_text(text)
+    if not any(files[:3]):
+        return
+    arrivals = [item.arrival_ns for item in read(folder)]
+    assert arrivals == sorted(arrivals)
+    assert arrivals[-1] - arrivals[0] <= min(86_400, 60 * count) * 1e9
 
 
 def test_one_wild_vehicle_stamp_does_not_hide_the_later_ones(tmp_path: Path) -> None:
     rows = "1e8 9 1 1 72 \n1.20 40 2 3 72 \n"
-    road = values(read(write_trip(tmp_path / "trip", **{VEHICLES: rows})), "road")
-    assert 40 in road[:, 3]
+    items = read(write_trip(tmp_path / "trip", **{VEHICLES: rows}))
+    assert 40 in values(items, "road")[:, 3] and reasons(items) == {"implausible_stamp": 1}
 
 
 @pytest.mark.parametrize("modality", ["imu", "gps", "road"])
@@ -292,6 +399,7 @@ def test_trips_are_found_in_the_data_folder_and_in_the_sets_own(tmp_path: Path) 
     root = tmp_path / "driving" / "uah-driveset"
     trips = [write_trip(root / "D1" / NAME), write_trip(root / "D2" / NAME.replace("D1", "D2"))]
     (root / "D2" / "notes").mkdir()
+    assert find_trips(root / "D2") == trips[1:]
     assert find_trips(tmp_path) == find_trips(root) == trips
     with pytest.raises(FusedgeError, match="non-commercial"):
         find_trips(tmp_path / "elsewhere")
@@ -350,7 +458,8 @@ def test_no_bytes_raise_and_no_row_is_lost(
         of_vehicles = [i for i in rejected if f"{VEHICLES}.txt" in i.detail]
         assert len(road) - len(of_vehicles) == rows(files[LANE])
         merged = rows(files[VEHICLES]) - len(of_vehicles)
-        assert merged == well_formed(files[VEHICLES])
+        leapt = sum(i.reason == "implausible_stamp" for i in of_vehicles)
+        assert merged + leapt == well_formed(files[VEHICLES])
 
 
 def well_formed(file: bytes) -> int:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -16,6 +15,7 @@ from fusedge.bundle.archive import Bundle
 from fusedge.bundle.errors import FusedgeError, MissingExtraError, UnknownNameError
 from fusedge.devices.targets.table import find_target
 from fusedge.export import pipeline
+from fusedge.export.audit import Audit, AuditRow
 from fusedge.export.packages import needs_extra
 from fusedge.export.parity import TOLERANCE
 from fusedge.export.pipeline import Exported, ExportOptions, export_bundle
@@ -77,12 +77,42 @@ def test_the_audit_says_what_was_achieved(exported: Exported) -> None:
     rows = {(row.part, row.target): row for row in exported.audit.rows}
     assert len(rows) == 3 * len(TARGETS)
     assert rows["gps", "rtx-4090"].requested == "fp16"
-    assert rows["gps", "rtx-4090"].achieved.endswith("fp16")
+    assert rows["gps", "rtx-4090"].achieved == "fp16"
+    assert "kept fp32" not in rows["gps", "rtx-4090"].note
     assert rows["head", "cpu"].achieved == "fp32"
     jetson = rows["road", "jetson-orin-nano-8gb"]
     assert not jetson.complete
     assert "built on the device" in jetson.note
     assert not exported.audit.complete
+    assert exported.audit.missing == (
+        "no engine for jetson-orin-nano-8gb: it must be built on the device with its own TensorRT"
+    )
+
+
+def test_the_audit_tells_what_had_to_stay_float32(
+    rtx: None, traced: list[int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    full = frozenset(("Conv", "MatMul", "Gemm"))
+    kinds = lambda graph: {node.op_type for node in graph.graph.node}  # noqa: E731
+    monkeypatch.setattr(pipeline, "keep_choices", lambda g: [frozenset(kinds(g) - full)])
+    options = ExportOptions(targets=("rtx-4090", "cpu"))
+    done = export_bundle(TinyModel(), make_task(), tmp_path / "b.fusedge", options)
+    rows = {(row.part, row.target): row for row in done.audit.rows}
+    for part in done.bundle.manifest.parts:
+        layers, row = part.engines[0].layers_by_precision, rows[part.name, "rtx-4090"]
+        reduced = part.graph("fp16").reduced_nodes
+        assert row.achieved == f"mixed: {layers['fp16']} fp16, {layers['fp32']} fp32 layers"
+        nodes = part.graph("fp32").nodes
+        kept, whole = row.note.split("kept fp32 to hold parity: ")[1].split(" of ")
+        assert 0 < int(kept) <= nodes - reduced and whole == f"{nodes} nodes"
+        assert "kept fp32" not in rows[part.name, "cpu"].note
+    assert done.audit.complete and done.audit.missing == ""
+
+
+def test_all_targets_without_an_engine_are_named_once() -> None:
+    rows = [AuditRow(p, t, "fp16", "", "") for p in ("gps", "head") for t in ("a", "b")]
+    audit = Audit((*rows, AuditRow("gps", "c", "fp16", "fp16", "")), ())
+    assert audit.missing.startswith("no engine for a, b: each must be built")
 
 
 def test_parity_is_in_the_manifest(exported: Exported) -> None:
@@ -158,17 +188,21 @@ def test_an_unknown_target_stops_before_any_work(tmp_path: Path) -> None:
         export_bundle(TinyModel(), make_task(), tmp_path / "out.fusedge", options)
 
 
-def test_a_folder_that_is_not_there_stops_before_any_work(tmp_path: Path) -> None:
-    with pytest.raises(FusedgeError, match="no such folder"):
-        export_bundle(TinyModel(), make_task(), tmp_path / "none/out.fusedge")
-
-
-def test_a_folder_without_permission_stops_before_any_work(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    "out", ["other", "file", "file/out.fusedge", "x" * 300, "locked/out.fusedge"]
+)
+def test_a_place_that_cannot_take_the_bundle_stops_before_any_work(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, out: str
 ) -> None:
-    monkeypatch.setattr(os, "access", lambda path, mode: False)  # root may write anywhere
-    with pytest.raises(FusedgeError, match="no permission to write here"):
-        export_bundle(TinyModel(), make_task(), tmp_path / "out.fusedge")
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "thesis.txt").write_text("mine")
+    (tmp_path / "file").write_text("mine")
+    (tmp_path / "locked").symlink_to("/proc")  # where root may not write either
+    monkeypatch.setattr(pipeline, "split", lambda *a: pytest.fail("work has begun"))
+    before = sorted(tmp_path.rglob("*"))
+    with pytest.raises(FusedgeError, match=out):
+        export_bundle(TinyModel(), make_task(), tmp_path / out)
+    assert sorted(tmp_path.rglob("*")) == before
 
 
 def test_a_module_with_nan_leaves_the_old_bundle(tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ from onnx import TensorProto, helper, numpy_helper
 from fusedge.bundle.manifest import TensorSpec
 from fusedge.export.cases import part_cases
 from fusedge.export.parity import TOLERANCE, PartSession, check_part
-from fusedge.export.precision import count_float16, keep_choices, to_float16
+from fusedge.export.precision import count_float16, count_kept, keep_choices, to_float16
 from fusedge.export.split import ModulePart
 from fusedge.export.trace import trace
 from tests.export.tiny_fusion import MODALITIES
@@ -51,6 +51,7 @@ def test_each_choice_keeps_more_in_float32(
     assert counts[0] == len(full.graph.node)
     assert counts[1] == counts[0] - 1  # LayerNormalization
     assert counts[2:] == [3, 2]  # Conv, MatMul and GRU; Conv and MatMul
+    assert [counts[0] - count_kept(full, keep) for keep in keep_choices(full)] == counts
 
 
 def test_the_float32_graph_is_left_as_it_is(

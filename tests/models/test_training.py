@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,6 +14,7 @@ import torch
 from fusedge.bundle.errors import FusedgeError
 from fusedge.models import driving
 from fusedge.models.dataset import Drive, make_drive
+from fusedge.models.driving_training import WEIGHTS, train_driving
 from fusedge.models.fusion import FUSION_KINDS, FusionKind
 from fusedge.models.fusion_model import FusionModel, load_model, model_bytes, parameter_count
 from fusedge.models.prediction import predict
@@ -71,12 +74,49 @@ def test_a_checkpoint_of_another_recipe_or_damaged_is_refused(
     drives: list[Drive], tmp_path: Path
 ) -> None:
     fit(drives, checkpoint=tmp_path)
-    with pytest.raises(FusedgeError, match="another recipe"):
+    with pytest.raises(FusedgeError, match=r"another recipe.*--fresh"):
         fit(drives, replace(RECIPE, seed=1), checkpoint=tmp_path)
     file = tmp_path / "checkpoint.safetensors"
     file.write_bytes(file.read_bytes()[:1000])
-    with pytest.raises(FusedgeError, match="damaged"):
+    with pytest.raises(FusedgeError, match=r"damaged.*--fresh"):
         fit(drives, checkpoint=tmp_path)
+
+
+def full_disk(self: Path, content: bytes) -> int:
+    with self.open("wb") as file:
+        file.write(content[:100])
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+@pytest.mark.parametrize("name", ["checkpoint.safetensors", WEIGHTS])
+def test_a_full_disk_is_told_in_one_line_and_leaves_what_was_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    recipe = replace(RECIPE, steps=2)
+    monkeypatch.setattr(driving, "gps_latency", lambda recordings: 1.45)  # these do not tell it
+    trained = train_driving(recordings(), tmp_path, recipe=recipe)
+    before = {file.name: file.read_bytes() for file in tmp_path.iterdir()}
+    assert set(before) == {"checkpoint.safetensors", WEIGHTS} and trained.path.name == WEIGHTS
+    if name != WEIGHTS:
+        (tmp_path / name).unlink()
+        before.pop(name)
+    monkeypatch.setattr(Path, "write_bytes", full_disk)
+    with pytest.raises(FusedgeError, match=rf"{name}: .*No space left on device \(.+\)") as error:
+        train_driving(recordings(), tmp_path, recipe=recipe)
+    assert "\n" not in error.value.line()
+    assert {file.name: file.read_bytes() for file in tmp_path.iterdir()} == before
+
+
+def test_a_folder_that_cannot_be_is_told(drives: list[Drive], tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("mine")
+    with pytest.raises(FusedgeError, match=r"file.checkpoint\.safetensors: cannot be"):
+        fit(drives, replace(RECIPE, steps=1), checkpoint=tmp_path / "file")
+
+
+@pytest.mark.parametrize("seed", [-1, -(2**70), 2**64])
+def test_a_seed_that_no_generator_takes_is_refused(seed: int) -> None:
+    with pytest.raises(FusedgeError, match=f"seed cannot be {seed}"):
+        TrainingConfig(seed=seed)
 
 
 def test_it_learns_what_shows_in_every_modality(drives: list[Drive]) -> None:

@@ -17,6 +17,7 @@ from fusedge.bundle.window import to_ns
 from fusedge.runtime.clock import VirtualClock
 from fusedge.runtime.decision import Decision
 from fusedge.runtime.events import Event
+from fusedge.runtime.head import FusionHead
 from fusedge.runtime.label import softmax
 from fusedge.runtime.pipeline import Pipeline
 from tests.runtime.signals import Played, by_arrival, signal
@@ -48,7 +49,8 @@ def check(decision: Decision, means: dict[str, float]) -> None:
     for name, share in decision.modalities.items():
         assert share.present == (name in means)
         without = by_hand({other: mean for other, mean in means.items() if other != name})
-        assert share.contribution == pytest.approx(expected[label] - without[label], abs=1e-6)
+        lost = expected[label] - without[label]
+        assert side.contributions[name] == pytest.approx(lost, abs=1e-6)
 
 
 def test_decisions_and_contributions_are_those_computed_by_hand(bundle: Bundle) -> None:
@@ -65,9 +67,9 @@ def test_decisions_and_contributions_are_those_computed_by_hand(bundle: Bundle) 
 
 def test_each_modality_pulls_as_its_weight_says(bundle: Bundle) -> None:
     played = Played(bundle, by_arrival(signal("fast", 1, 0, 4), signal("slow", 1, 0, 4)))
-    shares = played.decisions[-1].modalities
-    assert played.decisions[-1].outputs["side"].label == "left"
-    assert shares["fast"].contribution > 0 > shares["slow"].contribution
+    side = played.decisions[-1].outputs["side"]
+    assert side.label == "left"
+    assert (side.contributions["fast"] or 0) > 0 > (side.contributions["slow"] or 0)
 
 
 @pytest.mark.parametrize(
@@ -273,3 +275,16 @@ def test_labels_are_counted(bundle: Bundle) -> None:
     assert len(played.decisions) == 29  # at the end of input the tick at 30 s is not due yet
     # The window that ends at 10.5 s is the first of the other side; the tick at 11 s sees it.
     assert counts == {"left": 10, "right": 19}
+
+
+def test_a_what_if_that_is_not_finite_takes_nothing_from_the_decision(
+    bundle: Bundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows = np.array([[2, 0], [0, 2], [np.nan, 0]], np.float32)
+    monkeypatch.setattr(FusionHead, "fuse", lambda self, embeddings, ages: {"logits": rows})
+    decision = Played(bundle, by_arrival(signal("fast", 0.4, 0, 3))).decisions[-1]
+    side = decision.outputs["side"]
+    assert side.label == "left"
+    assert (side.contributions["fast"] or 0) > 0.5
+    assert side.contributions["slow"] is None
+    json.dumps(decision.as_dict(), allow_nan=False)

@@ -27,6 +27,7 @@ HEADER: dict[str, Any] = {
     "warnings": ["slow: [/] no source"],
 }
 LABELS = ("left", "right")
+CONTRIBUTIONS = {"fast": -0.125, "slow": 0.0}
 
 
 def decision(second: int, mean: tuple[float, float] | None = (0.25, 0.75)) -> Decision:
@@ -35,10 +36,10 @@ def decision(second: int, mean: tuple[float, float] | None = (0.25, 0.75)) -> De
     label = None if mean is None else LABELS[int(np.argmax(mean))]
     return Decision(
         to_ns(second),
-        {"side": Classification(LABELS, label, values, values)},
+        {"side": Classification(LABELS, label, values, values, CONTRIBUTIONS)},
         {
-            "fast": ModalityShare(True, 0.5, -0.125),
-            "slow": ModalityShare(False, None, 0.0),
+            "fast": ModalityShare(True, 0.5),
+            "slow": ModalityShare(False, None),
         },
         0,
     )

@@ -269,3 +269,14 @@ def test_the_ledger_balances_only_with_every_sample_in_one_place(
     assert ledger.account("stranger") is stranger and ledger.balanced
     stranger.received += 1
     assert not ledger.balanced
+
+
+def test_windows_before_time_zero_are_cut_like_all_others() -> None:
+    stream = ModalityStream(modality("fast"))
+    for step in range(20):
+        time_ns = to_ns(-10 + 0.1 * step)
+        stream.push(Sample("fast", time_ns, time_ns, np.ones(2, np.float32)))
+    # The first window ends at -10 s and holds one sample only, the two after it are full.
+    windows = [stream.cut(to_ns(-9.9 + 0.5 * n)) for n in range(3)]
+    assert [window and window.complete for window in windows] == [False, True, True]
+    assert "overload" not in stream.account.dropped
