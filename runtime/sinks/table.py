@@ -56,6 +56,8 @@ class TableSink:
         if self._live is not None:
             self._draw()
             self._live.stop()
+            if not self._console.is_terminal:
+                self._console.print()  # rich ends the last drawing without a line break there
             self._live = None
 
     def _draw(self) -> None:
