@@ -7,11 +7,14 @@ from collections import deque
 from pathlib import Path
 from typing import IO, Any
 
+import numpy as np
+
 from fusedge.bundle.errors import FusedgeError, MissingExtraError, printable
 from fusedge.bundle.window import NANOSECONDS
 from fusedge.runtime.decision import Decision
 from fusedge.runtime.events import Event
 
+TITLE = 160  # characters that fit over the picture
 PNG = b"\x89PNG"
 MAX_DECISIONS = 24 * 3600  # a day at one a second; the oldest go first
 
@@ -84,7 +87,7 @@ class TimelineSink:
         self._draw_shares(shares, times, output)
         self._draw_contributions(contributions, times, output)
         self._draw_events(events)
-        shares.set_title(self._title, parse_math=False, loc="left", fontsize=10)
+        figure.suptitle(self._title[:TITLE], x=0.01, ha="left", fontsize=10, parse_math=False)
         figure.savefig(stream, dpi=110, format="png")
 
     def _draw_shares(self, axes: Any, times: list[float], output: str) -> None:
@@ -99,9 +102,7 @@ class TimelineSink:
                 label=label,
             )
             chosen = [c.label == label for c in classifications]
-            axes.fill_between(
-                times, -0.06, -0.02, where=chosen, color=f"C{index}", step="post", linewidth=0
-            )
+            _strip(axes, times, chosen, -0.06, f"C{index}")
         axes.set_ylim(-0.08, 1.02)
         axes.set_ylabel(f"{output}: smoothed probability\n(strip: decided label)")
         axes.legend(
@@ -122,19 +123,10 @@ class TimelineSink:
                 label=name,
             )
         low, high = axes.get_ylim()
-        step = (high - low) * 0.06
+        step = (high - low) * 0.08
         for index, name in enumerate(modalities):
             missing = [not d.modalities[name].present for d in self._decisions]
-            level = low - step * (index + 1)
-            axes.fill_between(
-                times,
-                level,
-                level + step * 0.7,
-                where=missing,
-                color=f"C{index + 5}",
-                step="post",
-                linewidth=0,
-            )
+            _strip(axes, times, missing, low - step * (index + 1), f"C{index + 5}", step / 2)
         axes.axhline(0, color="0.7", linewidth=0.8)
         axes.set_ylabel("contribution to the label\n(strips: missing)")
         axes.legend(
@@ -161,3 +153,18 @@ class TimelineSink:
         axes.set_ylim(-0.6, max(len(names), 1) - 0.4)
         axes.set_xlabel("time in s")
         axes.set_ylabel("events\n(thick: higher level)")
+
+
+def _strip(
+    axes: Any,
+    times: list[float],
+    flags: list[bool],
+    bottom: float,
+    color: str,
+    height: float = 0.04,
+) -> None:
+    """A bar over the time of every flagged decision, which lasts until the next one."""
+    last = times[-1] + (times[-1] - times[-2] if len(times) > 1 else 1.0)
+    edges = np.repeat([*times, last], 2)[1:-1]
+    marked = np.repeat(flags, 2)
+    axes.fill_between(edges, bottom, bottom + height, where=marked, color=color, linewidth=0)
