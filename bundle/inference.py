@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import importlib.util
 from collections.abc import Mapping
 from typing import Any
 
-from fusedge.bundle.errors import MissingExtraError
+from fusedge.bundle.errors import FusedgeError, MissingExtraError
 
 # ONNX Runtime 1.32 crashes (SIGSEGV) on float16 attention when it fuses a transpose behind a cast.
 _DISABLED_OPTIMIZERS: Mapping[str, list[str]] = {"fp16": ["MatmulTransposeFusion"]}
@@ -14,10 +15,15 @@ _FATAL_ONLY = 4  # errors come as exceptions
 
 def onnxruntime() -> Any:
     """The imported module; raises MissingExtraError where it is not installed."""
+    if importlib.util.find_spec("onnxruntime") is None:
+        raise MissingExtraError("onnxruntime", "cpu", "running a part")
     try:
         import onnxruntime as module
-    except ImportError:
-        raise MissingExtraError("onnxruntime", "cpu", "running a part") from None
+    except ImportError as error:
+        raise FusedgeError(
+            f"onnxruntime is installed but cannot be imported: {error}",
+            hint="install it again: pip install --force-reinstall onnxruntime",
+        ) from None
     return module
 
 

@@ -11,13 +11,16 @@ import sys
 from types import FrameType
 from typing import NoReturn
 
+_interrupted: list[int] = []
 INTERRUPTED = 130  # as shells give it for SIGINT
 
 
 def main() -> None:
     """Run the command line."""
     try:
-        signal.signal(signal.SIGTERM, _interrupt)
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+            if signal.getsignal(number) is not signal.SIG_IGN:  # as under nohup
+                signal.signal(number, _interrupt)
         if sys.stdout is None:
             _fail("standard output is closed", 1)
         _run()
@@ -41,11 +44,14 @@ def _run() -> None:
         finally:
             sys.stdout.flush()
     except FusedgeError as error:
+        if _interrupted:  # an import that is interrupted may look like a package that is missing
+            raise KeyboardInterrupt from None
         _fail(error.line(), 1)
 
 
 def _interrupt(number: int, frame: FrameType | None) -> NoReturn:
-    """SIGTERM, from a service manager, ends a session as Ctrl-C does: with its summary."""
+    """A service manager's SIGTERM and a closed terminal's SIGHUP end us as Ctrl-C does."""
+    _interrupted.append(number)
     raise KeyboardInterrupt
 
 

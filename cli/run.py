@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import signal
 import sys
 from pathlib import Path
+from types import FrameType
 from typing import Annotated
 
 import typer
@@ -82,7 +84,7 @@ def run(
     if not show_table:
         for warning in session.warnings:
             console.print(f"warning: {warning}", style="yellow", markup=False, soft_wrap=True)
-    finish(session.run(sinks), as_json)
+    finish(run_session(session, sinks), as_json)
 
 
 def parse_speed(text: str) -> Clock:
@@ -96,6 +98,25 @@ def parse_speed(text: str) -> Clock:
     if not 0 < speed < float("inf"):
         raise FusedgeError(f"speed {text!r} is not a speed", hint="a number above 0, or max")
     return PacedClock(speed)
+
+
+def run_session(session: Session, sinks: list[Sink]) -> SessionReport:
+    """Run; Ctrl-C, SIGTERM and SIGHUP end it between two pieces of work, a second one at once."""
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        signal.signal(number, before[signal.Signals(number)])
+        session.stop()
+
+    signals = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+    before = {number: signal.getsignal(number) for number in signals}
+    for number, handler in before.items():
+        if handler is not signal.SIG_IGN:
+            signal.signal(number, stop)
+    try:
+        return session.run(sinks)
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def finish(report: SessionReport, as_json: bool) -> None:

@@ -5,6 +5,7 @@ Live, paced and as-fast-as-possible sessions run the same code and differ only i
 
 from __future__ import annotations
 
+import threading
 import time
 from typing import Protocol
 
@@ -20,6 +21,9 @@ class Clock(Protocol):
     def wait_until(self, time_ns: int) -> None:
         """Return at `time_ns`, or at once when that has passed."""
 
+    def interrupt(self) -> None:
+        """End a wait, now and from now on; may be called from a signal handler or another thread."""
+
 
 class VirtualClock:
     """Time that moves only when it is waited for: as fast as the machine goes, and repeatable."""
@@ -27,15 +31,18 @@ class VirtualClock:
     kind = "virtual"
 
     def __init__(self) -> None:
-        self._now_ns = 0
+        self._now_ns: int | None = None
 
     def now_ns(self) -> int:
-        """The time last waited for."""
-        return self._now_ns
+        """The time last waited for; 0 before the first wait."""
+        return self._now_ns or 0
 
     def wait_until(self, time_ns: int) -> None:
         """Jump to `time_ns`."""
-        self._now_ns = max(self._now_ns, time_ns)
+        self._now_ns = time_ns if self._now_ns is None else max(self._now_ns, time_ns)
+
+    def interrupt(self) -> None:
+        """It never waits."""
 
 
 class PacedClock:
@@ -50,6 +57,7 @@ class PacedClock:
         self._speed = speed
         self._start_ns = 0
         self._origin_ns: int | None = None
+        self._interrupted = threading.Event()
 
     def now_ns(self) -> int:
         """Recording time now; 0 before the first wait."""
@@ -63,7 +71,11 @@ class PacedClock:
             self._start_ns, self._origin_ns = time_ns, time.monotonic_ns()
         left_ns = time_ns - self.now_ns()
         if left_ns > 0:
-            time.sleep(left_ns / self._speed / 1e9)
+            self._interrupted.wait(left_ns / self._speed / 1e9)
+
+    def interrupt(self) -> None:
+        """End the sleep."""
+        self._interrupted.set()
 
 
 def stopwatch_ns() -> int:

@@ -86,6 +86,7 @@ class Session:
                     "ONNX Runtime is the only backend of this version"
                 )
             self._open_sources = opened.pop_all()
+        self._stopping = False
         self._step_time, self._tick_to_decision = DurationHistogram(), DurationHistogram()
         self.header: dict[str, Any] = {
             "bundle": bundle.manifest.name,
@@ -119,6 +120,14 @@ class Session:
             )
         self.warnings += [f"{name}: no source gives it; decisions go without" for name in missing]
 
+    def stop(self) -> None:
+        """End `run` between two pieces of work, so that no sample is lost halfway.
+
+        May be called from a signal handler or another thread.
+        """
+        self._stopping = True
+        self._clock.interrupt()
+
     def run(self, sinks: Sequence[Sink]) -> SessionReport:
         """Run until the sources end or the user interrupts (KeyboardInterrupt ends in a report too)."""
         pipeline = self.pipeline
@@ -134,7 +143,7 @@ class Session:
                     cleanup.callback(close, sink)
                     sink.open(self.header)
                 self._loop(sinks)
-                ended = "end of input"
+                ended = "interrupted" if self._stopping else "end of input"
             except KeyboardInterrupt:
                 ended = "interrupted"
         summary = {"ended": ended, **pipeline.statistics()}
@@ -149,10 +158,14 @@ class Session:
         return SessionReport(ended, self.header, summary, timing, self._problem())
 
     def _problem(self) -> str:
-        accounts = self.pipeline.ledger.accounts.values()
-        if not sum(account.used for account in accounts):
+        accounts = self.pipeline.ledger.accounts
+        if not sum(account.used for account in accounts.values()):
             return "not one sample could be used"
-        torn = sum(account.dropped.get("malformed", 0) for account in accounts)
+        useless = [n for n, a in accounts.items() if a.received and not a.used + a.in_flight]
+        if useless:
+            return f"not one sample of {', '.join(useless)} could be used"
+        reasons = ("malformed", "implausible_stamp")
+        torn = sum(a.dropped.get(reason, 0) for a in accounts.values() for reason in reasons)
         if torn:
             return f"{torn} of its rows could not be read"
         return "part of the input is missing" if self._damaged else ""
@@ -163,6 +176,8 @@ class Session:
         for item in heapq.merge(*streams, key=lambda item: item.arrival_ns):
             self._work(item.arrival_ns - 1, sinks)
             clock.wait_until(item.arrival_ns)
+            if self._stopping:
+                return
             pipeline.push(item)
         self._work(clock.now_ns(), sinks)
 
@@ -171,6 +186,8 @@ class Session:
         pipeline = self.pipeline
         while (due_ns := pipeline.next_due_ns) is not None and due_ns <= until_ns:
             self._clock.wait_until(due_ns)
+            if self._stopping:
+                return
             started = stopwatch_ns()
             results = pipeline.step()
             self._step_time.add(stopwatch_ns() - started)

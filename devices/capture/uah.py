@@ -106,7 +106,7 @@ class TripSource:
     which is one for all files and which no single file can misplace. A stamp that leaps more than
     60 s ahead is `implausible_stamp` and does not move arrival, so that it cannot hold back the
     rows after it; the tenth in a row that agrees with the one before is believed. Beyond a day from
-    the start, or 60 s for each row so far, none is: replay stays as short as the file.
+    the start, or 60 s for each row so far, none is: a replay's length is bounded by its rows.
 
     `road` has one sample for each lane row, with the newest vehicle row that had arrived, if that
     is at most 1 s old. Not a row: `malformed`. A GPS row without a plausible position: `no_fix`.

@@ -37,7 +37,7 @@ class TimelineSink:
         self._title = printable(f"{header['bundle']} on {', '.join(header['sources'])}")
 
         try:
-            if self._path.exists() and not self._path.read_bytes().startswith(PNG):
+            if self._path.exists() and not self._is_picture():
                 raise FusedgeError(
                     "is there and no picture, so it is not replaced",
                     where=str(self._path),
@@ -47,6 +47,12 @@ class TimelineSink:
             self._stream = self._partial.open("wb")
         except OSError as error:
             raise self._cannot_write(error) from None
+
+    def _is_picture(self) -> bool:
+        if not self._path.is_file():
+            return False
+        with self._path.open("rb") as stream:
+            return stream.read(len(PNG)) == PNG
 
     def write(self, item: Decision | Event) -> None:
         """Keep what will be drawn."""
@@ -82,7 +88,9 @@ class TimelineSink:
 
         output = next(iter(self._decisions[0].outputs))
         figure = Figure(figsize=(11, 7), layout="constrained")
-        shares, contributions, events = figure.subplots(3, 1, sharex=True, height_ratios=[3, 2, 1])
+        shares, contributions, events = figure.subplots(
+            3, 1, sharex=True, height_ratios=[3, 2, 1.4]
+        )
         times = [d.timestamp_ns / NANOSECONDS for d in self._decisions]
         self._draw_shares(shares, times, output)
         self._draw_contributions(contributions, times, output)
@@ -105,9 +113,7 @@ class TimelineSink:
             _strip(axes, times, chosen, -0.06, f"C{index}")
         axes.set_ylim(-0.08, 1.02)
         axes.set_ylabel(f"{output}: smoothed probability\n(strip: decided label)")
-        axes.legend(
-            loc="lower right", bbox_to_anchor=(1, 1), ncols=len(labels), fontsize=9, frameon=False
-        )
+        _legend(axes, len(labels))
 
     def _draw_contributions(self, axes: Any, times: list[float], output: str) -> None:
         modalities = list(self._decisions[0].modalities)
@@ -129,13 +135,7 @@ class TimelineSink:
             _strip(axes, times, missing, low - step * (index + 1), f"C{index + 5}", step / 2)
         axes.axhline(0, color="0.7", linewidth=0.8)
         axes.set_ylabel("contribution to the label\n(strips: missing)")
-        axes.legend(
-            loc="lower right",
-            bbox_to_anchor=(1, 1),
-            ncols=len(modalities),
-            fontsize=9,
-            frameon=False,
-        )
+        _legend(axes, len(modalities))
 
     def _draw_events(self, axes: Any) -> None:
         names = sorted({name for name, _ in self._events})
@@ -152,7 +152,7 @@ class TimelineSink:
         axes.set_yticks(range(len(names)), names)
         axes.set_ylim(-0.6, max(len(names), 1) - 0.4)
         axes.set_xlabel("time in s")
-        axes.set_ylabel("events\n(thick: higher level)")
+        axes.set_ylabel("events\n(thick: high)")
 
 
 def _strip(
@@ -168,3 +168,12 @@ def _strip(
     edges = np.repeat([*times, last], 2)[1:-1]
     marked = np.repeat(flags, 2)
     axes.fill_between(edges, bottom, bottom + height, where=marked, color=color, linewidth=0)
+
+
+def _legend(axes: Any, columns: int) -> None:
+    """A row of names above the axes; a name is text, whatever signs of mathematics it has."""
+    legend = axes.legend(
+        loc="lower right", bbox_to_anchor=(1, 1), ncols=columns, fontsize=9, frameon=False
+    )
+    for text in legend.get_texts():
+        text.set_parse_math(False)

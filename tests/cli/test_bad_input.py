@@ -228,3 +228,20 @@ def test_a_place_for_results_that_cannot_be_written_is_one_line(
     trip = write_trip(tmp_path / "D1" / "20151110175712-16km-D1-NORMAL1-SECONDARY", seconds=4)
     line = refused(command, "driving", "--data", str(trip.parents[1]), "-o", "/proc/nowhere")
     assert "/proc/nowhere" in line
+
+
+def test_a_picture_is_never_drawn_over_what_is_no_file() -> None:
+    line = refused(
+        *("run", "driving", "--source", "sim:?duration_s=2"),
+        *("--out", "/dev/null", "--picture", "/dev/full"),
+    )
+    assert "/dev/full: is there and no picture" in line
+
+
+def test_a_modality_that_gave_nothing_useful_is_a_problem(tmp_path: Path) -> None:
+    trip = write_trip(tmp_path / "trip", seconds=40)
+    gps = trip / "RAW_GPS.txt"
+    gps.write_text(gps.read_text().replace(" 40.5 -3.3 ", " 0.0 0.0 "))
+    result = fusedge("run", "driving", "--source", f"replay:{trip}", "--json")
+    assert result.returncode == 1
+    assert "not one sample of gps could be used" in result.stderr

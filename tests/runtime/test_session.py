@@ -23,6 +23,7 @@ from fusedge.runtime.events import Event
 from fusedge.runtime.session import Session
 from fusedge.runtime.sinks.jsonl import JsonLinesSink
 from fusedge.runtime.sinks.memory import MemorySink
+from fusedge.runtime.stream import ModalityStream
 from tests.runtime.signals import Played, by_arrival, signal
 from tests.tiny_bundle import write_tiny_bundle
 
@@ -322,3 +323,32 @@ def test_a_session_counts_what_is_not_in_the_bundle(begin: Begin) -> None:
     strange = [Sample("lidar", to_ns(1), to_ns(1), np.zeros(3, np.float32))]
     report = begin(ListSource(by_arrival(strange, ten_seconds()))).run([])
     assert report.summary["ledger"]["lidar"]["dropped"] == {"not_in_bundle": 1}
+
+
+def test_stopping_in_the_middle_of_a_push_loses_no_sample(
+    begin: Begin, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = begin(ListSource(ten_seconds()))
+    guard = ModalityStream._guard
+    pushed = 0
+
+    def stop_within(self: ModalityStream, data: Any) -> Any:
+        nonlocal pushed
+        pushed += 1
+        if pushed == 40:
+            run.stop()
+        return guard(self, data)
+
+    monkeypatch.setattr(ModalityStream, "_guard", stop_within)
+    report = run.run([])
+    assert report.ended == "interrupted"
+    assert report.summary["ledger_balanced"]
+    assert sum(a["received"] for a in report.summary["ledger"].values()) == 40
+
+
+def test_stopping_ends_the_wait_for_a_slow_recording() -> None:
+    clock = PacedClock(1)
+    clock.wait_until(0)
+    clock.interrupt()
+    clock.wait_until(3600 * NANOSECONDS)
+    assert clock.now_ns() < 60 * NANOSECONDS

@@ -26,7 +26,7 @@ HEADER: dict[str, Any] = {
     "sources": ["replay:/trips/[/x] $a_{$"],
     "warnings": ["slow: [/] no source"],
 }
-LABELS = ("left", "right")
+LABELS = ("left", r"$\frac{$")
 CONTRIBUTIONS = {"fast": -0.125, "slow": 0.0}
 
 
@@ -73,7 +73,7 @@ def test_the_table_shows_the_last_decision_and_what_it_rests_on() -> None:
         "warning: slow: [/] no source",
         "tiny on replay:/trips/[/x] $a_{$",
         "t = 3.0 s",
-        "right",
+        LABELS[1],
         "0.75",
         "-0.12",
         "missing",
