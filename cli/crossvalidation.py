@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,10 +13,10 @@ from fusedge.bundle.archive import Bundle
 from fusedge.bundle.errors import BundleError
 from fusedge.bundle.sample import Recording
 from fusedge.bundle.window import NANOSECONDS
-from fusedge.cli.tasks import driving_task
+from fusedge.cli.tasks import load_driving
 from fusedge.export.pipeline import ExportOptions, export_bundle
 from fusedge.models import driving
-from fusedge.models.driving_training import Trained, make_drives, train_driving
+from fusedge.models.driving_training import make_drives, train_driving
 from fusedge.models.prediction import predict
 from fusedge.models.protocols import Fold, Judged, Score, leaky_split, leave_one_group_out, score
 from fusedge.models.training import TrainingConfig
@@ -52,26 +51,21 @@ class CrossValidation:
     recipe: TrainingConfig
     say: Callable[[str], None]
 
-    def train(self, recordings: Sequence[Recording], name: str) -> Trained:
-        """Train a fold, or go on with it."""
-        self.say(f"train {name}: {len(recordings)} trips")
-        return train_driving(recordings, self.folder / name, recipe=self.recipe)
-
     def bundle(self, recordings: Sequence[Recording], name: str) -> Bundle:
         """The exported bundle of a fold, at fp32 and through the parity gate."""
-        trained = self.train(recordings, name)
+        self.say(f"train {name}: {len(recordings)} trips")
+        trained = train_driving(recordings, self.folder / name, recipe=self.recipe)
+        model, task = load_driving(trained.path)
         path = self.folder / name / "fold.fusedge"
-        weights = trained.path.read_bytes()
         if path.exists():
             try:
                 found = Bundle(path)
-                if found.manifest.provenance.weights_sha256 == hashlib.sha256(weights).hexdigest():
+                if found.manifest.provenance.weights_sha256 == task.provenance.weights_sha256:
                     return found
             except BundleError:
                 self.say(f"export {name} anew: the old bundle does not open")
         self.say(f"export {name}")
-        task = driving_task(trained.path, {}, {})
-        return export_bundle(trained.model, task, path, ExportOptions(precision="fp32")).bundle
+        return export_bundle(model, task, path, ExportOptions(precision="fp32")).bundle
 
     def leave_one_driver_out(self, recordings: Sequence[Recording]) -> list[Fold[Bundle]]:
         """The bundle of each fold, and the trips of the driver that it has not seen."""

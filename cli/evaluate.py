@@ -43,7 +43,7 @@ def evaluate(
     check_task(model, "train", "evaluation")
     from fusedge.cli.crossvalidation import CrossValidation
     from fusedge.models import driving, protocols
-    from fusedge.models.training import TrainingConfig
+    from fusedge.models.training import TrainingConfig, write_whole
 
     writable_folder(out)
     recordings = read_recordings(data)
@@ -101,7 +101,7 @@ def evaluate(
         if "emitted" in pair:  # labels have no probability to be calibrated
             del pair["emitted"]["calibration_error"]
     report = {"style": style, "events": events}
-    (out / "eval.json").write_text(json.dumps(report, indent=1) + "\n")
+    write_whole(out / "eval.json", json.dumps(report, indent=1).encode() + b"\n")
     if as_json:
         print_json(report)
     else:

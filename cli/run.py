@@ -13,7 +13,7 @@ import typer
 from fusedge.bundle.errors import FusedgeError
 from fusedge.bundle.lookup import open_bundle
 from fusedge.cli.console import console, print_json
-from fusedge.cli.main import INTERRUPTED
+from fusedge.cli.main import INTERRUPTED, STOP_SIGNALS
 from fusedge.cli.options import BundleArgument, JsonOption, PrecisionOption, ProviderOption
 from fusedge.cli.report import print_report
 from fusedge.runtime.clock import Clock, PacedClock, VirtualClock
@@ -107,8 +107,7 @@ def run_session(session: Session, sinks: list[Sink]) -> SessionReport:
         signal.signal(number, before[signal.Signals(number)])
         session.stop()
 
-    signals = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-    before = {number: signal.getsignal(number) for number in signals}
+    before = {number: signal.getsignal(number) for number in STOP_SIGNALS}
     for number, handler in before.items():
         if handler is not signal.SIG_IGN:
             signal.signal(number, stop)

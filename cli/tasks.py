@@ -6,6 +6,7 @@ import hashlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 from fusedge.bundle.errors import FusedgeError, MissingExtraError, UnknownNameError
@@ -46,18 +47,21 @@ def load_for_export(name: str, checkpoint: Path | None) -> tuple[FusionModel, Ta
 
     `checkpoint` None takes the shipped weights, whose measured figures and model card go along.
     """
-    from fusedge.models.fusion_model import load_model
-
     if checkpoint is not None:
-        return load_model(checkpoint)[0], driving_task(checkpoint, {}, {})
-    shipped = WEIGHTS / f"{name}.safetensors"
-    figures = json.loads((WEIGHTS / f"{name}.figures.json").read_text())
-    card = {"MODEL-CARD.md": (WEIGHTS / f"{name}.md").read_bytes()}
-    return load_model(shipped)[0], driving_task(shipped, figures, card)
+        return load_driving(checkpoint)
+    return load_driving(
+        WEIGHTS / f"{name}.safetensors",
+        json.loads((WEIGHTS / f"{name}.figures.json").read_text()),
+        {"MODEL-CARD.md": (WEIGHTS / f"{name}.md").read_bytes()},
+    )
 
 
-def driving_task(weights: Path, figures: Mapping[str, float], card: Mapping[str, bytes]) -> Task:
-    """The facts of the task `driving` for a weights file; the licence of the weights goes along."""
+def load_driving(
+    weights: Path,
+    figures: Mapping[str, float] = MappingProxyType({}),
+    card: Mapping[str, bytes] = MappingProxyType({}),
+) -> tuple[FusionModel, Task]:
+    """The model of a weights file and the facts of its task; the weights' licence goes along."""
     from fusedge.export.task import Task
     from fusedge.models import driving
     from fusedge.models.fusion_model import load_model
@@ -72,7 +76,7 @@ def driving_task(weights: Path, figures: Mapping[str, float], card: Mapping[str,
             where=str(weights),
             hint="train them with `fusedge train driving`",
         ) from None
-    return Task(
+    task = Task(
         name="driving",
         description=driving.DESCRIPTION,
         decision_rate_hz=driving.DECISION_RATE_HZ,
@@ -94,3 +98,4 @@ def driving_task(weights: Path, figures: Mapping[str, float], card: Mapping[str,
             **card,
         },
     )
+    return model, task

@@ -23,11 +23,10 @@ RECIPE = TrainingConfig()
 
 @dataclass(frozen=True)
 class Trained:
-    """A model in evaluation mode, its weights file, and the modalities it was trained for."""
+    """A model in evaluation mode, and its weights file."""
 
     model: FusionModel
     path: Path
-    modalities: tuple[Modality, ...]
 
 
 def make_drives(recordings: Sequence[Recording], modalities: Sequence[Modality]) -> list[Drive]:
@@ -63,4 +62,4 @@ def train_driving(
     }
     path = folder / WEIGHTS
     write_whole(path, model_bytes(model, notes))
-    return Trained(model, path, modalities)
+    return Trained(model, path)
