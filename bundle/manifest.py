@@ -1,7 +1,8 @@
 """The manifest: everything that the runtime, a verifier or a planner must know about a bundle.
 
-`manifest.json` is this model, version 1. Unknown and repeated fields are refused, so that a typo or
-a later version never passes in silence.
+`manifest.json` is this model, version 2; version 1 is the same without sound, images, other ways to
+resample than `hold`, and `frozen_s`. Unknown and repeated fields are refused, so that a typo or a later
+version never passes in silence.
 """
 
 from __future__ import annotations
@@ -24,8 +25,9 @@ from pydantic import (
 
 from fusedge.bundle.errors import BundleError
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 MAX_BUFFERED = 10_000_000  # grid points that one modality may keep: 200 s of sound at 48 kHz
+MAX_BUFFERED_BYTES = 1 << 30  # of images that one modality may keep: 19 s of VGA at 60 Hz
 MAX_FILE_BYTES = 2 << 30  # ONNX, as every protobuf, ends at 2 GiB
 MAX_BUNDLE_BYTES = 8 << 30  # far beyond any set of encoders for the edge; bounds `verify`
 MAX_TEXT = 1000
@@ -61,6 +63,9 @@ class Channel(_Strict):
     unit: Text
     minimum: float
     maximum: float
+    frozen_s: PositiveSeconds | None = Field(
+        default=None, description="a value that stands still for longer is not believed; none: may"
+    )
 
     @model_validator(mode="after")
     def _ordered(self) -> Channel:
@@ -74,19 +79,26 @@ class Modality(_Strict):
 
     Windows lie on a grid of whole multiples of `hop_s` in capture time and are `window_s` long at
     `rate_hz`. The window that ends at `e` is cut when the clock passes `e + latency_s + lateness_s`.
+
+    A sample of a `series` is one number a channel, of an `image` one frame of `height` x `width`
+    with 8 bits a channel, and of `audio` a block of sound.
     """
 
     name: Name
-    kind: Literal["series"]
+    kind: Literal["series", "image", "audio"]
     description: Text
     channels: tuple[Channel, ...] = Field(min_length=1)
+    height: int | None = Field(default=None, ge=1, le=8192, description="of an image, in pixels")
+    width: int | None = Field(default=None, ge=1, le=8192, description="of an image, in pixels")
     rate_hz: Rate = Field(description="samples a second on the window's grid")
     window_s: PositiveSeconds
     hop_s: PositiveSeconds = Field(ge=0.001, description="time from one window to the next")
-    resample: Literal["hold"] = Field(
-        description="each grid point takes the newest sample before it"
+    resample: Literal["hold", "newest", "exact", "contiguous"] = Field(
+        description="how samples become a window: see fusedge.bundle.window"
     )
-    max_hold_s: PositiveSeconds = Field(description="longest time for which a sample is held")
+    max_hold_s: PositiveSeconds = Field(
+        description="longest time for which a sample stands in for the grid points after it"
+    )
     latency_s: Seconds = Field(
         description="known delay of the stamps against the true capture time"
     )
@@ -110,6 +122,27 @@ class Modality(_Strict):
         """Time from a window's end until it is cut."""
         return self.latency_s + self.lateness_s
 
+    @property
+    def kept_s(self) -> float:
+        """For how long samples may be needed."""
+        return self.window_s + self.hop_s + self.delay_s + self.max_age_s + self.max_hold_s
+
+    @property
+    def item_shape(self) -> tuple[int, ...]:
+        """Of one grid point: `(channels,)`, or `(height, width, channels)` for an image."""
+        size = (self.height or 0, self.width or 0) if self.kind == "image" else ()
+        return (*size, len(self.channels))
+
+    @property
+    def window_shape(self) -> tuple[int, ...]:
+        """Of a window, without the batch: `(grid points, *item_shape)`."""
+        return (self.window_samples, *self.item_shape)
+
+    @property
+    def valid_shape(self) -> tuple[int, ...]:
+        """Of what tells measured from missing: by channel, for images by frame."""
+        return self.window_shape[:1] if self.kind == "image" else self.window_shape
+
     @model_validator(mode="after")
     def _consistent(self) -> Modality:
         names = [channel.name for channel in self.channels]
@@ -119,9 +152,12 @@ class Modality(_Strict):
             self.window_samples, self.window_s * self.rate_hz, rel_tol=1e-6
         ):
             raise ValueError(f"modality {self.name}: window_s * rate_hz must be a whole number")
-        span_s = self.window_s + self.hop_s + self.delay_s + self.max_age_s + self.max_hold_s
-        if self.rate_hz * span_s > MAX_BUFFERED:
+        self._check_kind()
+        points = self.rate_hz * self.kept_s
+        if points > MAX_BUFFERED:
             raise ValueError(f"modality {self.name}: more than {MAX_BUFFERED} samples to keep")
+        if self.kind == "image" and points * math.prod(self.item_shape) > MAX_BUFFERED_BYTES:
+            raise ValueError(f"modality {self.name}: more than {MAX_BUFFERED_BYTES} bytes to keep")
         if self.max_age_s < self.delay_s:
             raise ValueError(
                 f"modality {self.name}: max_age_s is below latency_s + lateness_s, "
@@ -129,15 +165,29 @@ class Modality(_Strict):
             )
         return self
 
+    def _check_kind(self) -> None:
+        if (self.kind == "image") != (self.height is not None and self.width is not None):
+            raise ValueError(f"modality {self.name}: an image has a height and a width, others not")
+        if (self.kind == "audio") != (self.resample == "contiguous"):
+            raise ValueError(f"modality {self.name}: sound, and sound alone, is contiguous")
+        if self.resample == "exact" and self.lateness_s < self.max_hold_s:
+            raise ValueError(
+                f"modality {self.name}: exact stamps may be max_hold_s after the grid point, "
+                "so lateness_s must be as long"
+            )
+
 
 class TensorSpec(_Strict):
-    """An input or output of a part. Named dims are free at run time; all tensors are float32."""
+    """An input or output of a part. Named dims are free at run time.
+
+    All tensors are float32 but a window of images, which is uint8.
+    """
 
     name: Name
     role: Literal[
         "window", "valid", "embedding", "presence", "age", "state_in", "state_out", "logits"
     ]
-    dtype: Literal["float32"]
+    dtype: Literal["float32", "uint8"]
     shape: tuple[Dim, ...]
     modality: Name | None = None
 
@@ -394,12 +444,16 @@ def _check_encoders(manifest: Manifest) -> None:
         raise ValueError("there must be exactly one encoder for each modality")
     for part in encoders:
         modality = manifest.modality(str(part.modality))
-        window = ("batch", modality.window_samples, len(modality.channels))
-        wanted = {"window": window, "valid": window}
-        for role, shape in wanted.items():
-            specs = [spec for spec in part.inputs if spec.role == role]
-            if [spec.shape for spec in specs] != [shape]:
-                raise ValueError(f"part {part.name}: needs one {role} input of shape {shape}")
+        window = ("batch", *modality.window_shape)
+        dtype = "uint8" if modality.kind == "image" else "float32"
+        specs = [(s.shape, s.dtype) for s in part.inputs if s.role == "window"]
+        if specs != [(window, dtype)]:
+            raise ValueError(f"part {part.name}: needs one {dtype} window input of shape {window}")
+        valid = ("batch", *modality.valid_shape)
+        specs = [(s.shape, s.dtype) for s in part.inputs if s.role == "valid"]
+        # Sound and images are seldom missing in part, so their encoders need not look at it.
+        if specs != [(valid, "float32")] and (specs or modality.kind == "series"):
+            raise ValueError(f"part {part.name}: needs one float32 valid input of shape {valid}")
         embeddings = [spec.shape for spec in part.outputs if spec.role == "embedding"]
         if embeddings != [("batch", manifest.fusion.embedding_size)]:
             raise ValueError(f"part {part.name}: embedding differs from fusion.embedding_size")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,25 +16,40 @@ class Sample(NamedTuple):
     """One measurement of one modality.
 
     `timestamp_ns` is when it was measured, `arrival_ns` when the software could first see it, both on
-    the clock of the session. `data` is float32 `[channels]` for a series; NaN marks a channel
-    that was not measured. `stamp` says whether `timestamp_ns` came from the device (`capture`) or had
-    to be taken on `arrival`.
+    the clock of the session. `stamp` says whether `timestamp_ns` came from the device (`capture`) or
+    had to be taken on `arrival`. `data` is not written to by anyone after; it is
+
+    - of a series float32 `[channels]`, where NaN marks a channel that was not measured;
+    - of an image uint8 `[height, width, channels]`;
+    - of audio float32 `[samples, channels]`, a block that follows the one before without a gap;
+      the stamp is that of the block's last sample.
     """
 
     modality: str
     timestamp_ns: int
     arrival_ns: int
-    data: NDArray[np.float32]
+    data: NDArray[Any]
     stamp: StampKind = "capture"
 
 
 class Rejection(NamedTuple):
-    """Input that a source received but could not turn into a sample; the ledger counts it by reason."""
+    """Input that a source received but could not turn into a sample; the ledger counts it by reason.
+
+    It stands for `samples` samples of the modality's account.
+    """
 
     modality: str
     arrival_ns: int
     reason: str
     detail: str
+    samples: int = 1
+
+
+def size(item: Sample | Rejection) -> int:
+    """How many samples of the account an item is: a block of sound has many."""
+    if isinstance(item, Rejection):
+        return item.samples
+    return len(item.data) if item.data.ndim == 2 else 1
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,12 @@
 """The meaning of a window: how irregular samples become a tensor on a fixed grid.
 
-Training and runtime both call this, so they cannot differ.
+Training and runtime both call this, so they cannot differ. The ways to resample:
+
+- `hold`: each grid point takes the newest sample at or before it, if that is at most `max_hold_s` old;
+- `exact`: each grid point takes the sample nearest to it, if that is at most `max_hold_s` away;
+- `newest`: the last samples up to the window's end, whatever their spacing, none older than the window
+  and `max_hold_s`;
+- `contiguous`: sound; as many samples in a row as the window has, the last one captured at its end.
 """
 
 from __future__ import annotations
@@ -38,6 +44,39 @@ def pick_newest(
     return index
 
 
+def pick_nearest(
+    timestamps_ns: NDArray[np.int64], grid: NDArray[np.int64], tolerance_ns: int
+) -> NDArray[np.int64]:
+    """For each grid time the index of the sample nearest to it, -1 where none is within `tolerance_ns`.
+
+    Shapes as in `pick_newest`; the earlier one of two that are as near.
+    """
+    if not len(timestamps_ns):
+        return np.full(len(grid), -1, np.int64)
+    after = np.searchsorted(timestamps_ns, grid).astype(np.int64)
+    before = np.maximum(after - 1, 0)
+    after = np.minimum(after, len(timestamps_ns) - 1)
+    nearer = grid - timestamps_ns[before] <= np.abs(timestamps_ns[after] - grid)
+    index = np.where(nearer, before, after)
+    index[np.abs(timestamps_ns[index] - grid) > tolerance_ns] = -1
+    return index
+
+
+def pick_last(
+    timestamps_ns: NDArray[np.int64], end_ns: int, count: int, oldest_ns: int
+) -> NDArray[np.int64]:
+    """The indices of the last `count` samples from `oldest_ns` up to `end_ns`, int64 `[count]`.
+
+    Where there are fewer, the first places are -1.
+    """
+    stop = int(np.searchsorted(timestamps_ns, end_ns, side="right"))
+    start = max(int(np.searchsorted(timestamps_ns, oldest_ns)), stop - count)
+    index = np.full(count, -1, np.int64)
+    if stop > start:
+        index[start - stop :] = np.arange(start, stop)
+    return index
+
+
 def hold(
     timestamps_ns: NDArray[np.int64],
     values: NDArray[np.float32],
@@ -52,12 +91,19 @@ def hold(
     sample after its end, so it can be cut live.
     """
     picked = pick_newest(timestamps_ns, grid, max_hold_ns)
-    if len(timestamps_ns) == 0:
-        empty = np.zeros((len(grid), values.shape[1]), np.float32)
-        return empty, empty.copy(), picked
+    return *gather(values, picked), picked
+
+
+def gather(
+    values: NDArray[np.float32], picked: NDArray[np.int64]
+) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """The picked samples `(window [T, C], valid [T, C])`: 0 and not valid for none and for NaN."""
+    if not len(values):
+        empty = np.zeros((len(picked), values.shape[1]), np.float32)
+        return empty, empty.copy()
     window = values[np.maximum(picked, 0)]
     measured = np.isfinite(window) & (picked >= 0)[:, None]
-    return np.where(measured, window, np.float32(0)), measured.astype(np.float32), picked
+    return np.where(measured, window, np.float32(0)), measured.astype(np.float32)
 
 
 def complete(valid: NDArray[np.float32], min_valid: float) -> NDArray[np.bool_]:

@@ -14,6 +14,8 @@ from fusedge.cli.devices import devices
 from fusedge.cli.evaluate import evaluate
 from fusedge.cli.export import export
 from fusedge.cli.inspect import inspect
+from fusedge.cli.record import record
+from fusedge.cli.replay import replay
 from fusedge.cli.run import run
 from fusedge.cli.train import train
 from fusedge.cli.verify import verify
@@ -62,6 +64,8 @@ def options(
 
 app.command("demo")(demo)
 app.command("run")(run)
+app.command("record")(record)
+app.command("replay")(replay)
 app.command("export")(export)
 app.command("inspect")(inspect)
 app.command("verify")(verify)

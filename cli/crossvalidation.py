@@ -21,6 +21,7 @@ from fusedge.models.prediction import predict
 from fusedge.models.protocols import Fold, Judged, Score, leaky_split, leave_one_group_out, score
 from fusedge.models.training import TrainingConfig
 from fusedge.runtime.clock import VirtualClock
+from fusedge.runtime.runner import run
 from fusedge.runtime.session import Session
 from fusedge.runtime.sinks.memory import MemorySink
 
@@ -81,7 +82,7 @@ class CrossValidation:
         """Replay a trip through the runtime, and keep the decisions that rest on a whole window."""
         memory = MemorySink()
         uri = f"replay:{self.paths[recording.name]}"
-        report = Session(bundle, [uri], VirtualClock(), without=without).run([memory])
+        report = run(Session(bundle, [uri], VirtualClock(), without=without), [memory])
         if not report.summary["ledger_balanced"]:
             raise AssertionError(f"the ledger of {recording.name} does not balance")
         stamps = [s.timestamps_ns[0] for s in recording.series.values() if len(s.timestamps_ns)]

@@ -11,7 +11,7 @@ from fusedge.bundle.errors import UnknownNameError
 from fusedge.bundle.lookup import open_bundle
 from fusedge.cli.console import console
 from fusedge.cli.options import JsonOption
-from fusedge.cli.run import finish, parse_speed, run_session
+from fusedge.cli.run import finish, parse_speed, run_sessions
 from fusedge.runtime.session import Session
 from fusedge.runtime.sinks.jsonl import JsonLinesSink
 from fusedge.runtime.sinks.sink import Sink
@@ -42,7 +42,7 @@ def demo(
     sinks: list[Sink] = [JsonLinesSink(decisions), TimelineSink(picture)]
     if not as_json:
         sinks.append(TableSink(console))
-    report = run_session(session, sinks)
+    report = run_sessions([(session, sinks)])[0]
     if not as_json:
         console.print(f"decisions: {decisions}   picture: {picture}", markup=False)
         console.print(f"weights: {bundle.manifest.provenance.weights_licence}", markup=False)

@@ -40,6 +40,32 @@ ProviderOption = Annotated[
 PrecisionOption = Annotated[
     str, typer.Option(help="Which of the bundle's graphs to run: fp32 or fp16.")
 ]
+RecordOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--record", help="New MCAP file for the whole session, to be replayed or seen in Foxglove."
+    ),
+]
+RecordEventsOption = Annotated[
+    str | None,
+    typer.Option(
+        "--record-events",
+        metavar="TIME",
+        help="Keep clips of this time (10s) before and after each event and change of a label.",
+    ),
+]
+ClipsOption = Annotated[
+    Path, typer.Option("--clips", help="Folder for the clips of --record-events.")
+]
+JpegOption = Annotated[
+    int | None,
+    typer.Option(
+        "--jpeg",
+        min=1,
+        max=95,
+        help="Record images as JPEG of this quality; no exact replay then. Default: lossless.",
+    ),
+]
 
 
 def writable_folder(path: Path) -> Path:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import signal
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from types import FrameType
 from typing import Annotated
@@ -16,7 +17,8 @@ from fusedge.cli.console import console, print_json
 from fusedge.cli.main import INTERRUPTED, STOP_SIGNALS
 from fusedge.cli.options import BundleArgument, JsonOption, PrecisionOption, ProviderOption
 from fusedge.cli.report import print_report
-from fusedge.runtime.clock import Clock, PacedClock, VirtualClock
+from fusedge.runtime.clock import Clock, LiveClock, PacedClock, VirtualClock
+from fusedge.runtime.runner import run_all
 from fusedge.runtime.session import Session, SessionReport
 from fusedge.runtime.sinks.jsonl import JsonLinesSink
 from fusedge.runtime.sinks.sink import Sink
@@ -84,35 +86,43 @@ def run(
     if not show_table:
         for warning in session.warnings:
             console.print(f"warning: {warning}", style="yellow", markup=False, soft_wrap=True)
-    finish(run_session(session, sinks), as_json)
+    finish(run_sessions([(session, sinks)])[0], as_json)
 
 
 def parse_speed(text: str) -> Clock:
-    """The clock for a speed: `max` or a positive number."""
+    """The clock for a speed: `max`, `live` or a positive number."""
     if text == "max":
         return VirtualClock()
+    if text == "live":
+        return LiveClock()
     try:
         speed = float(text)
     except ValueError:
         speed = 0
     if not 0 < speed < float("inf"):
-        raise FusedgeError(f"speed {text!r} is not a speed", hint="a number above 0, or max")
+        raise FusedgeError(f"speed {text!r} is not a speed", hint="a number above 0, max, or live")
     return PacedClock(speed)
 
 
-def run_session(session: Session, sinks: list[Sink]) -> SessionReport:
+def run_sessions(
+    sessions: Sequence[tuple[Session, Sequence[Sink]]],
+    *,
+    threads: int = 0,
+    cores: Sequence[int] = (),
+) -> list[SessionReport]:
     """Run; Ctrl-C, SIGTERM and SIGHUP end it between two pieces of work, a second one at once."""
 
     def stop(number: int, frame: FrameType | None) -> None:
         signal.signal(number, before[signal.Signals(number)])
-        session.stop()
+        for session, _ in sessions:
+            session.stop()
 
     before = {number: signal.getsignal(number) for number in STOP_SIGNALS}
     for number, handler in before.items():
         if handler is not signal.SIG_IGN:
             signal.signal(number, stop)
     try:
-        return session.run(sinks)
+        return run_all(sessions, threads=threads, cores=cores)
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)

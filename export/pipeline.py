@@ -13,7 +13,7 @@ from pydantic import ValidationError
 
 from fusedge.bundle.archive import Bundle, check_destination, file_entry, write_bundle
 from fusedge.bundle.errors import FusedgeError
-from fusedge.bundle.manifest import Engine, Fusion, Graph, Manifest, Part, PartParity, Precision
+from fusedge.bundle.manifest import FORMAT_VERSION, Engine, Fusion, Graph, Manifest, Part, PartParity, Precision
 from fusedge.devices.targets.table import Target, find_target
 from fusedge.export.audit import Audit, AuditRow
 from fusedge.export.engine import BuildLimits, BuiltEngine, EngineRequest, build_engine
@@ -317,7 +317,7 @@ def _manifest(
     try:
         return Manifest.model_validate(
             {
-                "format_version": 1,
+                "format_version": FORMAT_VERSION,
                 "name": task.name,
                 "description": task.description,
                 "decision_rate_hz": task.decision_rate_hz,

@@ -8,12 +8,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Literal
 
+from fusedge.bundle.lag import median_lag
 from fusedge.bundle.manifest import Channel, EventRule, Modality, Output
 from fusedge.bundle.sample import Recording
 from fusedge.models.encoders import EncoderConfig, Term
 from fusedge.models.fusion import FusionKind
 from fusedge.models.fusion_model import ModelConfig
-from fusedge.models.lag import median_lag
 
 DESCRIPTION = "Style of driving (normal, drowsy, aggressive) every second, and events"
 LABELS = ("normal", "drowsy", "aggressive")

@@ -21,6 +21,8 @@ PROVIDERS = {
     "tensorrt-rtx": "NvTensorRTRTXExecutionProvider",
 }
 
+_TYPES = {"float32": "tensor(float)", "uint8": "tensor(uint8)"}
+
 
 class OnnxPart:
     """A part on ONNX Runtime, checked against the manifest before it runs for the first time.
@@ -57,7 +59,7 @@ class OnnxPart:
         _compare(self._session.get_outputs(), part.outputs, "output", where)
         self._outputs = [spec.name for spec in part.outputs]
 
-    def run(self, feeds: Mapping[str, Array]) -> list[Array]:
+    def run(self, feeds: Mapping[str, Any]) -> list[Array]:
         """The outputs, in the manifest's order, for inputs by name."""
         outputs: list[Array] = self._session.run(self._outputs, feeds)
         return outputs
@@ -77,7 +79,7 @@ def _compare(found: list[Any], wanted: tuple[TensorSpec, ...], kind: str, where:
             a == b if isinstance(b, int) else not isinstance(a, int)  # a free dim must be free
             for a, b in zip(node.shape, spec.shape, strict=True)
         )
-        if node.type != "tensor(float)" or not fits:
+        if node.type != _TYPES[spec.dtype] or not fits:
             raise BundleError(
                 f"{kind} {node.name} is {node.type} {node.shape}, "
                 f"the manifest says {spec.dtype} {list(spec.shape)}",

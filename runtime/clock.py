@@ -5,77 +5,105 @@ Live, paced and as-fast-as-possible sessions run the same code and differ only i
 
 from __future__ import annotations
 
-import threading
 import time
 from typing import Protocol
 
 
 class Clock(Protocol):
-    """Nanoseconds that never go backward, and a way to wait for one of them."""
+    """Nanoseconds that never go backward."""
 
     kind: str
+    real: bool
+    """Whether time goes on by itself, so that work takes time and threads wait for it."""
 
     def now_ns(self) -> int:
         """The present."""
 
-    def wait_until(self, time_ns: int) -> None:
-        """Return at `time_ns`, or at once when that has passed."""
+    def begin(self, time_ns: int) -> None:
+        """Make `time_ns` the present where the clock has a time of its own and has not begun."""
 
-    def interrupt(self) -> None:
-        """End a wait, now and from now on; may be called from a signal handler or another thread."""
+    def advance(self, time_ns: int) -> None:
+        """Make `time_ns` the present where time does not go on by itself."""
+
+    def seconds_until(self, time_ns: int) -> float:
+        """How long to wait for `time_ns` by the machine's clock; 0 where it has passed."""
 
 
 class VirtualClock:
-    """Time that moves only when it is waited for: as fast as the machine goes, and repeatable."""
+    """Time that moves only when it is told to: as fast as the machine goes, and repeatable."""
 
     kind = "virtual"
+    real = False
 
     def __init__(self) -> None:
         self._now_ns: int | None = None
 
     def now_ns(self) -> int:
-        """The time last waited for; 0 before the first wait."""
+        """The time last advanced to; 0 before."""
         return self._now_ns or 0
 
-    def wait_until(self, time_ns: int) -> None:
-        """Jump to `time_ns`."""
+    def begin(self, time_ns: int) -> None:
+        """As `advance`."""
+        self.advance(time_ns)
+
+    def advance(self, time_ns: int) -> None:
+        """Jump to `time_ns`, never back."""
         self._now_ns = time_ns if self._now_ns is None else max(self._now_ns, time_ns)
 
-    def interrupt(self) -> None:
+    def seconds_until(self, time_ns: int) -> float:
         """It never waits."""
+        return 0.0
 
 
 class PacedClock:
-    """A recording's own time, moving at `speed` times the rate of the machine's monotonic clock.
-
-    It starts at the first time that is waited for.
-    """
+    """A recording's own time, moving at `speed` times the rate of the machine's monotonic clock."""
 
     kind = "paced"
+    real = True
 
     def __init__(self, speed: float) -> None:
         self._speed = speed
         self._start_ns = 0
         self._origin_ns: int | None = None
-        self._interrupted = threading.Event()
 
     def now_ns(self) -> int:
-        """Recording time now; 0 before the first wait."""
+        """Recording time now; 0 before it has begun."""
         if self._origin_ns is None:
             return self._start_ns
         return self._start_ns + round((time.monotonic_ns() - self._origin_ns) * self._speed)
 
-    def wait_until(self, time_ns: int) -> None:
-        """Sleep until the recording reaches `time_ns`."""
+    def begin(self, time_ns: int) -> None:
+        """Start at `time_ns`, once."""
         if self._origin_ns is None:
             self._start_ns, self._origin_ns = time_ns, time.monotonic_ns()
-        left_ns = time_ns - self.now_ns()
-        if left_ns > 0:
-            self._interrupted.wait(left_ns / self._speed / 1e9)
 
-    def interrupt(self) -> None:
-        """End the sleep."""
-        self._interrupted.set()
+    def advance(self, time_ns: int) -> None:
+        """It goes on by itself."""
+
+    def seconds_until(self, time_ns: int) -> float:
+        """Machine time until the recording reaches `time_ns`."""
+        return max(0.0, (time_ns - self.now_ns()) / self._speed / 1e9)
+
+
+class LiveClock:
+    """The machine's monotonic clock, on which drivers stamp what they capture."""
+
+    kind = "live"
+    real = True
+
+    def now_ns(self) -> int:
+        """Nanoseconds since some time before the session."""
+        return time.monotonic_ns()
+
+    def begin(self, time_ns: int) -> None:
+        """It has begun long ago."""
+
+    def advance(self, time_ns: int) -> None:
+        """It goes on by itself."""
+
+    def seconds_until(self, time_ns: int) -> float:
+        """How long to wait for `time_ns`."""
+        return max(0.0, (time_ns - time.monotonic_ns()) / 1e9)
 
 
 def stopwatch_ns() -> int:

@@ -62,12 +62,16 @@ class Classification:
 
 @dataclass(frozen=True, slots=True)
 class Decision:
-    """What the pipeline says at one tick. `latency_ns` is from the tick to its emission."""
+    """What the pipeline says at one tick. `latency_ns` is from the tick to its emission.
+
+    `problem` is empty, or says why there are no labels: `part_failed`, `hangs`, `not_finite`, ….
+    """
 
     timestamp_ns: int
     outputs: dict[str, Classification]
     modalities: dict[str, ModalityShare]
     latency_ns: int
+    problem: str = ""
 
     def as_dict(self) -> dict[str, Any]:
         """For JSON."""
@@ -83,4 +87,5 @@ class Decision:
                 for name, share in self.modalities.items()
             },
             "latency_ms": round(self.latency_ns / 1e6, 3),
+            "problem": self.problem or None,
         }

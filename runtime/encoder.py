@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 
 from fusedge.bundle.manifest import Modality, Part
 from fusedge.bundle.window import to_ns
-from fusedge.runtime.backend import Array, OnnxPart
-from fusedge.runtime.clock import stopwatch_ns
-from fusedge.runtime.histogram import DurationHistogram
+from fusedge.runtime.backend import Array
 from fusedge.runtime.stream import Window
 
 
@@ -36,16 +36,15 @@ class PartState:
 
 
 class Encoder:
-    """Contract: `present` is true while the newest embedding is at most `max_age_s` old and, after an
-    absence, only from the `return_windows`-th complete window in a row on. An embedding that is
-    not finite is never given on: the encoder's memory is reset and the window counts as missing.
+    """Contract: a modality is present while its newest embedding is at most `max_age_s` old and, after an
+    absence, only from the `return_windows`-th complete window in a row on. The memory is kept over
+    windows that were given up as long as the embedding is; it is reset where the modality is lost,
+    and where an embedding is not finite, which is never given on.
     """
 
-    def __init__(self, spec: Modality, part: Part, backend: OnnxPart) -> None:
-        self._backend = backend
-        self._names = {
-            spec_.role: spec_.name for spec_ in part.inputs if spec_.role in ("window", "valid")
-        }
+    def __init__(self, spec: Modality, part: Part) -> None:
+        names = {s.role: s.name for s in part.inputs if s.role in ("window", "valid")}
+        self._window, self._valid = names["window"], names.get("valid")
         self._embedding = next(i for i, s in enumerate(part.outputs) if s.role == "embedding")
         self._state = PartState(part)
         self._max_age_ns = to_ns(spec.max_age_s)
@@ -55,35 +54,33 @@ class Encoder:
         self.end_ns: int | None = None
         self.embedding: Array | None = None
         self.resets = self.not_finite = 0
-        self.step_time = DurationHistogram()
 
-    def step(self, window: Window | None) -> None:
-        """Run one window; None is one that came too late, which breaks the memory's time."""
-        if window is None:
-            self._lose()
-            return
+    def feeds(self, window: Window) -> dict[str, Any] | None:
+        """What the part takes for a window; None where it need not run."""
         if self.end_ns is not None and window.end_ns - self.end_ns > self._max_age_ns:
-            self._lose()
+            self.lose()
         if not window.complete and self.end_ns is None:
-            return
-        started = stopwatch_ns()
-        state = self._state.current
-        outputs = self._backend.run(
-            {self._names["window"]: window.values, self._names["valid"]: window.valid, **state}
-        )
-        self.step_time.add(stopwatch_ns() - started)
+            return None
+        feeds: dict[str, Any] = {self._window: window.values, **self._state.current}
+        if self._valid is not None:
+            feeds[self._valid] = window.valid
+        return feeds
+
+    def take(self, window: Window, outputs: list[Array]) -> bool:
+        """Take what the part made of a window; False where that is not finite."""
         embedding = outputs[self._embedding]
         if not np.isfinite(embedding).all():
             self.not_finite += 1
-            self._lose()
-            return
+            self.lose()
+            return False
         self._state.advance(outputs)
         if not window.complete:
             self._in_a_row = 0
-            return
+            return True
         self._in_a_row += 1
         self._returned = self._returned or self._in_a_row >= self._return_windows
         self.embedding, self.end_ns = embedding, window.end_ns
+        return True
 
     def age_ns(self, now_ns: int) -> int | None:
         """Age of the newest embedding where the modality is present, else None."""
@@ -91,11 +88,11 @@ class Encoder:
             return None
         age = now_ns - self.end_ns
         if age > self._max_age_ns:
-            self._lose()
+            self.lose()
             return None
         return age
 
-    def _lose(self) -> None:
+    def lose(self) -> None:
         """The modality is gone: forget it, and ask for `return_windows` before it is back."""
         self._state.reset()
         self.resets += self.end_ns is not None

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 
 from fusedge.bundle.manifest import Manifest
-from fusedge.runtime.backend import Array, OnnxPart
-from fusedge.runtime.clock import stopwatch_ns
+from fusedge.runtime.backend import Array
 from fusedge.runtime.encoder import PartState
-from fusedge.runtime.histogram import DurationHistogram
 
 
 class FusionHead:
@@ -16,49 +16,61 @@ class FusionHead:
     and an embedding of zeros; row 1 + m differs from row 0 in having modality m absent.
     """
 
-    def __init__(self, manifest: Manifest, backend: OnnxPart) -> None:
+    def __init__(self, manifest: Manifest) -> None:
         head, fusion = manifest.head, manifest.fusion
-        count = len(fusion.modalities)
-        rows = 1 + count
-        self._backend = backend
+        self._specs = [spec for spec in head.inputs if spec.role != "state_in"]
+        self._count = len(fusion.modalities)
+        self._rows = 1 + self._count
+        self._size = fusion.embedding_size
         self._outputs = {spec.name: i for i, spec in enumerate(head.outputs)}
         self._logits = [output.logits for output in manifest.outputs]
-        self._embeddings = [
-            np.zeros((rows, fusion.embedding_size), np.float32) for _ in range(count)
-        ]
-        self._presence = np.zeros((rows, count), np.float32)
-        self._age = np.zeros((rows, count), np.float32)
-        self._others = np.ones((rows, count), np.float32)  # 0 where a row masks a modality
-        self._others[1:] -= np.eye(count, dtype=np.float32)
+        self._others = np.ones((self._rows, self._count), np.float32)  # 0 where a row masks one
+        self._others[1:] -= np.eye(self._count, dtype=np.float32)
         self._state = PartState(head)
+        self._make_buffers()
+
+    def _make_buffers(self) -> None:
+        self._embeddings = [
+            np.zeros((self._rows, self._size), np.float32) for _ in range(self._count)
+        ]
+        self._presence = np.zeros((self._rows, self._count), np.float32)
+        self._age = np.zeros((self._rows, self._count), np.float32)
         by_role = {"presence": self._presence, "age": self._age}
         embeddings = iter(self._embeddings)
-        self._feeds: dict[str, Array] = {
+        self._feeds: dict[str, Any] = {
             spec.name: next(embeddings) if spec.role == "embedding" else by_role[spec.role]
-            for spec in head.inputs
-            if spec.role != "state_in"
+            for spec in self._specs
         }
-        self.step_time = DurationHistogram()
 
-    def fuse(self, embeddings: list[Array | None], ages_s: list[float]) -> dict[str, Array]:
-        """Run the head on embeddings `[1, D]` (None where absent) and their ages in seconds.
+    def feeds(self, embeddings: list[Array | None], ages_s: list[float]) -> dict[str, Any]:
+        """What the head takes: embeddings `[1, D]` (None where absent) and their ages in seconds.
 
-        Logits by name, float32 `[1 + M, K]`: row 0 as things are, row 1+m without modality m. They
-        may be not finite; the head's memory is reset where row 0 is not.
+        The arrays are used again for the next tick.
         """
-        for column, embedding in enumerate(embeddings):
-            present = self._others[:, column] if embedding is not None else np.float32(0)
-            self._presence[:, column] = present
-            self._age[:, column] = ages_s[column] * present
-            self._embeddings[column][:] = 0 if embedding is None else embedding
-        started = stopwatch_ns()
-        rows = len(self._presence)
+        there = np.array([embedding is not None for embedding in embeddings], np.float32)
+        np.multiply(self._others, there, out=self._presence)
+        np.multiply(self._presence, np.array(ages_s, np.float32), out=self._age)
+        for buffer, embedding in zip(self._embeddings, embeddings, strict=True):
+            buffer[:] = 0 if embedding is None else embedding
+        rows = self._rows
         states = {name: np.repeat(s, rows, axis=0) for name, s in self._state.current.items()}
-        outputs = self._backend.run({**self._feeds, **states})
-        self.step_time.add(stopwatch_ns() - started)
+        return {**self._feeds, **states}
+
+    def take(self, outputs: list[Array]) -> tuple[dict[str, Array], bool]:
+        """Logits by name, float32 `[1 + M, K]`, and whether row 0 is finite.
+
+        Row 0 is as things are, row 1 + m without modality m. The head's memory is reset where row 0
+        is not finite.
+        """
         logits = {name: outputs[self._outputs[name]] for name in self._logits}
-        if all(np.isfinite(value[0]).all() for value in logits.values()):
+        finite = all(np.isfinite(value[0]).all() for value in logits.values())
+        if finite:
             self._state.advance(outputs)
         else:
             self._state.reset()
-        return logits
+        return logits, finite
+
+    def lose(self) -> None:
+        """A run failed: forget, and leave the arrays to it, since it may still be reading them."""
+        self._state.reset()
+        self._make_buffers()

@@ -25,17 +25,22 @@ class SteadyLabel:
 
     def __init__(self, spec: Output, period_s: float) -> None:
         self._labels = spec.labels
-        self._weight = -math.expm1(-period_s / spec.smoothing_s) if spec.smoothing_s else 1.0
+        self._rate = -period_s / spec.smoothing_s if spec.smoothing_s else -math.inf
         self._hysteresis = spec.hysteresis
         self._mean: NDArray[np.float64] | None = None
         self._current: int | None = None
 
-    def update(self, probabilities: NDArray[np.float64]) -> tuple[str, NDArray[np.float64]]:
-        """Take the newest probabilities `[K]`; the steady label and the mean `[K]` it rests on."""
+    def update(
+        self, probabilities: NDArray[np.float64], periods: int = 1
+    ) -> tuple[str, NDArray[np.float64]]:
+        """Take the newest probabilities `[K]`; the steady label and the mean `[K]` it rests on.
+
+        `periods` have passed since the last ones.
+        """
         if self._mean is None:
             self._mean = probabilities.copy()
         else:
-            self._mean += self._weight * (probabilities - self._mean)
+            self._mean += -math.expm1(self._rate * periods) * (probabilities - self._mean)
         best = int(self._mean.argmax())
         if self._current is None or (
             self._mean[best] - self._mean[self._current] > self._hysteresis

@@ -1,185 +1,355 @@
-"""The core: samples in, decisions and events out, driven by an injected time. No threads, no input
-or output of its own, so that live, replay and soak run the same code.
+"""The core: samples in, decisions and events out. No threads, no input or output of its own, and no
+clock, so that live, replay and soak run the same code.
 """
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from fusedge.bundle.archive import Bundle
-from fusedge.bundle.manifest import Output
+from fusedge.bundle.manifest import Manifest, Output, Part
 from fusedge.bundle.sample import Rejection, Sample
 from fusedge.bundle.window import NANOSECONDS, to_ns
 from fusedge.runtime.backend import Array, OnnxPart
-from fusedge.runtime.clock import Clock
 from fusedge.runtime.decision import Classification, Decision, ModalityShare
 from fusedge.runtime.encoder import Encoder
 from fusedge.runtime.events import Event, EventDetector
 from fusedge.runtime.head import FusionHead
+from fusedge.runtime.journal import Cut, Entry, Finish, Step, Tick
 from fusedge.runtime.label import SteadyLabel, softmax
 from fusedge.runtime.ledger import Ledger
-from fusedge.runtime.stream import ModalityStream
+from fusedge.runtime.part import PART_FAILED, Backend, Failure, Job, RunningPart
+from fusedge.runtime.sample_stream import SampleStream
+from fusedge.runtime.sound_stream import SoundStream
+from fusedge.runtime.stream import ModalityStream, Window
+
+LIGHT_NS = 1_000_000  # a run that is expected to be shorter is awaited by the tick of its time
+WAIT_NS = 3_000_000  # but no longer than this
+
+Loader = Callable[[Part], Backend]
+
+
+class Lane(NamedTuple):
+    """All that belongs to one modality."""
+
+    stream: ModalityStream
+    part: RunningPart
+    encoder: Encoder
+    detectors: tuple[EventDetector, ...]
+
+
+class _Pending(NamedTuple):
+    """What a decision rests on, while the head computes."""
+
+    tick: Tick
+    ages_ns: list[int | None]
 
 
 class Pipeline:
-    """Contract: `push` samples in order of arrival; whenever `next_due_ns` is reached, `step`.
+    """Contract: a state machine. `push` items in the order of arrival; `choose` says which step is due,
+    `begin` takes it and gives a job, and the job's outputs come back with `finish`. Jobs may run in
+    other threads, one at a time a part; everything else is called by one thread at a time. Results
+    depend only on what was pushed, begun and finished, in that order, which `journal` is told.
 
     Work is due at fixed times of the session's clock: a window at its end plus latency plus
     lateness, a decision at every whole multiple of the decision period. Windows go before a
-    decision of the same time. A tick whose successor is due as well is skipped and counted. The
-    newest one then goes before the windows that wait, on what embeddings there are, and in turn
-    with them, so that overload neither delays a decision by more than a period nor starves
-    decisions or encoders.
+    decision of the same time, unless their encoder is known to take long. What cannot be done in
+    time is given up, oldest first, and counted:
+
+    - windows that wait are made up for in order where that takes less than a hop, so that an
+      encoder's memory survives a delay; else the newest goes first;
+    - a tick whose successor is due as well is skipped. The newest one then goes before the windows
+      that wait, and in turn with them, so that neither starves.
     """
 
     def __init__(
-        self, bundle: Bundle, clock: Clock, *, provider: str = "cpu", precision: str = "fp32"
+        self,
+        bundle: Bundle,
+        *,
+        provider: str = "cpu",
+        precision: str = "fp32",
+        concurrent: bool = False,
+        load: Loader | None = None,
+        journal: Callable[[Entry], None] = lambda entry: None,
     ) -> None:
         manifest = bundle.manifest
-        self.manifest = manifest
-        self._clock = clock
-        backends = {
-            part.name: OnnxPart(bundle, part, provider, precision) for part in manifest.parts
-        }
-        self.providers = {name: backend.provider for name, backend in backends.items()}
+        self.manifest: Manifest = manifest
+        self._concurrent = concurrent
+        self.journal = journal
+
+        def running(part: Part) -> RunningPart:
+            return RunningPart(
+                part,
+                (lambda: load(part))
+                if load
+                else lambda: OnnxPart(bundle, part, provider, precision),
+            )
+
         self.order = manifest.fusion.modalities
-        specs = {name: manifest.modality(name) for name in self.order}
-        self.streams = {name: ModalityStream(spec) for name, spec in specs.items()}
-        self.encoders = {
-            part.modality: Encoder(specs[part.modality], part, backends[part.name])
-            for part in manifest.encoders
-            if part.modality is not None
-        }
-        self.head = FusionHead(manifest, backends[manifest.head.name])
-        self._detectors: dict[str, list[EventDetector]] = {name: [] for name in self.order}
-        for rule in manifest.events:
-            self._detectors[rule.modality].append(EventDetector(rule, specs[rule.modality]))
+        self.lanes: dict[str, Lane] = {}
+        for part in manifest.encoders:
+            spec = manifest.modality(str(part.modality))
+            self.lanes[spec.name] = Lane(
+                (SoundStream if spec.kind == "audio" else SampleStream)(spec),
+                running(part),
+                Encoder(spec, part),
+                tuple(EventDetector(r, spec) for r in manifest.events if r.modality == spec.name),
+            )
+        self._lanes = list(self.lanes.values())
+        self.head = FusionHead(manifest)
+        self.head_part = running(manifest.head)
+        self.parts = [*(lane.part for lane in self._lanes), self.head_part]
         self._period_ns = to_ns(1 / manifest.decision_rate_hz)
         period_s = self._period_ns / NANOSECONDS
         self._labels = {output.name: dict.fromkeys(output.labels, 0) for output in manifest.outputs}
         self._steady = {output.name: SteadyLabel(output, period_s) for output in manifest.outputs}
-        self.ledger = Ledger({name: stream.account for name, stream in self.streams.items()})
+        self.ledger = Ledger({name: lane.stream.account for name, lane in self.lanes.items()})
+        self.work = Ledger({part.name: part.account for part in self.parts})
         self.next_tick_ns: int | None = None
         self._jumped = False  # the last step was a decision that went before older windows
-        self.ticks = self.ticks_skipped = self.ticks_not_finite = 0
+        self._periods = 0  # since the last decision
+        self._results: list[Decision | Event] = []
+
+    def start(self, now_ns: int) -> None:
+        """Decide from the next whole multiple of the period on, whatever comes in."""
+        if self.next_tick_ns is None:
+            self.next_tick_ns = -(-now_ns // self._period_ns) * self._period_ns
 
     def push(self, item: Sample | Rejection) -> None:
         """Take a sample, or the account of one that its source had to refuse."""
-        if self.next_tick_ns is None:
-            self.next_tick_ns = -(-item.arrival_ns // self._period_ns) * self._period_ns
-        stream = self.streams.get(item.modality)
-        if isinstance(item, Sample) and stream is not None:
-            stream.push(item)
+        self.journal(item)
+        lane = self.lanes.get(item.modality)
+        if isinstance(item, Sample):
+            if lane is not None:
+                lane.stream.push(item)
+                return
+            account = self.ledger.account(item.modality)
+            account.received += 1
+            account.drop("not_in_bundle")
             return
         account = self.ledger.account(item.modality)
-        account.received += 1
-        if isinstance(item, Rejection):
-            account.drop(item.reason, detail=item.detail)
-        else:
-            account.drop("not_in_bundle")
+        account.received += item.samples
+        account.drop(item.reason, item.samples, detail=item.detail)
 
     @property
     def next_due_ns(self) -> int | None:
-        """The time of the next `step`; None before the first sample."""
-        due = self.next_tick_ns
-        for stream in self.streams.values():
-            window_due = stream.next_due_ns
-            if window_due is not None and (due is None or window_due <= due):
+        """The time of the next step that need not wait for a job; None where there is none."""
+        due = self.next_tick_ns if self.head_part.job is None else None
+        for lane in self._lanes:
+            window_due = lane.stream.next_due_ns
+            if (
+                window_due is not None
+                and lane.part.job is None
+                and (due is None or window_due < due)
+            ):
                 due = window_due
         return due
 
-    def step(self) -> list[Decision | Event]:
-        """Do all the work that is due at `next_due_ns`, and return what came of it."""
-        due_ns, tick_ns = self.next_due_ns, self.next_tick_ns
-        assert due_ns is not None and tick_ns is not None, "nothing is due before the first sample"
-        now_ns = max(self._clock.now_ns(), due_ns)
-        skipped = max(0, (now_ns - tick_ns) // self._period_ns)
-        if skipped:
-            self.ticks_skipped += skipped
-            self.next_tick_ns = tick_ns = tick_ns + skipped * self._period_ns
-            if not self._jumped:
-                self._jumped = True
-                self.next_tick_ns += self._period_ns
-                return [self._decide(tick_ns)]
-            due_ns = self.next_due_ns
-        self._jumped = False
-        results: list[Decision | Event] = []
-        for name, stream in self.streams.items():
-            if stream.next_due_ns == due_ns:
-                window = stream.cut(now_ns)
-                self.encoders[name].step(window)
-                if window is not None:
-                    for detector in self._detectors[name]:
-                        results += detector.update(window)
-        if tick_ns == due_ns:
-            self.next_tick_ns = tick_ns + self._period_ns
-            results.append(self._decide(tick_ns))
-        return results
+    def choose(self, now_ns: int) -> Step | None:
+        """The step to take at `now_ns`; None where nothing is due, or all that is waits for a job."""
+        first: Lane | None = None
+        awaited = False
+        for lane in self._lanes:
+            job = lane.part.job
+            if job is not None:
+                awaited |= not self._heavy(lane) and now_ns - job.begun_ns < WAIT_NS
+            elif lane.stream.due(now_ns) and (
+                first is None or self._order(lane) < self._order(first)
+            ):
+                first = lane
+        tick_ns = self.next_tick_ns
+        if tick_ns is None or now_ns < tick_ns or self.head_part.job is not None:
+            return None if first is None else self._cut(first, now_ns)
+        skipped = (now_ns - tick_ns) // self._period_ns
+        if first is not None:
+            heavy, due_ns = self._order(first)
+            in_time = not heavy and due_ns <= tick_ns
+            if self._jumped if skipped else in_time or awaited:
+                return self._cut(first, now_ns)
+        elif awaited and not skipped:
+            return None
+        reason = PART_FAILED if self.head_part.down else ""
+        return Tick(tick_ns + skipped * self._period_ns, skipped, reason)
 
-    def _decide(self, tick_ns: int) -> Decision:
-        self.ticks += 1
-        encoders = [self.encoders[name] for name in self.order]
-        ages_ns = [encoder.age_ns(tick_ns) for encoder in encoders]
-        logits = self.head.fuse(
+    def _heavy(self, lane: Lane) -> bool:
+        """Whether the decision of the same time had better not wait for it."""
+        return self._concurrent and lane.part.cost_ns >= LIGHT_NS
+
+    def _order(self, lane: Lane) -> tuple[bool, int]:
+        return self._heavy(lane), lane.stream.next_due_ns or 0
+
+    def _cut(self, lane: Lane, now_ns: int) -> Cut:
+        stream = lane.stream
+        assert stream.next_end_ns is not None
+        waiting = stream.due(now_ns)
+        reason = PART_FAILED if lane.part.down else ""
+        in_time = waiting * lane.part.cost_ns <= stream.hop_ns
+        skipped = 0 if in_time and not reason else waiting - 1
+        return Cut(stream.spec.name, stream.next_end_ns + skipped * stream.hop_ns, skipped, reason)
+
+    def begin(self, step: Step, now_ns: int = 0) -> Job | None:
+        """Take a step; the job that it asks for, or None where nothing has to be computed."""
+        self.journal(step)
+        if isinstance(step, Tick):
+            return self._begin_tick(step, now_ns)
+        self._jumped = False
+        lane = self.lanes[step.modality]
+        account = lane.part.account
+        lane.stream.skip(step.skipped, step.reason or "overload")
+        account.received += step.skipped + 1
+        account.drop(step.reason or "overload", step.skipped)
+        if step.reason:
+            lane.stream.skip(1, step.reason)
+            account.drop(step.reason)
+            return None
+        window = lane.stream.cut()
+        for detector in lane.detectors:
+            self._results += detector.update(window)
+        feeds = lane.encoder.feeds(window)
+        if feeds is None:
+            account.drop("incomplete_window")
+            return None
+        return lane.part.begin(step, feeds, window, now_ns)
+
+    def _begin_tick(self, tick: Tick, now_ns: int) -> Job | None:
+        self._jumped = tick.skipped > 0
+        self._periods += tick.skipped + 1
+        self.next_tick_ns = tick.tick_ns + self._period_ns
+        account = self.head_part.account
+        account.received += tick.skipped + 1
+        account.drop("overload", tick.skipped)
+        encoders = [self.lanes[name].encoder for name in self.order]
+        ages_ns = [encoder.age_ns(tick.tick_ns) for encoder in encoders]
+        pending = _Pending(tick, ages_ns)
+        if tick.reason:
+            account.drop(tick.reason)
+            self._decide(pending, None, tick.reason, max(now_ns, tick.tick_ns))
+            return None
+        feeds = self.head.feeds(
             [
                 None if age is None else encoder.embedding
                 for age, encoder in zip(ages_ns, encoders, strict=True)
             ],
             [0.0 if age is None else age / NANOSECONDS for age in ages_ns],
         )
+        return self.head_part.begin(tick, feeds, pending, now_ns)
+
+    def finish(self, job: Job, outcome: list[Array] | Failure, now_ns: int) -> None:
+        """Take what came of a job. What comes of an abandoned one is dropped."""
+        if job.abandoned:
+            return
+        part = job.part
+        failure = outcome if isinstance(outcome, Failure) else None
+        self.journal(Finish(part.name, failure.reason if failure else "", now_ns))
+        if isinstance(job.context, Window):
+            encoder = self.lanes[str(part.part.modality)].encoder
+            if isinstance(outcome, Failure):
+                encoder.lose()
+            elif not encoder.take(job.context, outcome):
+                failure = Failure("not_finite")
+        elif isinstance(outcome, Failure):
+            self.head.lose()
+            self._decide(job.context, None, outcome.reason, now_ns)
+        else:
+            logits, finite = self.head.take(outcome)
+            if not finite:
+                failure = Failure("not_finite")
+            self._decide(job.context, logits, failure.reason if failure else "", now_ns)
+        part.end(failure, now_ns)
+
+    def abandon(self, job: Job, now_ns: int) -> None:
+        """The job takes too long: go on without it."""
+        self.finish(
+            job, Failure("hangs", f"no result after {(now_ns - job.begun_ns) / 1e9:.1f} s"), now_ns
+        )
+        job.abandoned = True
+        job.part.stuck += 1
+
+    def take_results(self) -> list[Decision | Event]:
+        """What was decided and detected since the last call, in order."""
+        results, self._results = self._results, []
+        return results
+
+    def _decide(
+        self, pending: _Pending, logits: dict[str, Array] | None, problem: str, now_ns: int
+    ) -> None:
+        tick, ages_ns = pending
         outputs = {
-            spec.name: self._classify(spec, logits[spec.logits]) for spec in self.manifest.outputs
+            spec.name: self._classify(spec, None if logits is None else logits[spec.logits])
+            for spec in self.manifest.outputs
         }
-        self.ticks_not_finite += any(output.label is None for output in outputs.values())
+        self._periods = 0
         shares = {
             name: ModalityShare(age is not None, None if age is None else age / NANOSECONDS)
             for name, age in zip(self.order, ages_ns, strict=True)
         }
-        latency_ns = max(0, self._clock.now_ns() - tick_ns)
-        return Decision(tick_ns, outputs, shares, latency_ns)
+        latency_ns = max(0, now_ns - tick.tick_ns)
+        self._results.append(Decision(tick.tick_ns, outputs, shares, latency_ns, problem))
 
-    def _classify(self, spec: Output, logits: Array) -> Classification:
+    def _classify(self, spec: Output, logits: Array | None) -> Classification:
         """One output from its logits `[1 + M, K]`."""
-        if not np.isfinite(logits[0]).all():
+        if logits is None or not np.isfinite(logits[0]).all():
             return Classification(spec.labels, None, None, None, dict.fromkeys(self.order))
         rows = softmax(logits, spec.temperature)
-        label, mean = self._steady[spec.name].update(rows[0])
+        label, mean = self._steady[spec.name].update(rows[0], self._periods)
         self._labels[spec.name][label] += 1
-        column = rows[:, spec.labels.index(label)]
+        column = rows[:, spec.labels.index(label)].tolist()
         contributions = {
-            name: float(column[0] - without) if np.isfinite(without) else None
+            name: column[0] - without if without == without else None  # NaN differs from itself
             for name, without in zip(self.order, column[1:], strict=True)
         }
         return Classification(spec.labels, label, rows[0], mean.copy(), contributions)
 
+    @property
+    def providers(self) -> dict[str, str]:
+        """What runs each part."""
+        return {part.name: part.backend.provider for part in self.parts}
+
+    @property
+    def balanced(self) -> bool:
+        """Whether every sample and every run is accounted for."""
+        return self.ledger.balanced and self.work.balanced
+
     def statistics(self) -> dict[str, Any]:
         """Counts that do not depend on the speed of the machine, for the summary."""
+        head = self.head_part.account
         return {
-            "decisions": self.ticks,
-            "ticks_skipped": self.ticks_skipped,
-            "decisions_not_finite": self.ticks_not_finite,
+            "decisions": head.received - head.dropped.get("overload", 0) - head.in_flight,
+            "ticks_skipped": head.dropped.get("overload", 0),
+            "decisions_not_finite": head.dropped.get("not_finite", 0),
             "labels": self._labels,
             "modalities": {
                 name: {
-                    "encoder_steps": encoder.step_time.count,
-                    "state_resets": encoder.resets,
-                    "embeddings_not_finite": encoder.not_finite,
-                    "implausible_values": {
-                        channel: count
-                        for channel, count in self.streams[name].implausible.items()
-                        if count
-                    },
+                    "encoder_steps": lane.part.account.used,
+                    "state_resets": lane.encoder.resets,
+                    "embeddings_not_finite": lane.encoder.not_finite,
+                    "implausible_values": _counted(lane.stream.guard.implausible),
+                    "frozen_values": _counted(lane.stream.guard.frozen),
+                    "clock": lane.stream.clock_report(),
                 }
-                for name, encoder in self.encoders.items()
+                for name, lane in self.lanes.items()
             },
-            "remarks": self.ledger.remarks(),
+            "parts": {part.name: part.report() for part in self.parts},
+            "remarks": [*self.ledger.remarks(), *self._part_remarks()],
             "ledger": self.ledger.as_dict(),
-            "ledger_balanced": self.ledger.balanced,
+            "ledger_balanced": self.balanced,
         }
+
+    def _part_remarks(self) -> list[str]:
+        return [
+            f"part {part.name}: failed {sum(part.failures.values())} times, first {part.first_failure}; "
+            f"loaded again {part.restarts} times"
+            for part in self.parts
+            if part.failures
+        ]
 
     def compute_time(self) -> dict[str, Any]:
         """What each part's runs cost on this machine, in microseconds."""
-        timings = {name: encoder.step_time.summary_us() for name, encoder in self.encoders.items()}
-        return {**timings, self.manifest.head.name: self.head.step_time.summary_us()}
+        return {part.name: part.run_time.summary_us() for part in self.parts}
+
+
+def _counted(counts: dict[str, int]) -> dict[str, int]:
+    return {name: count for name, count in counts.items() if count}

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -13,14 +15,20 @@ class SampleRing:
 
     The arrays are allocated once, twice as long as needed, so that the live part is contiguous and
     moves only once in `capacity` insertions. The properties are views, valid until the next change.
+    With `channels` None a sample is an object that is kept, not copied (an image).
     """
 
-    def __init__(self, capacity: int, channels: int) -> None:
+    def __init__(self, capacity: int, channels: int | None) -> None:
         self.capacity = capacity
         self._times = np.empty(2 * capacity, np.int64)
-        self._values = np.empty((2 * capacity, channels), np.float32)
+        self._values: NDArray[Any] = (
+            np.empty(2 * capacity, object)
+            if channels is None
+            else np.empty((2 * capacity, channels), np.float32)
+        )
         self._status = np.empty(2 * capacity, np.uint8)
         self._start = self._stop = 0
+        self._newest_ns = 0  # a plain number: reading one from an array costs as much as a search
 
     def __len__(self) -> int:
         return self._stop - self._start
@@ -31,8 +39,8 @@ class SampleRing:
         return self._times[self._start : self._stop]
 
     @property
-    def values(self) -> NDArray[np.float32]:
-        """Sample data, float32 `[N, C]`."""
+    def values(self) -> NDArray[Any]:
+        """Sample data, float32 `[N, C]`, or objects `[N]`."""
         return self._values[self._start : self._stop]
 
     @property
@@ -40,19 +48,21 @@ class SampleRing:
         """What became of each sample, uint8 `[N]`."""
         return self._status[self._start : self._stop]
 
-    def insert(self, timestamp_ns: int, data: NDArray[np.float32]) -> bool:
+    def insert(self, timestamp_ns: int, data: NDArray[Any]) -> bool:
         """Put a sample in its place; False, and no change, where its stamp is there already."""
         if len(self) == self.capacity:
             raise OverflowError("evict before inserting into a full ring")
         if self._stop == len(self._times):
             self._compact()
         place = self._stop
-        if len(self) and timestamp_ns <= self._times[place - 1]:
+        if place > self._start and timestamp_ns <= self._newest_ns:
             place = self._start + int(np.searchsorted(self.timestamps_ns, timestamp_ns))
             if self._times[place] == timestamp_ns:
                 return False
             for array in (self._times, self._values, self._status):
                 array[place + 1 : self._stop + 1] = array[place : self._stop].copy()
+        else:
+            self._newest_ns = timestamp_ns
         self._times[place] = timestamp_ns
         self._values[place] = data
         self._status[place] = PENDING
@@ -62,6 +72,8 @@ class SampleRing:
     def evict(self, count: int) -> NDArray[np.uint8]:
         """Remove the `count` oldest samples; their status, as a view valid until the next change."""
         gone = self._status[self._start : self._start + count]
+        if self._values.ndim == 1:
+            self._values[self._start : self._start + count] = None  # an image is large: let it go
         self._start += count
         return gone
 
@@ -69,4 +81,6 @@ class SampleRing:
         count = len(self)
         for array in (self._times, self._values, self._status):
             array[:count] = array[self._start : self._stop]
+        if self._values.ndim == 1:
+            self._values[count : self._stop] = None
         self._start, self._stop = 0, count

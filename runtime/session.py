@@ -1,30 +1,38 @@
-"""Runs a pipeline over sources until they end: merges them, keeps the pace, feeds the sinks."""
+"""One bundle over its sources into its sinks, and the report of what happened."""
 
 from __future__ import annotations
 
-import heapq
 import resource
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
 
 from fusedge.bundle.archive import Bundle
 from fusedge.bundle.errors import FusedgeError, UnknownNameError, printable
-from fusedge.devices.capture.source import Source, open_source
+from fusedge.devices.capture.source import Source, Wanted, open_source
 from fusedge.runtime.clock import Clock, process_cpu_ns, stopwatch_ns
 from fusedge.runtime.decision import Decision
+from fusedge.runtime.feed import Feed, MergedFeed, PumpedFeed
 from fusedge.runtime.histogram import DurationHistogram
-from fusedge.runtime.pipeline import Pipeline
+from fusedge.runtime.journal import Entry
+from fusedge.runtime.pipeline import Loader, Pipeline
+from fusedge.runtime.sinks.lane import SinkLane
 from fusedge.runtime.sinks.sink import Sink
+
+Opener = Callable[[str, Wanted, Callable[[], int]], Source]
+"""As `open_source`: a URI, the wanted channels, the clock for arrivals."""
+
+SILENCE_S = 5.0
+HANG_S = 2.0
 
 
 @dataclass(frozen=True)
 class SessionReport:
     """What a session did. `summary` is repeatable to the bit on a virtual clock; `timing` is not.
 
-    `ended` is `end of input` or `interrupted`. `problem` is empty, or says in a line what of the
-    input could not be read or used, though the session went on without it.
+    `ended` is `end of input` or `interrupted`. `problem` is empty, or says in a line what could not
+    be read, used or written, though the session went on without it.
     """
 
     ended: str
@@ -35,11 +43,13 @@ class SessionReport:
 
 
 class Session:
-    """A bundle, its sources and a clock, ready to run once.
+    """A bundle, its sources and a clock, ready to run once: see fusedge.runtime.runner.
 
     Raises FusedgeError where a source cannot be opened, two sources give one modality, or no source
     gives any modality of the bundle. A modality that nobody gives, or that `without` names, is
-    missing from every decision; `warnings` says so of the former.
+    missing from every decision; `warnings` says so of the former. A live source that is silent for
+    `silence_s` is opened again; a part that computes for longer than `hang_s` is given up and
+    loaded again. `open_uri` and `load` open the sources and load the parts.
     """
 
     def __init__(
@@ -51,43 +61,71 @@ class Session:
         provider: str = "cpu",
         precision: str = "fp32",
         without: Sequence[str] = (),
+        silence_s: float = SILENCE_S,
+        hang_s: float = HANG_S,
+        open_uri: Opener = open_source,
+        load: Loader | None = None,
+        name: str = "",
     ) -> None:
         known = {m.name for m in bundle.manifest.modalities}
-        for name in without:
-            if name not in known:
-                raise UnknownNameError("modality", name, known)
+        for modality in without:
+            if modality not in known:
+                raise UnknownNameError("modality", modality, known)
         if known <= set(without):
             raise FusedgeError("every modality is left out", hint="keep one of them")
-        self._clock = clock
-        self.pipeline = Pipeline(bundle, clock, provider=provider, precision=precision)
-        wanted = {
+        self.name = name
+        self.clock = clock
+        self.hang_s = hang_s
+        self._open_uri = open_uri
+        self.pipeline = Pipeline(
+            bundle,
+            provider=provider,
+            precision=precision,
+            concurrent=clock.real,
+            load=load,
+            journal=self._note,
+        )
+        self._wanted = {
             m.name: tuple(channel.name for channel in m.channels)
             for m in bundle.manifest.modalities
             if m.name not in without
         }
         with ExitStack() as opened:
-            self._sources: list[Source] = []
+            sources: list[Source] = []
             for uri in uris:
-                source = open_source(uri, wanted, clock.now_ns)
+                source = self._open_source(uri)
                 opened.callback(source.close)
-                self._sources.append(source)
-            self.warnings = [
-                printable(line) for source in self._sources for line in source.warnings
-            ]
+                sources.append(source)
+            self.warnings = [printable(line) for source in sources for line in source.warnings]
             self._damaged = bool(self.warnings)
-            live = [source.uri for source in self._sources if source.live]
-            if live:  # it would stop the clock while it is silent
-                raise FusedgeError("live sources cannot be run yet", where=", ".join(live))
-            self._check_modalities(list(wanted))
+            live = [source.uri for source in sources if source.live]
+            if live and not clock.real:
+                raise FusedgeError(
+                    "a live source cannot be run faster than it is",
+                    where=", ".join(live),
+                    hint="leave --speed out",
+                )
+            self._check_modalities(sources)
             targets = {e.target for part in bundle.manifest.parts for e in part.engines}
             if targets:
                 self.warnings.append(
                     f"the bundle's engines ({', '.join(sorted(targets))}) are not used: "
                     "ONNX Runtime is the only backend of this version"
                 )
-            self._open_sources = opened.pop_all()
-        self._stopping = False
-        self._step_time, self._tick_to_decision = DurationHistogram(), DurationHistogram()
+            opened.pop_all()
+        self.feed: Feed
+        if clock.real:
+            pairs = [
+                (source, lambda uri=uri: self._open_source(uri))
+                for source, uri in zip(sources, uris, strict=True)
+            ]
+            self.feed = PumpedFeed(pairs, clock, silence_s)
+        else:
+            self.feed = MergedFeed(sources)
+        self.lanes: list[SinkLane] = []
+        self._journal_lanes: list[SinkLane] = []
+        self.stopping = False
+        self.step_time, self._tick_to_decision = DurationHistogram(), DurationHistogram()
         self.header: dict[str, Any] = {
             "bundle": bundle.manifest.name,
             "bundle_sha256": bundle.sha256,
@@ -96,15 +134,18 @@ class Session:
             "without": list(without),
             "clock": clock.kind,
             "parts": {
-                name: {"backend": "onnxruntime", "provider": achieved, "precision": precision}
-                for name, achieved in self.pipeline.providers.items()
+                part: {"backend": "onnxruntime", "provider": achieved, "precision": precision}
+                for part, achieved in self.pipeline.providers.items()
             },
             "warnings": self.warnings,
         }
 
-    def _check_modalities(self, wanted: list[str]) -> None:
+    def _open_source(self, uri: str) -> Source:
+        return self._open_uri(uri, self._wanted, self.clock.now_ns)
+
+    def _check_modalities(self, sources: list[Source]) -> None:
         given: dict[str, Source] = {}
-        for source in self._sources:
+        for source in sources:
             for modality in source.modalities:
                 if modality in given:
                     raise FusedgeError(
@@ -112,87 +153,109 @@ class Session:
                         hint="leave one of them out",
                     )
                 given[modality] = source
-        missing = [modality for modality in wanted if modality not in given]
-        if len(missing) == len(wanted):
+        missing = [modality for modality in self._wanted if modality not in given]
+        if len(missing) == len(self._wanted):
             raise FusedgeError(
-                f"no source gives any of {', '.join(wanted)}",
-                where=", ".join(source.uri for source in self._sources),
+                f"no source gives any of {', '.join(self._wanted)}",
+                where=", ".join(source.uri for source in sources),
             )
         self.warnings += [f"{name}: no source gives it; decisions go without" for name in missing]
 
     def stop(self) -> None:
-        """End `run` between two pieces of work, so that no sample is lost halfway.
+        """End the run between two pieces of work, so that no sample is lost halfway.
 
         May be called from a signal handler or another thread.
         """
-        self._stopping = True
-        self._clock.interrupt()
+        self.stopping = True
 
-    def run(self, sinks: Sequence[Sink]) -> SessionReport:
-        """Run until the sources end or the user interrupts (KeyboardInterrupt ends in a report too)."""
-        pipeline = self.pipeline
-        started, cpu_started = stopwatch_ns(), process_cpu_ns()
-        ended = "failed"
+    def open(self, sinks: Sequence[Sink]) -> None:
+        """Open the sinks and begin to read; raises what a sink raises, with the others closed."""
+        self._started_ns, self._cpu_started_ns = stopwatch_ns(), process_cpu_ns()
+        for sink in sinks:
+            lane = SinkLane(sink, self.clock)
+            self.lanes.append(lane)
+            lane.open(self.header)
+        self._journal_lanes = [lane for lane in self.lanes if lane.sink.journal]
+        now_ns = self.feed.start()
+        self.clock.begin(now_ns)
+        if not self.feed.ended or self.clock.real:
+            self.pipeline.start(now_ns)
 
-        def close(sink: Sink) -> None:
-            sink.close({"ended": ended, **pipeline.statistics()})
+    def _note(self, entry: Entry) -> None:
+        for lane in self._journal_lanes:
+            lane.put(entry)
 
-        with self._open_sources as cleanup:
+    def emit(self) -> None:
+        """Give what the pipeline has decided to the sinks."""
+        for result in self.pipeline.take_results():
+            if isinstance(result, Decision):
+                self._tick_to_decision.add(result.latency_ns)
+            for lane in self.lanes:
+                lane.put(result)
+
+    def supervise(self, now_ns: int) -> None:
+        """Look after what may fail: to be called every now and then while time is real."""
+        self.feed.supervise(now_ns)
+        for lane in self.lanes:
+            lane.supervise(now_ns)
+            if lane.reader_gone:
+                self.stopping = True
+        for part in self.pipeline.parts:
+            job = part.job
+            if job is not None and now_ns - job.begun_ns > part.allowance_ns(self.hang_s):
+                self.pipeline.abandon(job, now_ns)
+                self.emit()
+
+    @property
+    def finished(self) -> bool:
+        """Whether the input has ended and all that was due with it is done."""
+        if not self.feed.ended or any(part.job for part in self.pipeline.parts):
+            return False
+        due_ns = self.pipeline.next_due_ns
+        return due_ns is None or due_ns > self.feed.last_ns
+
+    def close(self, ended: str, patience_s: float) -> SessionReport:
+        """Close sources and sinks, however they are, and report."""
+        self.feed.stop()
+        left = [f"source {uri}" for uri in self.feed.join(patience_s)]
+        summary = {"ended": ended, **self.pipeline.statistics(), "sources": self.feed.report()}
+        failures: list[BaseException] = []
+        for lane in self.lanes:
             try:
-                for sink in sinks:
-                    cleanup.callback(close, sink)
-                    sink.open(self.header)
-                self._loop(sinks)
-                ended = "interrupted" if self._stopping else "end of input"
-            except KeyboardInterrupt:
-                ended = "interrupted"
-        summary = {"ended": ended, **pipeline.statistics()}
+                if not lane.close(summary, patience_s):
+                    left.append(f"sink {lane.sink.name}")
+            except Exception as error:  # on a virtual clock: the others are closed all the same
+                failures.append(error)
+        if failures:
+            raise failures[0]
+        summary = {**summary, "sinks": {lane.sink.name: lane.report() for lane in self.lanes}}
         timing = {
-            "wall_s": round((stopwatch_ns() - started) / 1e9, 3),
-            "cpu_s": round((process_cpu_ns() - cpu_started) / 1e9, 3),
+            "wall_s": round((stopwatch_ns() - self._started_ns) / 1e9, 3),
+            "cpu_s": round((process_cpu_ns() - self._cpu_started_ns) / 1e9, 3),
             "peak_rss_mb": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024, 1),
-            "step": self._step_time.summary_us(),
+            "step": self.step_time.summary_us(),
             "tick_to_decision": self._tick_to_decision.summary_us(),
-            "parts": pipeline.compute_time(),
+            "parts": self.pipeline.compute_time(),
+            "left_behind": left,
         }
-        return SessionReport(ended, self.header, summary, timing, self._problem())
+        return SessionReport(ended, self.header, summary, timing, self._problem(summary))
 
-    def _problem(self) -> str:
+    def _problem(self, summary: dict[str, Any]) -> str:
+        for kind in ("sources", "sinks"):
+            for name, report in summary[kind].items():
+                if report["failures"]:
+                    return f"{kind[:-1]} {name} failed, first: {report['first_failure']}"
         accounts = self.pipeline.ledger.accounts
         if not sum(account.used for account in accounts.values()):
             return "not one sample could be used"
         useless = [n for n, a in accounts.items() if a.received and not a.used + a.in_flight]
         if useless:
             return f"not one sample of {', '.join(useless)} could be used"
+        failed = [part.name for part in self.pipeline.parts if part.failures]
+        if failed:
+            return f"part {', '.join(failed)} failed"
         reasons = ("malformed", "implausible_stamp")
         torn = sum(a.dropped.get(reason, 0) for a in accounts.values() for reason in reasons)
         if torn:
             return f"{torn} of its rows could not be read"
         return "part of the input is missing" if self._damaged else ""
-
-    def _loop(self, sinks: Sequence[Sink]) -> None:
-        pipeline, clock = self.pipeline, self._clock
-        streams = [source.samples() for source in self._sources]
-        for item in heapq.merge(*streams, key=lambda item: item.arrival_ns):
-            self._work(item.arrival_ns - 1, sinks)
-            clock.wait_until(item.arrival_ns)
-            if self._stopping:
-                return
-            pipeline.push(item)
-        self._work(clock.now_ns(), sinks)
-
-    def _work(self, until_ns: int, sinks: Sequence[Sink]) -> None:
-        """Do what is due at `until_ns` or before, each at its time."""
-        pipeline = self.pipeline
-        while (due_ns := pipeline.next_due_ns) is not None and due_ns <= until_ns:
-            self._clock.wait_until(due_ns)
-            if self._stopping:
-                return
-            started = stopwatch_ns()
-            results = pipeline.step()
-            self._step_time.add(stopwatch_ns() - started)
-            for result in results:
-                if isinstance(result, Decision):
-                    self._tick_to_decision.add(result.latency_ns)
-                for sink in sinks:
-                    sink.write(result)

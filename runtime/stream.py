@@ -1,165 +1,136 @@
-"""Cuts the samples of one modality into windows by capture time, and keeps their account."""
+"""The windows of one modality, in time, and the account of its samples."""
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from abc import ABC, abstractmethod
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from fusedge.bundle.manifest import Modality
 from fusedge.bundle.sample import Sample
-from fusedge.bundle.window import NANOSECONDS, complete, grid_ns, hold, mask_implausible, to_ns
+from fusedge.bundle.window import to_ns
+from fusedge.runtime.guard import ValueGuard
 from fusedge.runtime.ledger import Account
-from fusedge.runtime.ring import INVALID, PENDING, USED, WINDOW_REJECTED, SampleRing
+from fusedge.runtime.ring import INVALID, PENDING, USED, WINDOW_REJECTED
 
-FUTURE_TOLERANCE_NS = to_ns(0.05)  # the stamp resolution of the recordings is 10 ms
 # A source may deliver faster than the grid (a 25 Hz camera on a 10 Hz grid); beyond this the oldest go.
 RATE_MARGIN = 8
+IMAGE_RATE_MARGIN = 2  # images are large: a 30 Hz camera on a 15 Hz grid
 
 
 class Window(NamedTuple):
-    """What an encoder takes: float32 `[1, T, C]` twice, and the capture time at which it ends.
+    """What an encoder takes: `values` `[1, T, …]`, `valid`, and the capture time at which it ends.
 
-    An incomplete window is all zeros and invalid, so that an encoder's memory keeps its time.
+    Values are float32, for images uint8; `valid` is float32 `[1, T, C]`, for images `[1, T]`. An
+    incomplete window is all zeros and invalid, so that an encoder's memory keeps its time.
     """
 
     end_ns: int
-    values: NDArray[np.float32]
+    values: NDArray[Any]
     valid: NDArray[np.float32]
     complete: bool
 
 
-def _stamp(sample: Sample) -> str:
-    stamp_s, arrival_s = sample.timestamp_ns / NANOSECONDS, sample.arrival_ns / NANOSECONDS
-    return f"stamp {stamp_s:.3f} s, arrived at {arrival_s:.3f} s"
-
-
-class ModalityStream:
-    """Contract: the window that ends at `e`, a whole multiple of the hop, is cut when the clock passes
+class ModalityStream(ABC):
+    """Contract: the window that ends at `e`, a whole multiple of the hop, is due when the clock passes
     `e + latency + lateness`. It then holds exactly the samples with a capture time up to `e`
     that have arrived, whatever their order of arrival. A sample that arrives after its window was
     due is `late`, also where nothing came before it, so that no stamp makes work in the past.
 
     Every sample ends in exactly one place of `account`:
 
-    - `used`: some encoded window holds it;
+    - `used`: some window that went to the encoder holds it;
     - `superseded`: a newer sample took its place on the grid, or no grid point came in `max_hold_s`;
     - `incomplete_window`: its window had too few valid grid points to be encoded;
-    - `invalid`: no channel was finite and within its range;
-    - `malformed`: it has not the channels of the modality;
-    - `late`, `duplicate`, `future`: refused by its stamp;
-    - `overload`: its window was skipped; `overflow`: the buffer was full.
-
-    A delay is made up for window by window, so that an encoder's memory survives it. Once a window
-    is older than `max_age_s` when its turn comes, it and all older than the newest due one are
-    skipped: to skip one at a time would leave every window at the edge of its age.
+    - `invalid`: nothing in it was finite, within its range and alive;
+    - `malformed`: it has not the shape or type of the modality;
+    - `late`, `duplicate`, `backward`, `future`: refused by its stamp;
+    - `overload`: its window was given up; `overflow`: the buffer was full;
+    - the name of another reason for which its window was given up, such as `part_failed`.
     """
+
+    guard: ValueGuard
 
     def __init__(self, spec: Modality) -> None:
         self.spec = spec
         self.hop_ns = to_ns(spec.hop_s)
-        self._hold_ns = to_ns(spec.max_hold_s)
         self.latency_ns = to_ns(spec.latency_s)
         self.delay_ns = self.latency_ns + to_ns(spec.lateness_s)
-        self.max_age_ns = to_ns(spec.max_age_s)
-        self._grid = grid_ns(0, spec.window_samples, spec.rate_hz)
-        self._minimum = np.array([c.minimum for c in spec.channels], np.float32)
-        self._maximum = np.array([c.maximum for c in spec.channels], np.float32)
-        span_s = spec.window_s + spec.latency_s + spec.lateness_s + spec.max_age_s + spec.max_hold_s
-        capacity = max(64, round(RATE_MARGIN * span_s * spec.rate_hz))
-        self._ring = SampleRing(capacity, len(spec.channels))
-        self._empty = np.zeros((1, spec.window_samples, len(spec.channels)), np.float32)
-        self._cut_any = False
-        self._resume_ns = -(1 << 63)  # windows that end before it are skipped
-        self.account = Account(lambda: len(self._ring))
-        self.implausible = dict.fromkeys((c.name for c in spec.channels), 0)
         self.next_end_ns: int | None = None
+        self._cut_any = False
+        dtype: type[np.uint8 | np.float32] = np.uint8 if spec.kind == "image" else np.float32
+        self._no_values = np.zeros((1, *spec.window_shape), dtype)
+        self._no_valid = np.zeros((1, *spec.valid_shape), np.float32)
+        self.account = Account(lambda: len(self))
+
+    @abstractmethod
+    def __len__(self) -> int:
+        """Samples whose fate is open."""
+
+    @abstractmethod
+    def push(self, sample: Sample) -> None:
+        """Take one sample; its capture time is its stamp less the known latency."""
+
+    @abstractmethod
+    def _fill(self, end_ns: int) -> Window:
+        """The window that ends at `end_ns`, its samples marked."""
+
+    @abstractmethod
+    def _forget(self, next_end_ns: int, pending_reason: str) -> None:
+        """Settle what no window from `next_end_ns` on can hold."""
+
+    @abstractmethod
+    def clock_report(self) -> dict[str, object]:
+        """What is known of the source's clock, for the summary."""
 
     @property
     def next_due_ns(self) -> int | None:
-        """When the next window must be cut; None before the first sample."""
+        """When the next window may be cut; None before the first sample."""
         return None if self.next_end_ns is None else self.next_end_ns + self.delay_ns
 
-    def push(self, sample: Sample) -> None:
-        """Take one sample; its capture time is its stamp less the known latency."""
-        account = self.account
-        account.received += 1
-        time_ns = sample.timestamp_ns - self.latency_ns
-        if sample.timestamp_ns > sample.arrival_ns + FUTURE_TOLERANCE_NS:
-            account.drop("future", detail=_stamp(sample))
-            return
-        if sample.data.shape != self._minimum.shape:
-            account.drop("malformed")
-            return
-        end_ns = -(-time_ns // self.hop_ns) * self.hop_ns
-        passed = self.next_end_ns is not None and self._cut_any and end_ns < self.next_end_ns
-        if passed or end_ns + self.delay_ns < sample.arrival_ns:
-            account.drop("late", detail=_stamp(sample))
-            return
-        if self.next_end_ns is None or end_ns < self.next_end_ns:
-            self.next_end_ns = end_ns  # the first samples may arrive out of order too
-        if len(self._ring) == self._ring.capacity:
-            self._settle(1, "overflow")
-        if not self._ring.insert(time_ns, self._guard(sample.data)):
-            account.drop("duplicate", detail=_stamp(sample))
+    def due(self, now_ns: int) -> int:
+        """How many windows wait to be cut."""
+        if self.next_end_ns is None:
+            return 0
+        return max(0, (now_ns - self.next_end_ns - self.delay_ns) // self.hop_ns + 1)
 
-    def _guard(self, data: NDArray[np.float32]) -> NDArray[np.float32]:
-        """The data with what is outside its channel's range made NaN, and counted."""
-        guarded = mask_implausible(data, self._minimum, self._maximum)
-        outside = np.isnan(guarded) & ~np.isnan(data)
-        if outside.any():
-            for index in np.flatnonzero(outside):
-                self.implausible[self.spec.channels[index].name] += 1
-        return guarded
-
-    def cut(self, now_ns: int) -> Window | None:
-        """Cut the next window; None where it is skipped."""
+    def cut(self) -> Window:
+        """Cut the next window."""
         assert self.next_end_ns is not None, "nothing is due before the first sample"
-        end_ns = self.next_end_ns
-        self.next_end_ns, self._cut_any = end_ns + self.hop_ns, True
-        grid = self._grid + end_ns
-        ring = self._ring
-        window: Window | None = None
-        reason = "superseded"
-        too_old = now_ns - end_ns > self.max_age_ns
-        if too_old:
-            self._resume_ns = (now_ns - self.delay_ns) // self.hop_ns * self.hop_ns
-        if too_old or end_ns < self._resume_ns:
-            reason = "overload"
-        else:
-            values, valid, picked = hold(ring.timestamps_ns, ring.values, grid, self._hold_ns)
-            whole = bool(complete(valid, self.spec.min_valid))
-            self._mark(picked, valid, whole)
-            window = (
-                Window(end_ns, values[None], valid[None], True)
-                if whole
-                else Window(end_ns, self._empty, self._empty, False)
-            )
-        # Only the newest sample before the next window's first grid point can be held into it, and
-        # that only for `max_hold_s`.
-        first_ns = int(grid[0]) + self.hop_ns
-        times = ring.timestamps_ns
-        passed = int(times.searchsorted(first_ns, side="right")) - 1
-        expired = int(times.searchsorted(first_ns - self._hold_ns))
-        self._settle(max(passed, expired), reason)
+        window = self._fill(self.next_end_ns)
+        self._pass(1, "superseded")
         return window
 
-    def _mark(self, picked: NDArray[np.int64], valid: NDArray[np.float32], whole: bool) -> None:
-        taken = picked >= 0
-        indices = picked[taken]
-        seen = valid[taken].any(axis=1)
-        status = self._ring.status
-        fates = np.where(seen, USED if whole else WINDOW_REJECTED, INVALID).astype(np.uint8)
-        # Statuses are ordered: a sample that some window used stays used.
-        np.maximum.at(status, indices, fates)
+    def skip(self, count: int, reason: str) -> None:
+        """Give up the next `count` windows."""
+        if count:
+            self._pass(count, reason)
 
-    def _settle(self, count: int, pending_reason: str) -> None:
-        """Evict the `count` oldest samples into the account."""
-        if not count:
+    def _pass(self, count: int, reason: str) -> None:
+        assert self.next_end_ns is not None
+        self.next_end_ns += count * self.hop_ns
+        self._cut_any = True
+        self._forget(self.next_end_ns, reason)
+
+    def _await(self, time_ns: int, arrival_ns: int) -> bool:
+        """Open the window that a sample belongs to; False where it has been cut, or was due."""
+        end_ns = -(-time_ns // self.hop_ns) * self.hop_ns
+        passed = self.next_end_ns is not None and self._cut_any and end_ns < self.next_end_ns
+        if passed or end_ns + self.delay_ns < arrival_ns:
+            return False
+        if self.next_end_ns is None or end_ns < self.next_end_ns:
+            self.next_end_ns = end_ns  # the first samples may arrive out of order too
+        return True
+
+    def _settle(self, fates: NDArray[np.uint8], pending_reason: str) -> None:
+        """Write samples that leave the buffer into the account."""
+        if not len(fates):
             return
-        fates = np.bincount(self._ring.evict(count), minlength=4)
-        self.account.used += int(fates[USED])
-        self.account.drop(pending_reason, int(fates[PENDING]))
-        self.account.drop("incomplete_window", int(fates[WINDOW_REJECTED]))
-        self.account.drop("invalid", int(fates[INVALID]))
+        counts = np.bincount(fates, minlength=4).tolist()
+        account = self.account
+        account.used += counts[USED]
+        account.drop(pending_reason, counts[PENDING])
+        account.drop("incomplete_window", counts[WINDOW_REJECTED])
+        account.drop("invalid", counts[INVALID])

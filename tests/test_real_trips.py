@@ -15,6 +15,7 @@ from fusedge.models.dataset import make_drive
 from fusedge.models.fusion_model import load_model
 from fusedge.models.prediction import predict
 from fusedge.runtime.clock import VirtualClock
+from fusedge.runtime.runner import run
 from fusedge.runtime.session import Session
 from fusedge.runtime.sinks.jsonl import JsonLinesSink
 from fusedge.runtime.sinks.memory import MemorySink
@@ -26,7 +27,7 @@ BUNDLE = open_bundle("driving")
 def replay(trip: Path, without: tuple[str, ...] = ()) -> tuple[MemorySink, dict[str, object]]:
     memory = MemorySink()
     session = Session(BUNDLE, [f"replay:{trip}"], VirtualClock(), without=without)
-    return memory, session.run([memory]).summary
+    return memory, run(session, [memory]).summary
 
 
 @pytest.mark.parametrize("without", [(), ("gps",), ("imu", "road")])
@@ -68,6 +69,6 @@ def test_two_replays_of_a_trip_write_the_same_bytes(trips: list[Path], tmp_path:
     written = []
     for name in ("first", "second"):
         session = Session(BUNDLE, [f"replay:{trips[0]}"], VirtualClock())
-        session.run([JsonLinesSink(tmp_path / name)])
+        run(session, [JsonLinesSink(tmp_path / name)])
         written.append((tmp_path / name).read_bytes())
     assert written[0] == written[1]

@@ -14,6 +14,7 @@ from onnx import TensorProto, helper
 
 from fusedge.bundle.archive import Bundle, file_entry, write_bundle
 from fusedge.bundle.manifest import (
+    FORMAT_VERSION,
     Channel,
     EventRule,
     Fusion,
@@ -181,7 +182,7 @@ def tiny_manifest(
         )
     )
     fields: dict[str, Any] = {
-        "format_version": 1,
+        "format_version": FORMAT_VERSION,
         "name": "tiny",
         "description": "a model to compute by hand",
         "decision_rate_hz": 1,

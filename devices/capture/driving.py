@@ -27,13 +27,16 @@ CHANNELS: Mapping[str, Mapping[str, str]] = {
 }
 
 
-def select(uri: str, wanted: Mapping[str, tuple[str, ...]]) -> dict[str, list[int]]:
+def select(uri: str, wanted: Mapping[str, tuple[str, ...]] | None) -> dict[str, list[int]]:
     """For each modality of `wanted` that is offered, the columns that give its channels, in order.
+    None wants everything.
 
     A wanted modality that is not offered is left to another source. Raises FusedgeError where not
     one is offered, or where a modality lacks a wanted channel.
     """
     columns = {}
+    if wanted is None:
+        wanted = {modality: tuple(channels) for modality, channels in CHANNELS.items()}
     for modality, channels in wanted.items():
         if modality not in CHANNELS:
             continue
@@ -49,3 +52,9 @@ def select(uri: str, wanted: Mapping[str, tuple[str, ...]]) -> dict[str, list[in
             hint=f"it offers {', '.join(CHANNELS)}",
         )
     return columns
+
+
+def channel_names(columns: Mapping[str, list[int]]) -> dict[str, tuple[str, ...]]:
+    """The names of the columns of each modality."""
+    offered = {modality: list(CHANNELS[modality]) for modality in columns}
+    return {m: tuple(offered[m][column] for column in chosen) for m, chosen in columns.items()}

@@ -29,7 +29,7 @@ from numpy.typing import NDArray
 from fusedge.bundle.errors import FusedgeError, UnknownNameError
 from fusedge.bundle.sample import Rejection, Sample
 from fusedge.bundle.window import to_ns
-from fusedge.devices.capture.driving import select
+from fusedge.devices.capture.driving import channel_names, select
 
 STEP_S = 0.1  # the phone's motion rate is 9.9 Hz
 FRAME_S = 0.04  # the lane tracker's rate is 24 Hz
@@ -204,11 +204,14 @@ class SimulatedDrive:
     live = False
     warnings: tuple[str, ...] = ()
 
-    def __init__(self, uri: str, options: Options, wanted: Mapping[str, tuple[str, ...]]) -> None:
+    def __init__(
+        self, uri: str, options: Options, wanted: Mapping[str, tuple[str, ...]] | None
+    ) -> None:
         self.uri = uri
         self.options = options
         self._columns = select(uri, wanted)
         self.modalities = tuple(self._columns)
+        self.channels = channel_names(self._columns)
         self._closed = threading.Event()
 
     def samples(self) -> Iterator[Sample | Rejection]:

@@ -9,11 +9,12 @@ from urllib.parse import parse_qsl
 
 from fusedge.bundle.errors import FusedgeError, UnknownNameError
 from fusedge.bundle.sample import Rejection, Sample
+from fusedge.devices.capture.mcap import RecordingSource
 from fusedge.devices.capture.sim import OPTIONS, SimulatedDrive, parse_options
 from fusedge.devices.capture.uah import TripSource
 
-Wanted = Mapping[str, tuple[str, ...]]
-"""Modality to the names of the wanted channels, in the order of `Sample.data`."""
+Wanted = Mapping[str, tuple[str, ...]] | None
+"""Modality to the names of the wanted channels, in the order of `Sample.data`; None: all there is."""
 
 
 class Source(Protocol):
@@ -34,6 +35,10 @@ class Source(Protocol):
     @property
     def modalities(self) -> tuple[str, ...]:
         """The modalities that may come."""
+
+    @property
+    def channels(self) -> Mapping[str, tuple[str, ...]]:
+        """Of each of `modalities` the names of its channels, in the order of `Sample.data`."""
 
     @property
     def live(self) -> bool:
@@ -63,11 +68,15 @@ class Scheme(NamedTuple):
     open: Callable[[str, str, Mapping[str, str], Wanted, Callable[[], int]], Source]
 
 
+def _recorded(uri: str, path: Path, wanted: Wanted) -> Source:
+    return (RecordingSource if path.suffix == ".mcap" else TripSource)(uri, path, wanted)
+
+
 SCHEMES: Mapping[str, Scheme] = {
     "replay": Scheme(
-        "replay:TRIP_FOLDER",
+        "replay:TRIP_FOLDER or replay:RECORDING.mcap",
         frozenset(),
-        lambda uri, target, options, wanted, now_ns: TripSource(uri, Path(target), wanted),
+        lambda uri, target, options, wanted, now_ns: _recorded(uri, Path(target), wanted),
     ),
     "sim": Scheme(
         "sim:?seed=1&duration_s=60&script=normal:20,aggressive:20,drowsy:20",
@@ -82,9 +91,10 @@ SCHEMES: Mapping[str, Scheme] = {
 def open_source(uri: str, channels: Wanted, now_ns: Callable[[], int]) -> Source:
     """The source that `uri` names, made to give the wanted channels.
 
-    `channels` may hold modalities that the source does not offer. `now_ns` is the clock with which
-    a live source stamps arrival, in nanoseconds. Raises UnknownNameError for an unknown scheme,
-    option or channel and FusedgeError where the source cannot be opened.
+    `channels` may hold modalities that the source does not offer; None takes all
+    that it offers. `now_ns` is the clock with which a live source stamps arrival, in nanoseconds.
+    Raises UnknownNameError for an unknown scheme, option or channel and FusedgeError where the
+    source cannot be opened.
     """
     name, colon, rest = uri.partition(":")
     if not colon:

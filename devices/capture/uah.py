@@ -46,7 +46,7 @@ from numpy.typing import NDArray
 from fusedge.bundle.errors import FusedgeError
 from fusedge.bundle.sample import Recording, Rejection, Sample, Series
 from fusedge.bundle.window import NANOSECONDS
-from fusedge.devices.capture.driving import CHANNELS, select
+from fusedge.devices.capture.driving import CHANNELS, channel_names, select
 
 G = 9.80665
 KMH = 1 / 3.6
@@ -115,7 +115,9 @@ class TripSource:
 
     live = False
 
-    def __init__(self, uri: str, folder: Path, wanted: Mapping[str, tuple[str, ...]]) -> None:
+    def __init__(
+        self, uri: str, folder: Path, wanted: Mapping[str, tuple[str, ...]] | None
+    ) -> None:
         self.uri = uri
         columns = select(uri, wanted)
         warnings: list[str] = []
@@ -128,6 +130,7 @@ class TripSource:
         if not self._open:
             raise _no_trip(folder, warnings)
         self.modalities = tuple(modality for modality, _ in self._open)
+        self.channels = channel_names({name: columns[name] for name in self.modalities})
         self.warnings = tuple(warnings)
         self._closed = threading.Event()
 

@@ -9,16 +9,19 @@ from typing import Any, TextIO
 from fusedge.bundle.errors import FusedgeError
 from fusedge.runtime.decision import Decision
 from fusedge.runtime.events import Event
+from fusedge.runtime.journal import Entry
+from fusedge.runtime.sinks.sink import Sink
 
 _BEGINNING = b'{"type":"session"'
 
 
-class JsonLinesSink:
+class JsonLinesSink(Sink):
     """Writes to a file, or to an open stream such as standard output. Every line is flushed, so that
     what was decided stays on disk whatever happens next.
     """
 
     def __init__(self, target: Path | TextIO) -> None:
+        self.name = str(target) if isinstance(target, Path) else "standard output"
         self._target = target
         self._stream: TextIO | None = None
 
@@ -48,9 +51,10 @@ class JsonLinesSink:
                     hint="choose another name with --out",
                 )
 
-    def write(self, item: Decision | Event) -> None:
+    def write(self, item: Decision | Event | Entry) -> None:
         """Write one line."""
-        self._line(item.as_dict())
+        if isinstance(item, Decision | Event):
+            self._line(item.as_dict())
 
     def close(self, summary: dict[str, Any]) -> None:
         """Write the summary line and close the file."""

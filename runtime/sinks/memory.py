@@ -6,10 +6,14 @@ from typing import Any
 
 from fusedge.runtime.decision import Decision
 from fusedge.runtime.events import Event
+from fusedge.runtime.journal import Entry
+from fusedge.runtime.sinks.sink import Sink
 
 
-class MemorySink:
+class MemorySink(Sink):
     """Everything that a session emitted, in order."""
+
+    name = "memory"
 
     def __init__(self) -> None:
         self.decisions: list[Decision] = []
@@ -18,11 +22,11 @@ class MemorySink:
     def open(self, header: dict[str, Any]) -> None:
         """Nothing to prepare."""
 
-    def write(self, item: Decision | Event) -> None:
+    def write(self, item: Decision | Event | Entry) -> None:
         """Keep the item."""
         if isinstance(item, Decision):
             self.decisions.append(item)
-        else:
+        elif isinstance(item, Event):
             self.events.append(item)
 
     def close(self, summary: dict[str, Any]) -> None:

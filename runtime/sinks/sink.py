@@ -2,24 +2,40 @@
 
 from __future__ import annotations
 
-from typing import Any, Protocol
+from abc import ABC, abstractmethod
+from typing import Any, ClassVar
 
 from fusedge.runtime.decision import Decision
 from fusedge.runtime.events import Event
+from fusedge.runtime.journal import Entry
 
 
-class Sink(Protocol):
+class Sink(ABC):
     """Contract: `open` once, `write` in the order of emission, `close` once, also after a failure.
 
     The session calls `open` only when bundle and sources are ready, so that a run that cannot start
-    touches no file.
+    touches no file. A sink that raises in `write` is called again later, with newer items: what it
+    has written must stay whole.
     """
 
+    name: str
+    """For the summary: what it is, and where it writes to."""
+    journal: ClassVar[bool] = False
+    """Whether `write` is given the journal too: every item pushed and step taken, in order."""
+    closing_s: float = 0.3
+    """How long `close` may take when a live session ends, before it is left behind."""
+
+    @abstractmethod
     def open(self, header: dict[str, Any]) -> None:
         """Begin a session; `header` says which bundle, sources, backends and clock."""
 
-    def write(self, item: Decision | Event) -> None:
-        """Take one decision or event."""
+    @abstractmethod
+    def write(self, item: Decision | Event | Entry) -> None:
+        """Take one item."""
 
+    def lost(self, count: int) -> None:  # noqa: B027  # most sinks have nothing to say about it
+        """So many items were dropped before the next one, since the sink was too slow or failed."""
+
+    @abstractmethod
     def close(self, summary: dict[str, Any]) -> None:
         """End the session; `summary` holds the counts and the ledger."""

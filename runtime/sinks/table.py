@@ -15,13 +15,17 @@ from fusedge.bundle.window import NANOSECONDS
 from fusedge.runtime.clock import stopwatch_ns
 from fusedge.runtime.decision import Decision
 from fusedge.runtime.events import Event
+from fusedge.runtime.journal import Entry
+from fusedge.runtime.sinks.sink import Sink
 
 REFRESH_NS = 100_000_000
 BAR_CELLS = 24
 
 
-class TableSink:
+class TableSink(Sink):
     """Shows the newest decision and the last events, redrawn at most ten times a second."""
+
+    name = "table"
 
     def __init__(self, console: Console) -> None:
         self._console = console
@@ -39,11 +43,13 @@ class TableSink:
         self._live = Live(console=self._console, auto_refresh=False)
         self._live.start()
 
-    def write(self, item: Decision | Event) -> None:
+    def write(self, item: Decision | Event | Entry) -> None:
         """Take a decision or event."""
         if isinstance(item, Event):
             if item.phase != "end":
                 self._events.append(item)
+            return
+        if not isinstance(item, Decision):
             return
         self._decision = item
         now_ns = stopwatch_ns()

@@ -13,16 +13,21 @@ from fusedge.bundle.errors import FusedgeError, MissingExtraError, printable
 from fusedge.bundle.window import NANOSECONDS
 from fusedge.runtime.decision import Decision
 from fusedge.runtime.events import Event
+from fusedge.runtime.journal import Entry
+from fusedge.runtime.sinks.sink import Sink
 
 TITLE = 160  # characters that fit over the picture
 PNG = b"\x89PNG"
 MAX_DECISIONS = 24 * 3600  # a day at one a second; the oldest go first
 
 
-class TimelineSink:
+class TimelineSink(Sink):
     """Writes a PNG when the session ends. Needs matplotlib (extra `plot`), told at once."""
 
+    closing_s = 60.0  # matplotlib draws a day in 20 s
+
     def __init__(self, path: Path) -> None:
+        self.name = str(path)
         if importlib.util.find_spec("matplotlib") is None:
             raise MissingExtraError("matplotlib", "plot", "the timeline picture")
         self._path = path
@@ -54,11 +59,13 @@ class TimelineSink:
         with self._path.open("rb") as stream:
             return stream.read(len(PNG)) == PNG
 
-    def write(self, item: Decision | Event) -> None:
+    def write(self, item: Decision | Event | Entry) -> None:
         """Keep what will be drawn."""
         if isinstance(item, Decision):
             self._decisions.append(item)
-        elif len(self._events) < MAX_DECISIONS or (item.name, item.number) in self._events:
+        elif isinstance(item, Event) and (
+            len(self._events) < MAX_DECISIONS or (item.name, item.number) in self._events
+        ):
             self._events[item.name, item.number] = item  # the newest record tells the whole event
 
     def close(self, summary: dict[str, Any]) -> None:

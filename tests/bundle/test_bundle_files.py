@@ -21,6 +21,7 @@ from fusedge.bundle import archive
 from fusedge.bundle.archive import MANIFEST, Bundle, check_destination, write_bundle
 from fusedge.bundle.errors import BundleError, FusedgeError, UnknownNameError
 from fusedge.bundle.lookup import open_bundle
+from fusedge.bundle.manifest import FORMAT_VERSION
 from fusedge.cli.verify import verify
 from tests.tiny_bundle import tiny_manifest, write_tiny_bundle
 
@@ -438,8 +439,9 @@ def edited(folder: Path, edit: Callable[[dict[str, object]], object]) -> Path:
 
 
 def test_a_later_version_is_refused_before_anything_else(folder: Path) -> None:
-    line = refusal(edited(folder, lambda raw: raw.update(format_version=2, surprise=1)))
-    assert "bundle format 2 is newer than this program, which reads 1" in line
+    line = refusal(edited(folder, lambda raw: raw.update(format_version=FORMAT_VERSION + 1, surprise=1)))
+    newer = f"bundle format {FORMAT_VERSION + 1} is newer than this program, which reads {FORMAT_VERSION}"
+    assert newer in line
     assert "upgrade" in line
 
 

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from fusedge.bundle.lookup import shipped_bundles
+from fusedge.bundle.manifest import FORMAT_VERSION
 from tests.cli.command import fusedge
 from tests.devices.synthetic_trip import write_trip
 
@@ -66,7 +67,7 @@ def test_an_altered_part_is_refused(shipped: Path) -> None:
 
 
 def test_a_manifest_from_a_later_version_says_to_upgrade(shipped: Path) -> None:
-    rewrite_manifest(shipped, {"format_version": 2})
+    rewrite_manifest(shipped, {"format_version": FORMAT_VERSION + 1})
     line = refused("run", str(shipped), "--source", "sim:")
     assert "newer than this program" in line
     assert "upgrade fusedge" in line

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -10,9 +11,9 @@ import numpy as np
 from fusedge.bundle.archive import Bundle
 from fusedge.bundle.sample import Rejection, Sample
 from fusedge.bundle.window import to_ns
-from fusedge.runtime.clock import Clock, VirtualClock
 from fusedge.runtime.decision import Decision
 from fusedge.runtime.events import Event
+from fusedge.runtime.part import Job
 from fusedge.runtime.pipeline import Pipeline
 
 PERIOD_S = {"fast": 0.1, "slow": 1.0}
@@ -44,6 +45,26 @@ def by_arrival(*signals: Iterable[Sample]) -> list[Sample]:
     return sorted((s for one in signals for s in one), key=lambda s: s.arrival_ns)
 
 
+class Machine:
+    """On which a run of a part takes `cost_s` of the session's time."""
+
+    def __init__(self, cost_s: float = 0.0) -> None:
+        self.cost_s = cost_s
+        self.now_ns = 0
+
+    def at(self, due_ns: int) -> int:
+        """The present when what is due at a time is looked at."""
+        self.now_ns = max(self.now_ns, due_ns)
+        return self.now_ns
+
+    def run(self, job: Job) -> list[Any]:
+        """Compute, and let the time pass."""
+        outputs = job.run()
+        self.now_ns += to_ns(self.cost_s)
+        job.part.cost_ns = to_ns(self.cost_s)
+        return outputs
+
+
 class Played:
     """What a pipeline made of some samples."""
 
@@ -51,22 +72,36 @@ class Played:
         self,
         bundle: Bundle,
         items: Iterable[Sample | Rejection],
-        clock: Clock | None = None,
+        machine: Machine | None = None,
         after_step: Callable[[Pipeline, list[Decision | Event]], object] = lambda *_: None,
+        **options: Any,
     ) -> None:
-        clock = clock or VirtualClock()
-        self.pipeline = Pipeline(bundle, clock)
+        machine = machine or Machine()
+        self.pipeline = pipeline = Pipeline(bundle, **options)
         self.results: list[Decision | Event] = []
-        for item in items:
-            while (due := self.pipeline.next_due_ns) is not None and due < item.arrival_ns:
-                clock.wait_until(due)
-                results = self.pipeline.step()
-                self.results += results
-                after_step(self.pipeline, results)
-                assert self.pipeline.ledger.balanced
-            clock.wait_until(item.arrival_ns)
-            self.pipeline.push(item)
-            assert self.pipeline.ledger.balanced
+        waiting = deque(items)
+        pipeline.start(waiting[0].arrival_ns)
+        while waiting:
+            due = pipeline.next_due_ns
+            assert due is not None
+            now_ns = machine.at(min(due, waiting[0].arrival_ns))
+            while waiting and waiting[0].arrival_ns <= now_ns:
+                pipeline.push(waiting.popleft())
+                assert pipeline.balanced
+            due = pipeline.next_due_ns
+            if due is None or due > now_ns or not waiting:
+                continue
+            step = pipeline.choose(now_ns)
+            assert step is not None, "what is due can be done when nothing runs"
+            job = pipeline.begin(step, now_ns)
+            assert pipeline.balanced
+            if job is not None:
+                outputs = machine.run(job)
+                pipeline.finish(job, outputs, machine.now_ns)
+            results = pipeline.take_results()
+            self.results += results
+            after_step(pipeline, results)
+            assert pipeline.balanced
 
     @property
     def decisions(self) -> list[Decision]:

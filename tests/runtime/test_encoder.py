@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from fusedge.bundle.archive import Bundle
+from fusedge.bundle.manifest import Modality, Part
 from fusedge.bundle.window import to_ns
 from fusedge.runtime.backend import OnnxPart
 from fusedge.runtime.encoder import Encoder
@@ -22,10 +23,25 @@ def bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
     return write_tiny_bundle(tmp_path_factory.mktemp("b") / "tiny.fusedge", poison=1.0)
 
 
+class RunEncoder(Encoder):
+    """An encoder that computes at once."""
+
+    def __init__(self, spec: Modality, part: Part, backend: OnnxPart) -> None:
+        super().__init__(spec, part)
+        self.backend = backend
+        self.runs = 0
+
+    def step(self, window: Window) -> None:
+        feeds = self.feeds(window)
+        if feeds is not None:
+            self.runs += 1
+            self.take(window, self.backend.run(feeds))
+
+
 @pytest.fixture
-def encoder(bundle: Bundle) -> Encoder:
+def encoder(bundle: Bundle) -> RunEncoder:
     part = bundle.manifest.encoders[0]
-    return Encoder(bundle.manifest.modality("fast"), part, OnnxPart(bundle, part, "cpu", "fp32"))
+    return RunEncoder(bundle.manifest.modality("fast"), part, OnnxPart(bundle, part, "cpu", "fp32"))
 
 
 def window(number: int, mean: float | None) -> Window:
@@ -35,7 +51,7 @@ def window(number: int, mean: float | None) -> Window:
     return Window(number * HOP, filled, valid, mean is not None)
 
 
-def embedding(encoder: Encoder) -> list[float]:
+def embedding(encoder: RunEncoder) -> list[float]:
     assert encoder.embedding is not None
     return [float(value) for value in encoder.embedding[0]]
 
@@ -45,7 +61,7 @@ def value(mean: float) -> float:
     return mean + float(np.log(1 - mean))
 
 
-def test_memory_goes_from_window_to_window(encoder: Encoder) -> None:
+def test_memory_goes_from_window_to_window(encoder: RunEncoder) -> None:
     for number, total in enumerate((-1, -3, -6), start=1):
         encoder.step(window(number, -number))
         assert embedding(encoder)[0] == pytest.approx(value(-number), rel=1e-5)
@@ -55,28 +71,28 @@ def test_memory_goes_from_window_to_window(encoder: Encoder) -> None:
 
 
 def test_an_incomplete_window_keeps_the_time_of_the_memory_but_not_its_age(
-    encoder: Encoder,
+    encoder: RunEncoder,
 ) -> None:
     encoder.step(window(1, -1))
-    runs = encoder.step_time.count
+    runs = encoder.runs
     encoder.step(window(2, None))
-    assert encoder.step_time.count == runs + 1
+    assert encoder.runs == runs + 1
     assert encoder.age_ns(3 * HOP) == 2 * HOP
     encoder.step(window(3, -1))
     assert embedding(encoder)[1] == pytest.approx(2 * value(-1), rel=1e-5)
     assert encoder.resets == 0
 
 
-def test_nothing_runs_before_the_first_complete_window(encoder: Encoder) -> None:
+def test_nothing_runs_before_the_first_complete_window(encoder: RunEncoder) -> None:
     for number in range(5):
         encoder.step(window(number, None))
-    assert encoder.step_time.count == 0
+    assert encoder.runs == 0
     assert encoder.age_ns(5 * HOP) is None
     encoder.step(window(5, -1))
     assert encoder.age_ns(5 * HOP) == 0  # nothing was lost, so nothing has to return
 
 
-def test_an_embedding_ages_out_and_returns_with_hysteresis(encoder: Encoder) -> None:
+def test_an_embedding_ages_out_and_returns_with_hysteresis(encoder: RunEncoder) -> None:
     encoder.step(window(1, -1))
     assert encoder.age_ns(HOP + MAX_AGE) == MAX_AGE
     assert encoder.age_ns(HOP + MAX_AGE + 1) is None
@@ -95,7 +111,7 @@ def test_an_embedding_ages_out_and_returns_with_hysteresis(encoder: Encoder) -> 
 
 @pytest.mark.parametrize("asked_between", [True, False])
 def test_a_gap_resets_the_memory_whether_or_not_a_decision_saw_it(
-    encoder: Encoder, asked_between: bool
+    encoder: RunEncoder, asked_between: bool
 ) -> None:
     encoder.step(window(1, -1))
     if asked_between:
@@ -106,11 +122,18 @@ def test_a_gap_resets_the_memory_whether_or_not_a_decision_saw_it(
     assert encoder.resets == 1
 
 
-def test_a_window_that_came_too_late_is_a_loss(encoder: Encoder) -> None:
+def test_memory_is_kept_over_windows_that_were_given_up(encoder: RunEncoder) -> None:
     encoder.step(window(1, -1))
-    encoder.step(None)
+    encoder.step(window(4, -1))
+    assert encoder.age_ns(4 * HOP) == 0 and encoder.resets == 0
+    assert embedding(encoder)[1] == pytest.approx(2 * value(-1), rel=1e-5)
+
+
+def test_a_run_that_failed_is_a_loss(encoder: RunEncoder) -> None:
+    encoder.step(window(1, -1))
+    encoder.lose()
     assert encoder.age_ns(HOP) is None and encoder.resets == 1
-    encoder.step(None)
+    encoder.lose()
     assert encoder.resets == 1  # nothing more to lose
     encoder.step(window(4, -1))
     assert encoder.age_ns(4 * HOP) is None
@@ -120,7 +143,9 @@ def test_a_window_that_came_too_late_is_a_loss(encoder: Encoder) -> None:
 
 
 @pytest.mark.parametrize("poison", [1.0, 3.0])  # minus infinity and NaN
-def test_an_embedding_that_is_not_finite_is_never_given_on(encoder: Encoder, poison: float) -> None:
+def test_an_embedding_that_is_not_finite_is_never_given_on(
+    encoder: RunEncoder, poison: float
+) -> None:
     encoder.step(window(1, -1))
     encoder.step(window(2, poison))
     assert encoder.not_finite == 1

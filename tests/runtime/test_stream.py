@@ -14,7 +14,8 @@ from fusedge.bundle.manifest import Modality
 from fusedge.bundle.sample import Sample
 from fusedge.bundle.window import grid_ns, hold, mask_implausible, to_ns
 from fusedge.runtime.ledger import Account, Ledger
-from fusedge.runtime.stream import ModalityStream, Window
+from fusedge.runtime.sample_stream import SampleStream
+from fusedge.runtime.stream import Window
 from tests.tiny_bundle import modality
 
 MS = 1_000_000
@@ -34,13 +35,13 @@ def sample(spec: Modality, time_ms: float, arrival_ms: float, data: Any = (1.0, 
     return Sample(spec.name, stamp, round(arrival_ms * MS), np.asarray(data, np.float32))
 
 
-def run(stream: ModalityStream, samples: list[Sample], until_ms: float) -> list[Window | None]:
+def run(stream: SampleStream, samples: list[Sample], until_ms: float) -> list[Window]:
     """Push by arrival and cut what is due before, with a balanced account after each step."""
-    windows: list[Window | None] = []
+    windows: list[Window] = []
 
     def advance(now_ns: int) -> None:
         while stream.next_due_ns is not None and stream.next_due_ns < now_ns:
-            windows.append(stream.cut(stream.next_due_ns))
+            windows.append(stream.cut())
             assert stream.account.unaccounted == 0
 
     for item in sorted(samples, key=lambda s: s.arrival_ns):
@@ -71,14 +72,13 @@ def test_every_sample_is_accounted_for_at_every_moment(
         Sample(spec.name, (time - delay) * MS, time * MS, np.array(data, np.float32))
         for time, delay, data in stream_of
     ]
-    stream = ModalityStream(spec)
+    stream = SampleStream(spec)
     windows = run(stream, samples, 10_000)
     account = stream.account
     assert account.received == len(samples)
     assert min([account.used, account.in_flight, *account.dropped.values()]) >= 0
     assert len(windows) < 40
     for window in windows:
-        assert window is not None
         assert np.isfinite(window.values).all() and set(np.unique(window.valid)) <= {0, 1}
         assert (np.abs(window.values) <= 100).all()
 
@@ -94,7 +94,7 @@ punctual = st.lists(
 def test_windows_equal_a_cut_of_all_samples_at_once(
     spec: Modality, rows: list[tuple[int, int, list[float]]]
 ) -> None:
-    stream = ModalityStream(spec)
+    stream = SampleStream(spec)
     delay_ms = spec.latency_s * 1000
     samples = [sample(spec, t, t + delay_ms + late, data) for t, late, data in rows]
     windows = run(stream, samples, 5_000)
@@ -103,12 +103,11 @@ def test_windows_equal_a_cut_of_all_samples_at_once(
     values = np.array([data for _, _, data in rows], np.float32).reshape(-1, 2)
     values = mask_implausible(values, np.float32([-100] * 2), np.float32([100] * 2))
     hop = to_ns(spec.hop_s)
-    ends = [window.end_ns for window in windows if window is not None]
+    ends = [window.end_ns for window in windows]
     if rows:
         first = -(-int(times[0]) // hop) * hop
         assert ends == list(range(first, first + len(ends) * hop, hop)) and len(ends) > 0
     for window in windows:
-        assert window is not None
         grid = grid_ns(window.end_ns, spec.window_samples, spec.rate_hz)
         expected, valid, _ = hold(times, values, grid, to_ns(spec.max_hold_s))
         share = valid.any(axis=1).mean()
@@ -119,7 +118,7 @@ def test_windows_equal_a_cut_of_all_samples_at_once(
     picked = {
         int(i)
         for window in windows
-        if window is not None and window.complete
+        if window.complete
         for i in hold(
             times,
             values,
@@ -139,19 +138,19 @@ def test_the_order_of_arrival_does_not_matter_inside_the_lateness(
     delay_ms = spec.latency_s * 1000
     runs = []
     for lateness in ([0] * len(rows), [seed.randint(0, 100) for _ in rows]):
-        stream = ModalityStream(spec)
+        stream = SampleStream(spec)
         samples = [
             sample(spec, t, t + delay_ms + late, data)
             for (t, _, data), late in zip(rows, lateness, strict=True)
         ]
         windows = run(stream, samples, 5_000)
-        runs.append(([(w.end_ns, w.values.tobytes()) for w in windows if w], stream.account))
+        runs.append(([(w.end_ns, w.values.tobytes()) for w in windows], stream.account))
     assert runs[0][0] == runs[1][0]
     assert runs[0][1].as_dict() == runs[1][1].as_dict()
 
 
 def drops(spec: Modality, *samples: Sample) -> dict[str, int]:
-    stream = ModalityStream(spec)
+    stream = SampleStream(spec)
     run(stream, list(samples), 3_000)
     return stream.account.dropped
 
@@ -177,9 +176,9 @@ def test_each_refusal_has_its_reason() -> None:
 @pytest.mark.parametrize("stamp_ms", [-(10**15), -(10**9), 0])
 def test_a_first_stamp_from_long_ago_makes_no_work(stamp_ms: int) -> None:
     spec = SPECS["tumbling"]
-    stream = ModalityStream(spec)
+    stream = SampleStream(spec)
     stream.push(sample(spec, stamp_ms, 10**9))
-    assert stream.account.dropped == {"late": 1}
+    assert stream.account.dropped == {"backward": 1}
     assert stream.next_due_ns is None
     stream.push(sample(spec, 10**9, 10**9))
     assert stream.next_end_ns == 10**9 * MS
@@ -187,15 +186,15 @@ def test_a_first_stamp_from_long_ago_makes_no_work(stamp_ms: int) -> None:
 
 def test_the_first_samples_may_arrive_out_of_order() -> None:
     spec = modality("fast", lateness_s=0.6)
-    stream = ModalityStream(spec)
+    stream = SampleStream(spec)
     windows = run(stream, [sample(spec, 600, 610), sample(spec, 450, 620)], 2_000)
-    assert windows[0] is not None and windows[0].end_ns == 500 * MS
+    assert windows[0].end_ns == 500 * MS
     assert stream.account.dropped.get("late", 0) == 0
 
 
 def test_values_out_of_range_are_counted_by_channel() -> None:
     spec = SPECS["tumbling"]
-    stream = ModalityStream(spec)
+    stream = SampleStream(spec)
     run(
         stream,
         [
@@ -205,12 +204,12 @@ def test_values_out_of_range_are_counted_by_channel() -> None:
         ],
         1_000,
     )
-    assert stream.implausible == {"c0": 2, "c1": 1}
+    assert stream.guard.implausible == {"c0": 2, "c1": 1}
 
 
 def test_a_full_buffer_loses_the_oldest() -> None:
     spec = SPECS["tumbling"]
-    stream = ModalityStream(spec)
+    stream = SampleStream(spec)
     for index in range(500):
         stream.push(sample(spec, 1 + index * 0.5, 1 + index * 0.5))
         assert stream.account.unaccounted == 0
@@ -218,33 +217,32 @@ def test_a_full_buffer_loses_the_oldest() -> None:
     assert 64 <= kept < 500
     assert stream.account.dropped == {"overflow": 500 - kept}
     window = run(stream, [], 601)[0]
-    assert window is not None
     assert window.valid[0, -2:].all()  # the newest are there: 250 ms is held to the end
 
 
-def test_overload_skips_to_the_newest_window_that_is_due() -> None:
+def test_windows_that_are_given_up_take_their_samples_with_them() -> None:
     spec = SPECS["tumbling"]
-    stream = ModalityStream(spec)
+    stream = SampleStream(spec)
     for time in range(100, 2501, 100):
         stream.push(sample(spec, time, time))
-    just_in_time, too_late = to_ns(0.5 + spec.max_age_s), to_ns(1.0 + spec.max_age_s) + 1
-    window = stream.cut(just_in_time)
-    assert window is not None and window.complete
-    skipped = [stream.cut(too_late) for _ in range(3)]  # those that end at 1, 1.5 and 2 s
-    assert skipped == [None] * 3
+    window = stream.cut()
+    assert window.complete and stream.due(to_ns(2.6)) == 4 and stream.due(to_ns(1.0)) == 0
+    stream.skip(3, "overload")
     assert stream.account.dropped == {"overload": 15}
     assert stream.account.unaccounted == 0
-    window = stream.cut(too_late)
-    assert window is not None and window.complete and window.end_ns == to_ns(2.5)
-    assert stream.account.unaccounted == 0
+    window = stream.cut()
+    assert window.complete and window.end_ns == to_ns(2.5)
+    stream.skip(10**6, "part_failed")
+    assert stream.next_end_ns == to_ns(2.5) + (10**6 + 1) * stream.hop_ns
+    assert stream.account.in_flight == stream.account.unaccounted == 0
 
 
 def test_a_silent_stream_keeps_its_windows_coming() -> None:
     spec = SPECS["tumbling"]
-    stream = ModalityStream(spec)
+    stream = SampleStream(spec)
     windows = run(stream, [sample(spec, 400, 400)], 5_000)
-    assert [w.end_ns for w in windows if w] == [to_ns(0.5 * n) for n in range(1, 10)]
-    assert not any(w.complete or w.values.any() or w.valid.any() for w in windows[1:] if w)
+    assert [w.end_ns for w in windows] == [to_ns(0.5 * n) for n in range(1, 10)]
+    assert not any(w.complete or w.values.any() or w.valid.any() for w in windows[1:])
 
 
 @given(st.lists(st.tuples(st.sampled_from("abc"), st.integers(0, 5)), max_size=20))
@@ -272,11 +270,11 @@ def test_the_ledger_balances_only_with_every_sample_in_one_place(
 
 
 def test_windows_before_time_zero_are_cut_like_all_others() -> None:
-    stream = ModalityStream(modality("fast"))
+    stream = SampleStream(modality("fast"))
     for step in range(20):
         time_ns = to_ns(-10 + 0.1 * step)
         stream.push(Sample("fast", time_ns, time_ns, np.ones(2, np.float32)))
     # The first window ends at -10 s and holds one sample only, the two after it are full.
-    windows = [stream.cut(to_ns(-9.9 + 0.5 * n)) for n in range(3)]
-    assert [window and window.complete for window in windows] == [False, True, True]
+    windows = [stream.cut() for _ in range(3)]
+    assert [window.complete for window in windows] == [False, True, True]
     assert "overload" not in stream.account.dropped

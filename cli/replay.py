@@ -1,0 +1,119 @@
+"""`fusedge replay`: a recorded session once more, to the bit."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from fusedge.bundle.archive import Bundle
+from fusedge.bundle.errors import FusedgeError
+from fusedge.bundle.lookup import open_bundle, shipped_bundles
+from fusedge.bundle.recording_file import RecordingFile
+from fusedge.cli.console import console, print_json
+from fusedge.cli.options import JsonOption
+from fusedge.cli.run import finish, run_sessions
+from fusedge.runtime.clock import VirtualClock
+from fusedge.runtime.replay import ReplayReport, replay_exactly
+from fusedge.runtime.session import Session
+from fusedge.runtime.sinks.jsonl import JsonLinesSink
+from fusedge.runtime.sinks.sink import Sink
+
+
+def replay(
+    recording: Annotated[Path, typer.Argument(metavar="RECORDING", help="An .mcap file.")],
+    bundle: Annotated[
+        str,
+        typer.Argument(
+            metavar="BUNDLE",
+            help="The bundle of the session; may be left out where it is a shipped one.",
+            show_default=False,
+        ),
+    ] = "",
+    out: Annotated[
+        Path | None, typer.Option(help="File for the decisions of now, as JSON Lines.")
+    ] = None,
+    other_bundle: Annotated[
+        bool,
+        typer.Option(
+            "--other-bundle",
+            help="Run what was received through BUNDLE, whichever it is; nothing is compared.",
+        ),
+    ] = False,
+    provider: Annotated[
+        str, typer.Option(help="ONNX Runtime provider; the session's own where it is left out.")
+    ] = "",
+    precision: Annotated[
+        str, typer.Option(help="fp32 or fp16; the session's own where it is left out.")
+    ] = "",
+    as_json: JsonOption = False,
+) -> None:
+    """Replay a session that was recorded with `fusedge run --record`, and compare every decision.
+
+    Arrival order, what was dropped and when each step was taken are those of the recording, so the
+    decisions must be the same to the byte. Exit status 1 if one differs.
+
+    Examples:
+
+    - `fusedge run driving --source sim: --record drive.mcap`
+    - `fusedge replay drive.mcap`
+    """
+    sinks: list[Sink] = [] if out is None else [JsonLinesSink(out)]
+    chosen = _bundle(recording, bundle)
+    if other_bundle:
+        session = Session(
+            chosen,
+            [f"replay:{recording}"],
+            VirtualClock(),
+            provider=provider or "cpu",
+            precision=precision or "fp32",
+        )
+        finish(run_sessions([(session, sinks)])[0], as_json)
+        return
+    report = replay_exactly(chosen, recording, sinks, provider=provider, precision=precision)
+    _print(report, as_json)
+    if report.difference:
+        raise FusedgeError(
+            f"the replay differs, first at {report.difference}",
+            where=str(recording),
+            hint="the same machine, provider and versions give the same bits; others may not",
+        )
+    if not report.decisions:
+        raise FusedgeError("holds no decision to compare", where=str(recording))
+
+
+def _bundle(recording: Path, name: str) -> Bundle:
+    if name:
+        return open_bundle(name)
+    then = RecordingFile(recording).info.session.get("bundle")
+    if then not in shipped_bundles():
+        what = "says of no bundle" if then is None else f"was made with {str(then)[:80]}"
+        raise FusedgeError(what, where=str(recording), hint="name the bundle after the recording")
+    return open_bundle(str(then))
+
+
+def _print(report: ReplayReport, as_json: bool) -> None:
+    if as_json:
+        print_json(
+            {
+                "identical": report.identical,
+                "decisions": report.decisions,
+                "identical_decisions": report.identical_decisions,
+                "events": report.events,
+                "identical_events": report.identical_events,
+                "difference": report.difference or None,
+                "stopped": report.stopped or None,
+                "sha256": report.sha256,
+                "summary": report.summary,
+            }
+        )
+    else:
+        verdict = "[green]identical[/]" if report.identical else "[bold red]different[/]"
+        console.print(
+            f"{verdict}: {report.identical_decisions} of {report.decisions} decisions, "
+            f"{report.identical_events} of {report.events} events; SHA-256 {report.sha256}",
+            soft_wrap=True,
+        )
+    if report.stopped:
+        console.print(f"note: {report.stopped}", style="yellow", markup=False, soft_wrap=True)

@@ -1,0 +1,409 @@
+"""Brings what the sources give to the pipeline: merged by arrival, or pumped by a thread each."""
+
+from __future__ import annotations
+
+import heapq
+import threading
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, Protocol
+
+from fusedge.bundle.errors import printable
+from fusedge.bundle.sample import Rejection, Sample, size
+from fusedge.bundle.window import NANOSECONDS, to_ns
+from fusedge.devices.capture.source import Source
+from fusedge.runtime.backoff import Backoff
+from fusedge.runtime.clock import Clock, stopwatch_ns
+from fusedge.runtime.ledger import Account
+
+Item = Sample | Rejection
+
+CHUNK = 1024  # items that are taken at a time
+QUEUE_AGE_NS = to_ns(2.0)  # what waits longer than this for the pipeline is given up
+QUEUE_ITEMS = 65_536
+MAX_STUCK = 4  # threads of a source that never came back, before it is given up until one does
+
+
+class Feed(Protocol):
+    """Where the pipeline's items come from."""
+
+    last_ns: int
+    """Arrival of the newest item taken."""
+
+    @property
+    def ended(self) -> bool:
+        """Whether nothing will come any more."""
+
+    def start(self) -> int:
+        """Begin; the time of the session's beginning."""
+
+    def take(self, until_ns: int | None) -> Sequence[Item]:
+        """Items that arrived up to `until_ns` (None: the next ones), not all of them at once."""
+
+    def supervise(self, now_ns: int) -> None:
+        """Look after the sources: called every now and then."""
+
+    def stop(self) -> None:
+        """Ask the sources to end."""
+
+    def join(self, timeout_s: float) -> list[str]:
+        """Wait for the sources to end; those that did not."""
+
+    def report(self) -> dict[str, Any]:
+        """What each source gave, by URI, for the summary."""
+
+
+class _Tally:
+    """What one source gave: every item is received, and then used (handed to the pipeline), dropped or
+    waiting.
+    """
+
+    def __init__(self, source: Source, waiting: Callable[[], int]) -> None:
+        self.uri = source.uri
+        self.modalities = source.modalities
+        self.account = Account(waiting)
+        self.failures = self.restarts = self.silences = 0
+        self.first_failure = ""
+
+    def fail(self, detail: str) -> None:
+        self.failures += 1
+        self.first_failure = self.first_failure or printable(detail)
+
+    def report(self) -> dict[str, Any]:
+        return {
+            "modalities": list(self.modalities),
+            **self.account.as_dict(),
+            "failures": self.failures,
+            "first_failure": self.first_failure,
+            "restarts": self.restarts,
+            "silences": self.silences,
+        }
+
+
+class MergedFeed:
+    """Recorded sources in the order of arrival, as fast as they are asked for. Contract: the same items
+    in the same order every time. A source that raises ends there, and the others go on.
+    """
+
+    def __init__(self, sources: Sequence[Source]) -> None:
+        self._sources = sources
+        self._tallies = [_Tally(source, lambda: 0) for source in sources]
+        streams = [
+            self._read(source, tally) for source, tally in zip(sources, self._tallies, strict=True)
+        ]
+        self._items = heapq.merge(*streams, key=lambda item: item.arrival_ns)
+        self._next: Item | None = None
+        self.ended = False
+        self.last_ns = 0
+
+    @staticmethod
+    def _read(source: Source, tally: _Tally) -> Iterator[Item]:
+        account = tally.account
+        try:
+            for item in source.samples():
+                account.received += size(item)
+                account.used += size(item)
+                yield item
+        except Exception as error:  # a source may raise anything
+            tally.fail(f"{type(error).__name__}: {error}")
+
+    def start(self) -> int:
+        """See Feed."""
+        self._advance()
+        return self._next.arrival_ns if self._next is not None else 0
+
+    def _advance(self) -> None:
+        self._next = next(self._items, None)
+        self.ended = self._next is None
+
+    def take(self, until_ns: int | None) -> Sequence[Item]:
+        """See Feed."""
+        item = self._next
+        if item is None:
+            return ()
+        if until_ns is None:
+            until_ns = item.arrival_ns
+        elif item.arrival_ns > until_ns:
+            return ()
+        items: list[Item] = []
+        while item is not None and item.arrival_ns <= until_ns and len(items) < CHUNK:
+            items.append(item)
+            item = next(self._items, None)
+        self._next = item
+        self.ended = item is None
+        self.last_ns = items[-1].arrival_ns
+        return items
+
+    def supervise(self, now_ns: int) -> None:
+        """Recorded sources need nobody to look after them."""
+
+    def stop(self) -> None:
+        """See Feed."""
+        for source in self._sources:
+            source.close()
+
+    def join(self, timeout_s: float) -> list[str]:
+        """There is nothing to wait for."""
+        return []
+
+    def report(self) -> dict[str, Any]:
+        """See Feed."""
+        return {tally.uri: tally.report() for tally in self._tallies}
+
+
+class PumpedFeed:
+    """Sources that are read by a thread each, while time goes on."""
+
+    def __init__(
+        self, sources: Sequence[tuple[Source, Callable[[], Source]]], clock: Clock, silence_s: float
+    ) -> None:
+        self._clock = clock
+        self._pumps = [Pump(source, reopen, clock, silence_s) for source, reopen in sources]
+        self.last_ns = 0
+
+    @property
+    def ended(self) -> bool:
+        """See Feed."""
+        return all(pump.ended for pump in self._pumps)
+
+    def start(self) -> int:
+        """See Feed."""
+        first_ns = [time_ns for pump in self._pumps if (time_ns := pump.prepare()) is not None]
+        self._clock.begin(min(first_ns, default=0))
+        now_ns = self._clock.now_ns()
+        for pump in self._pumps:
+            pump.start(now_ns)
+        return now_ns
+
+    def take(self, until_ns: int | None) -> Sequence[Item]:
+        """See Feed; all that has come, since the future has not."""
+        items: list[Item] = []
+        for pump in self._pumps:
+            items += pump.drain()
+        if items:
+            self.last_ns = max(self.last_ns, max(item.arrival_ns for item in items))
+        return items
+
+    def supervise(self, now_ns: int) -> None:
+        """See Feed."""
+        for pump in self._pumps:
+            pump.supervise(now_ns)
+
+    def stop(self) -> None:
+        """See Feed."""
+        for pump in self._pumps:
+            pump.stop()
+
+    def join(self, timeout_s: float) -> list[str]:
+        """See Feed."""
+        end_ns = stopwatch_ns() + to_ns(timeout_s)
+        return [
+            pump.tally.uri
+            for pump in self._pumps
+            if not pump.join(max(0, end_ns - stopwatch_ns()) / NANOSECONDS)
+        ]
+
+    def report(self) -> dict[str, Any]:
+        """See Feed."""
+        return {
+            pump.tally.uri: {**pump.tally.report(), "stuck": pump.stuck} for pump in self._pumps
+        }
+
+
+class Pump:
+    """Reads one source in a thread of its own into a bounded queue.
+
+    Contract: what a live source raises, its end and its silence for `silence_s` are failures: it is
+    opened again after a back-off, for ever. A thread that does not come back from a source is
+    left behind, at most `MAX_STUCK` of them at a time. A recorded source is read at the pace of
+    the clock, once. What waits in the queue for more than `QUEUE_AGE_NS` is dropped, oldest first.
+    """
+
+    def __init__(
+        self, source: Source, reopen: Callable[[], Source], clock: Clock, silence_s: float
+    ) -> None:
+        self._source: Source | None = source
+        self._items: Iterator[Item] | None = None
+        self._reopen = reopen
+        self._clock = clock
+        self._live = source.live
+        self._silence_ns = to_ns(silence_s)
+        self._lock = threading.Lock()
+        self._queue: deque[Item] = deque()
+        self._lost: dict[str, int] = {}
+        self._reading = False
+        self._heard_ns = 0
+        self._retired = threading.Event()
+        self._thread: threading.Thread | None = None
+        self._left_behind: list[threading.Thread] = []
+        self._finished = False
+        self._waiting = 0
+        self.tally = _Tally(source, lambda: self._waiting)
+        self._backoff = Backoff(source.uri)
+
+    @property
+    def ended(self) -> bool:
+        """Whether nothing will come and nothing waits."""
+        return self._finished and not self._queue
+
+    @property
+    def stuck(self) -> int:
+        """Threads that were left behind and have not come back."""
+        self._left_behind = [thread for thread in self._left_behind if thread.is_alive()]
+        return len(self._left_behind)
+
+    def prepare(self) -> int | None:
+        """Read a recorded source up to its first item; the arrival of that."""
+        if self._live or self._source is None:
+            return None
+        items = self._source.samples()
+        try:
+            first = next(items, None)
+        except Exception as error:  # a source may raise anything
+            self.tally.fail(f"{type(error).__name__}: {error}")
+            first = None
+        self._items = iter(()) if first is None else _chain(first, items)
+        return None if first is None else first.arrival_ns
+
+    def start(self, now_ns: int) -> None:
+        """Start the thread."""
+        self._launch(now_ns, self._source)
+
+    def _launch(self, now_ns: int, source: Source | None) -> None:
+        self._heard_ns = now_ns
+        self._retired = threading.Event()
+        self._thread = threading.Thread(
+            target=self._serve,
+            args=(self._retired, source),
+            name=f"source {self.tally.uri}",
+            daemon=True,
+        )
+        self._thread.start()
+
+    def _serve(self, retired: threading.Event, source: Source | None) -> None:
+        while not retired.is_set():
+            failure = self._read(retired, source) if source is not None else ""
+            if retired.is_set():
+                return
+            if failure:
+                self.tally.fail(failure)
+            if not self._live:
+                self._finished = True
+                return
+            wait_ns = self._backoff.retry_ns(self._clock.now_ns())
+            if retired.wait(self._clock.seconds_until(wait_ns)):
+                return
+            source = self._open(retired)
+
+    def _open(self, retired: threading.Event) -> Source | None:
+        self._heard_ns, self._reading = self._clock.now_ns(), True
+        try:
+            source = self._reopen()
+        except Exception as error:  # a device that is away raises what it likes
+            self.tally.fail(str(error))
+            return None
+        finally:
+            self._reading = False
+        if retired.is_set():
+            source.close()
+            return None
+        self._source = source
+        self.tally.restarts += 1
+        self._backoff.started(self._clock.now_ns())
+        return source
+
+    def _read(self, retired: threading.Event, source: Source) -> str:
+        """Read until the end; why it ended."""
+        self._heard_ns, self._reading = self._clock.now_ns(), True
+        clock, live = self._clock, self._live
+        items, self._items = self._items, None
+        try:
+            for item in items if items is not None else source.samples():
+                if not live:
+                    if retired.wait(clock.seconds_until(item.arrival_ns)):
+                        return ""
+                    item = item._replace(arrival_ns=max(item.arrival_ns, clock.now_ns()))
+                if not self._put(item, retired):
+                    return ""
+        except Exception as error:  # a source may raise anything
+            return f"{type(error).__name__}: {error}"
+        finally:
+            self._reading = False
+            source.close()
+        return "the stream ended" if live else ""
+
+    def _put(self, item: Item, retired: threading.Event) -> bool:
+        count = size(item)
+        with self._lock:
+            if retired.is_set():
+                return False  # another thread reads this source now
+            self._heard_ns = item.arrival_ns
+            queue, account = self._queue, self.tally.account
+            account.received += count
+            self._waiting += count
+            queue.append(item)
+            oldest_ns = item.arrival_ns - QUEUE_AGE_NS
+            while queue[0].arrival_ns < oldest_ns or len(queue) > QUEUE_ITEMS:
+                old = queue.popleft()
+                lost = size(old)
+                account.drop("overflow", lost)
+                self._waiting -= lost
+                self._lost[old.modality] = self._lost.get(old.modality, 0) + lost
+        return True
+
+    def drain(self) -> list[Item]:
+        """All that waits, and the account of what was dropped meanwhile."""
+        if not self._queue:
+            return []
+        with self._lock:
+            items: list[Item] = list(self._queue)
+            self._queue.clear()
+            self.tally.account.used += self._waiting
+            self._waiting = 0
+            lost, self._lost = self._lost, {}
+        newest_ns = items[-1].arrival_ns
+        items += [Rejection(name, newest_ns, "overflow", "", n) for name, n in lost.items()]
+        return items
+
+    def supervise(self, now_ns: int) -> None:
+        """Leave a live source that hangs, and open it again."""
+        thread = self._thread
+        if not self._live or thread is None or self._retired.is_set():
+            return
+        if not thread.is_alive():
+            if self.stuck < MAX_STUCK:
+                self._launch(now_ns, None)
+        elif self._reading and now_ns - self._heard_ns > self._silence_ns:
+            self.tally.silences += 1
+            self.tally.fail(f"silent for {self._silence_ns / 1e9:g} s")
+            if self.stuck >= MAX_STUCK:
+                self._heard_ns = now_ns
+                return
+            with self._lock:
+                self._retired.set()
+            self._left_behind.append(thread)
+            _close_in_background(self._source)
+            self._launch(now_ns, None)
+
+    def stop(self) -> None:
+        """Ask the thread to end; returns at once."""
+        with self._lock:
+            self._retired.set()
+        _close_in_background(self._source)
+
+    def join(self, timeout_s: float) -> bool:
+        """Whether the thread has ended within the time."""
+        if self._thread is not None:
+            self._thread.join(timeout_s)
+        return (self._thread is None or not self._thread.is_alive()) and not self.stuck
+
+
+def _chain(first: Item, rest: Iterator[Item]) -> Iterator[Item]:
+    yield first
+    yield from rest
+
+
+def _close_in_background(source: Source | None) -> None:
+    """A device that hangs may hang in `close` as well."""
+    if source is not None:
+        threading.Thread(target=source.close, name=f"close {source.uri}", daemon=True).start()

@@ -1,0 +1,181 @@
+"""Records sources without a bundle."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from threading import Event
+from typing import Any
+
+from fusedge.bundle.errors import FusedgeError, printable
+from fusedge.bundle.recording import Track
+from fusedge.bundle.sample import Rejection, Sample, size
+from fusedge.bundle.window import NANOSECONDS, to_ns
+from fusedge.devices.capture.source import Source, open_source
+from fusedge.runtime.clock import Clock, LiveClock, VirtualClock, stopwatch_ns
+from fusedge.runtime.feed import Feed, MergedFeed, PumpedFeed
+from fusedge.runtime.ledger import Account, Ledger
+from fusedge.runtime.sinks.recorder import Recorder
+
+SILENCE_S = 5.0  # after which a live source is opened again
+POLL_S = 0.02
+PROGRESS_NS = to_ns(0.2)
+PATIENCE_S = 0.3  # for sources to end
+
+
+@dataclass(frozen=True)
+class RecordProgress:
+    """How far a recording has come."""
+
+    seconds: float
+    items: int
+    bytes_written: int
+
+
+@dataclass(frozen=True)
+class RecordReport:
+    """What was recorded: `modalities` is the ledger, in which used samples are recorded ones."""
+
+    ended: str
+    seconds: float
+    bytes_written: int
+    modalities: dict[str, Any]
+    sources: dict[str, Any]
+    warnings: list[str]
+
+
+def record(
+    uris: Sequence[str],
+    path: Path,
+    stop: Event,
+    *,
+    seconds: float | None = None,
+    jpeg_quality: int | None = None,
+    progress: Callable[[RecordProgress], None] = lambda progress: None,
+) -> RecordReport:
+    """Write all that the sources give to a new recording, until they end, `seconds` of their time have
+    passed or `stop` is set. Live sources go on together in real time; others as fast as they can.
+
+    Raises FusedgeError where a source cannot be opened, a modality comes twice, or the disk is full;
+    what was written before stays readable.
+    """
+    clock: Clock = LiveClock()
+    with ExitStack() as opened:
+        sources: list[Source] = []
+        for uri in uris:
+            sources.append(open_source(uri, None, clock.now_ns))
+            opened.callback(sources[-1].close)
+        tracks = _tracks(sources)
+        warnings = [printable(line) for source in sources for line in source.warnings]
+        opened.pop_all()
+    feed: Feed
+    if any(source.live for source in sources):
+        pairs = [
+            (source, lambda uri=source.uri: open_source(uri, None, clock.now_ns))
+            for source in sources
+        ]
+        feed = PumpedFeed(pairs, clock, SILENCE_S)
+    else:
+        clock = VirtualClock()
+        feed = MergedFeed(sources)
+    recorder = Recorder(path, tracks, jpeg_quality=jpeg_quality)
+    run = _Run(feed, recorder, Ledger({name: Account() for name in tracks}))
+    limit_ns = None if seconds is None else to_ns(seconds)
+    header = {"sources": list(uris), "clock": clock.kind, "warnings": warnings}
+    ended = "failed"
+    try:
+        recorder.open(header)
+        ended = run.loop(clock, stop, limit_ns, progress)
+    except OSError as error:
+        raise FusedgeError(
+            f"recording ended: {error.strerror or error}",
+            where=str(path),
+            hint="what was written before can be read",
+        ) from None
+    finally:
+        feed.stop()
+        feed.join(PATIENCE_S)
+        bytes_written = recorder.bytes_written
+        summary = {"ended": ended, "ledger": run.ledger.as_dict(), "sources": feed.report()}
+        if ended != "failed":
+            recorder.close(summary)
+            bytes_written = path.stat().st_size
+    return RecordReport(
+        ended, run.seconds, bytes_written, summary["ledger"], summary["sources"], warnings
+    )
+
+
+def _tracks(sources: Sequence[Source]) -> dict[str, Track]:
+    tracks: dict[str, Track] = {}
+    for source in sources:
+        for modality, channels in source.channels.items():
+            if modality in tracks:
+                raise FusedgeError(
+                    f"{modality} comes from two sources",
+                    where=source.uri,
+                    hint="leave one of them out",
+                )
+            tracks[modality] = Track(channels)
+    return tracks
+
+
+class _Run:
+    """The loop of a recording, and the account of what went through it."""
+
+    def __init__(self, feed: Feed, recorder: Recorder, ledger: Ledger) -> None:
+        self.ledger = ledger
+        self._feed = feed
+        self._recorder = recorder
+        self._items = 0
+        self._first_ns: int | None = None
+        self._last_ns = 0
+
+    @property
+    def seconds(self) -> float:
+        """From the first arrival to the last."""
+        first_ns = self._last_ns if self._first_ns is None else self._first_ns
+        return (self._last_ns - first_ns) / NANOSECONDS
+
+    def loop(
+        self,
+        clock: Clock,
+        stop: Event,
+        limit_ns: int | None,
+        progress: Callable[[RecordProgress], None],
+    ) -> str:
+        """Record; how it ended."""
+        feed, shown_ns = self._feed, stopwatch_ns()
+        start_ns = feed.start()
+        while not stop.is_set():
+            if clock.real and limit_ns is not None and clock.now_ns() - start_ns >= limit_ns:
+                return "time is up"
+            for item in (items := feed.take(None)):
+                if limit_ns is not None and item.arrival_ns - start_ns >= limit_ns:
+                    return "time is up"
+                self._take(item)
+            now_ns = stopwatch_ns()
+            if now_ns - shown_ns >= PROGRESS_NS:
+                shown_ns = now_ns
+                feed.supervise(clock.now_ns())
+                self._recorder.flush()
+                progress(RecordProgress(self.seconds, self._items, self._recorder.bytes_written))
+            if not items:
+                if feed.ended:
+                    return "end of input"
+                stop.wait(POLL_S)
+        return "stopped"
+
+    def _take(self, item: Sample | Rejection) -> None:
+        self._recorder.write(item)
+        self._items += 1
+        if self._first_ns is None:
+            self._first_ns = item.arrival_ns
+        self._last_ns = max(self._last_ns, item.arrival_ns)
+        account, count = self.ledger.account(item.modality), size(item)
+        account.received += count
+        if isinstance(item, Rejection):
+            account.drop(item.reason, count, item.detail)
+        else:
+            account.used += count

@@ -1,0 +1,329 @@
+"""Runs sessions to their end: alone and repeatable on a virtual clock, or with a crew in real time."""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from fusedge.bundle.errors import FusedgeError, printable
+from fusedge.bundle.window import to_ns
+from fusedge.runtime.backend import Array
+from fusedge.runtime.clock import Clock, stopwatch_ns
+from fusedge.runtime.journal import Cut
+from fusedge.runtime.part import Failure, Job, RunningPart
+from fusedge.runtime.pipeline import LIGHT_NS, WAIT_NS
+from fusedge.runtime.session import Session, SessionReport
+from fusedge.runtime.sinks.sink import Sink
+
+SUPERVISE_NS = to_ns(0.1)
+PATIENCE_S = 0.15  # for threads to end, each of: the crew, the sources, the sinks
+POLL_S = 0.05  # how often the main thread looks whether it is to stop
+MAX_BATCH = 16
+
+
+def run(
+    session: Session, sinks: Sequence[Sink], *, threads: int = 0, cores: Sequence[int] = ()
+) -> SessionReport:
+    """Run one session; see `run_all`."""
+    return run_all([(session, sinks)], threads=threads, cores=cores)[0]
+
+
+def run_all(
+    sessions: Sequence[tuple[Session, Sequence[Sink]]],
+    *,
+    threads: int = 0,
+    cores: Sequence[int] = (),
+) -> list[SessionReport]:
+    """Run sessions until their sources end or `Session.stop` is called; KeyboardInterrupt stops too.
+
+    On a virtual clock one after the other, in this thread. In real time all at once, on a crew of
+    `threads` (0: as many as there are cores, at most 4, at least 2) that are bound to `cores`.
+    """
+    clocks = {session.clock.real for session, _ in sessions}
+    if clocks == {False}:
+        return [_run_virtual(session, sinks) for session, sinks in sessions]
+    if clocks != {True}:
+        raise FusedgeError("sessions on a virtual clock and in real time cannot run together")
+    available = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 2
+    crew = Crew([session for session, _ in sessions], threads or min(max(available, 2), 4), cores)
+    ended = "failed"
+    try:
+        for session, sinks in sessions:
+            session.open(sinks)
+        ended = crew.run()
+    except KeyboardInterrupt:
+        ended = "interrupted"
+    finally:
+        crew.close()
+        reports = [session.close(ended, PATIENCE_S) for session, _ in sessions]
+    return reports
+
+
+def _run_virtual(session: Session, sinks: Sequence[Sink]) -> SessionReport:
+    ended = "failed"
+    try:
+        session.open(sinks)
+        _loop(session)
+        ended = "interrupted" if session.stopping else "end of input"
+    except KeyboardInterrupt:
+        ended = "interrupted"
+    finally:
+        report = session.close(ended, PATIENCE_S)
+    return report
+
+
+def _loop(session: Session) -> None:
+    pipeline, feed, clock = session.pipeline, session.feed, session.clock
+    while not session.stopping:
+        due_ns = pipeline.next_due_ns
+        items = feed.take(due_ns)
+        if items:
+            clock.advance(items[-1].arrival_ns)
+            for item in items:
+                pipeline.push(item)
+        elif due_ns is None or session.finished:
+            return
+        else:
+            clock.advance(due_ns)
+            _work(session, due_ns)
+
+
+def _work(session: Session, now_ns: int) -> None:
+    """Do all that is due."""
+    pipeline = session.pipeline
+    for part in pipeline.parts:
+        if part.restart_due(now_ns):
+            part.reserve()
+            part.reload()(now_ns)
+    started = stopwatch_ns()
+    while (step := pipeline.choose(now_ns)) is not None:
+        job = pipeline.begin(step, now_ns)
+        if job is not None:
+            pipeline.finish(job, _outcome(job), now_ns)
+    session.step_time.add(stopwatch_ns() - started)
+    session.emit()
+
+
+def _outcome(job: Job) -> list[Array] | Failure:
+    try:
+        return job.run()
+    except Exception as error:  # a backend may raise anything: the part failed, not the session
+        return Failure("raised", printable(f"{type(error).__name__}: {error}"))
+
+
+class _Work(NamedTuple):
+    """What a member of the crew does outside of the baton, and hands in with it."""
+
+    heavy: bool
+    run: Callable[[], Any]
+    hand_in: Callable[[Any], None]
+
+
+class Crew:
+    """Threads that share the work of all sessions. Contract: whoever holds the baton, and only they,
+    touches the sessions; it is put down while a part computes. One member at a time, the leader,
+    waits for the next due time. Before a long computation the leader wakes another to lead;
+    should a short one turn out long, another notices within a tenth of a second. So a part that
+    hangs costs a thread, which is replaced, and nothing else.
+
+    Encoders of several sessions that are due together and share a bundle run as one batch.
+    """
+
+    def __init__(self, sessions: Sequence[Session], threads: int, cores: Sequence[int]) -> None:
+        self._sessions = list(sessions)
+        self._active = list(sessions)
+        self._clock: Clock = sessions[0].clock
+        self._size = threads
+        self._cores = set(cores)
+        self._baton = threading.Condition()
+        self._leading = False
+        self._closed = False
+        self._ended = threading.Event()
+        self._members: set[threading.Thread] = set()
+        self._number = 0
+        self._supervised_ns = 0
+        self._error: BaseException | None = None
+
+    def run(self) -> str:
+        """Work until all input has ended or a stop is asked for; how it ended."""
+        with self._baton:
+            for _ in range(self._size):
+                self._add_member()
+        while not self._ended.wait(POLL_S):
+            if all(session.stopping for session in self._active):
+                return "interrupted"
+        if self._error is not None:
+            raise self._error
+        interrupted = any(session.stopping for session in self._sessions)
+        return "interrupted" if interrupted else "end of input"
+
+    def close(self) -> None:
+        """Let the members finish what they do, but not for long."""
+        end_ns = stopwatch_ns() + to_ns(PATIENCE_S)
+        with self._baton:
+            self._closed = True
+            self._baton.notify_all()
+            members = list(self._members)
+        for member in members:
+            member.join(max(0.0, (end_ns - stopwatch_ns()) / 1e9))
+        with self._baton:
+            for session in self._sessions:
+                for part in session.pipeline.parts:
+                    if part.job is not None:
+                        session.pipeline.abandon(part.job, session.clock.now_ns())
+
+    def _add_member(self) -> None:
+        self._number += 1
+        member = threading.Thread(target=self._serve, name=f"crew {self._number}", daemon=True)
+        self._members.add(member)
+        member.start()
+
+    def _serve(self) -> None:
+        if self._cores:
+            os.sched_setaffinity(0, self._cores)
+        me = threading.current_thread()
+        with self._baton:
+            try:
+                # one that comes back from a computation that hung has been replaced
+                while not self._closed and len(self._members) <= self._size:
+                    work = self._next_work()
+                    if work is None:
+                        self._rest()
+                        continue
+                    if work.heavy and not self._leading:
+                        self._baton.notify()
+                    self._baton.release()
+                    try:
+                        outcome = work.run()
+                    finally:
+                        self._baton.acquire()
+                    work.hand_in(outcome)
+            except BaseException as error:  # a fault of ours: tell it in the main thread
+                self._error = error
+                self._ended.set()
+            finally:
+                self._members.discard(me)
+
+    def _rest(self) -> None:
+        """Wait for the next due time, or behind the one who does."""
+        if self._leading:
+            self._baton.wait(SUPERVISE_NS / 1e9)
+            return
+        wait_s = SUPERVISE_NS / 1e9
+        for session in self._active:
+            due_ns = session.pipeline.next_due_ns
+            if due_ns is not None:
+                left_s = session.clock.seconds_until(due_ns)
+                # what is due and cannot be done yet waits for a short job of another member
+                wait_s = min(wait_s, left_s if left_s > 0 else WAIT_NS / 1e9)
+        self._leading = True
+        self._baton.wait(wait_s)
+        self._leading = False
+
+    def _next_work(self) -> _Work | None:
+        now_ns = self._clock.now_ns()
+        if now_ns - self._supervised_ns >= SUPERVISE_NS:
+            self._supervised_ns = now_ns
+            restart = self._supervise()
+            if restart is not None:
+                return restart
+        for session in list(self._active):
+            pipeline = session.pipeline
+            now_ns = session.clock.now_ns()
+            due_ns = pipeline.next_due_ns
+            if due_ns is None or due_ns > now_ns:
+                continue
+            self._drain(session)
+            while (step := pipeline.choose(now_ns)) is not None:
+                job = pipeline.begin(step, now_ns)
+                if job is not None:
+                    return self._computation(session, job)
+                session.emit()
+            session.emit()
+        return None
+
+    def _drain(self, session: Session) -> None:
+        push = session.pipeline.push
+        for item in session.feed.take(None):
+            push(item)
+
+    def _supervise(self) -> _Work | None:
+        """Look after sessions, parts and members; the loading of a part, where one is due."""
+        for session in list(self._active):
+            self._drain(session)
+            now_ns = session.clock.now_ns()
+            stuck = sum(part.stuck for part in session.pipeline.parts)
+            session.supervise(now_ns)
+            for _ in range(sum(part.stuck for part in session.pipeline.parts) - stuck):
+                self._add_member()
+            if session.finished or session.stopping:
+                self._active.remove(session)
+                continue
+            for part in session.pipeline.parts:
+                if part.restart_due(now_ns):
+                    return self._reload(session, part)
+        if not self._active:
+            self._ended.set()
+        return None
+
+    def _reload(self, session: Session, part: RunningPart) -> _Work:
+        part.reserve()
+        return _Work(True, part.reload, lambda settle: settle(session.clock.now_ns()))
+
+    def _computation(self, session: Session, job: Job) -> _Work:
+        others = self._batch(session, job) if len(self._active) > 1 else []
+        heavy = job.part.cost_ns >= LIGHT_NS or not job.part.run_time.count
+        if others:
+            jobs = [(session, job), *others]
+            return _Work(heavy, lambda: _run_batch([j for _, j in jobs]), lambda o: _share(jobs, o))
+        return _Work(heavy, lambda: _outcome(job), lambda outcome: _hand_in(session, job, outcome))
+
+    def _batch(self, session: Session, job: Job) -> list[tuple[Session, Job]]:
+        """Jobs of other sessions that the same backend can compute in the same run."""
+        others: list[tuple[Session, Job]] = []
+        for other in self._active:
+            if other is session or len(others) == MAX_BATCH - 1:
+                continue
+            now_ns = other.clock.now_ns()
+            step = other.pipeline.choose(now_ns)
+            if isinstance(step, Cut) and not step.reason and isinstance(job.step, Cut):
+                part = other.pipeline.lanes[step.modality].part
+                if part.backend is job.backend:
+                    twin = other.pipeline.begin(step, now_ns)
+                    if twin is not None:
+                        others.append((other, twin))
+        return others
+
+
+def _hand_in(session: Session, job: Job, outcome: list[Array] | Failure) -> None:
+    if job.abandoned:
+        job.part.stuck -= 1  # it came back after all
+    session.pipeline.finish(job, outcome, session.clock.now_ns())
+    session.emit()
+
+
+def _run_batch(jobs: list[Job]) -> list[list[Array] | Failure]:
+    """One run for all, each of one row."""
+    first = jobs[0]
+    feeds = {
+        name: np.concatenate([job.feeds[name] for job in jobs], axis=0) for name in first.feeds
+    }
+    started = stopwatch_ns()
+    try:
+        outputs = first.backend.run(feeds)
+    except Exception as error:  # as for one
+        failure = Failure("raised", printable(f"{type(error).__name__}: {error}"))
+        return [failure for _ in jobs]
+    elapsed_ns = stopwatch_ns() - started
+    for job in jobs:
+        job.part.ran(elapsed_ns)
+    return [[output[row : row + 1] for output in outputs] for row in range(len(jobs))]
+
+
+def _share(jobs: list[tuple[Session, Job]], outcomes: list[list[Array] | Failure]) -> None:
+    for (session, job), outcome in zip(jobs, outcomes, strict=True):
+        _hand_in(session, job, outcome)

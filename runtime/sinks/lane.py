@@ -1,0 +1,157 @@
+"""Runs a sink so that it can neither slow nor end the session."""
+
+from __future__ import annotations
+
+import threading
+from queue import Empty, SimpleQueue
+from typing import Any
+
+from fusedge.bundle.errors import printable
+from fusedge.bundle.sample import Sample
+from fusedge.bundle.window import to_ns
+from fusedge.runtime.backoff import Backoff
+from fusedge.runtime.clock import Clock
+from fusedge.runtime.decision import Decision
+from fusedge.runtime.events import Event
+from fusedge.runtime.journal import Entry
+from fusedge.runtime.ledger import Account
+from fusedge.runtime.sinks.sink import Sink
+
+MAX_ITEMS = 4096
+MAX_BYTES = 64 << 20  # of samples that wait for a recorder: two seconds of VGA at 30 Hz
+STUCK_NS = to_ns(2.0)
+
+Item = Decision | Event | Entry
+
+
+class SinkLane:
+    """Contract: `put` never waits and never raises while time is real. A thread of its own gives the
+    items to the sink; where more wait than fit, the oldest are dropped (`overflow`). A sink that
+    raises is left alone for a back-off (`sink_failed`), and then tried again, for ever.
+
+    While time is virtual nobody waits for a decision: the sink is called at once, holds the session
+    up for as long as it needs, and what it raises ends the session.
+    """
+
+    def __init__(self, sink: Sink, clock: Clock) -> None:
+        self.sink = sink
+        self._clock = clock
+        self._queue: SimpleQueue[Item | None] = SimpleQueue()
+        self._thread: threading.Thread | None = None
+        self._put_bytes = self._got_bytes = 0
+        self._lost = 0
+        self._busy_since_ns: int | None = None
+        self._warned_stuck = False
+        self._retry_ns: int | None = None
+        self._backoff = Backoff(sink.name)
+        self._summary: dict[str, Any] = {}
+        self._lock = threading.Lock()
+        self.account = Account(self._queue.qsize)
+        self.failures = self.stuck = 0
+        self.first_failure = ""
+        self.reader_gone = False
+        """Whether nobody reads standard output any more, so that the session has no purpose."""
+
+    def open(self, header: dict[str, Any]) -> None:
+        """Open the sink; raises what it raises, since nothing has begun yet."""
+        self.sink.open(header)
+        if self._clock.real:
+            self._thread = threading.Thread(
+                target=self._serve, name=f"sink {self.sink.name}", daemon=True
+            )
+            self._thread.start()
+
+    def put(self, item: Item) -> None:
+        """Give an item to the sink, now or soon."""
+        if self._thread is None:
+            self.account.received += 1
+            self.sink.write(item)
+            self.account.used += 1
+            return
+        self._put_bytes += _bytes(item)
+        queue = self._queue
+        with self._lock:
+            self.account.received += 1
+            queue.put(item)
+            while queue.qsize() > MAX_ITEMS or self._put_bytes - self._got_bytes > MAX_BYTES:
+                try:
+                    oldest = queue.get_nowait()
+                except Empty:
+                    break
+                self._got_bytes += _bytes(oldest)
+                self._lost += 1
+                self.account.drop("overflow")
+
+    def supervise(self, now_ns: int) -> None:
+        """Count a sink that hangs, once each time."""
+        since_ns = self._busy_since_ns
+        hangs = since_ns is not None and now_ns - since_ns > STUCK_NS
+        if hangs and not self._warned_stuck:
+            self.stuck += 1
+        self._warned_stuck = hangs
+
+    def close(self, summary: dict[str, Any], patience_s: float) -> bool:
+        """Let the sink write what waits and close; False where it does not within its time."""
+        if self._thread is None:
+            self.sink.close(summary)
+            return True
+        self._summary = summary
+        self._queue.put(None)
+        self._thread.join(max(patience_s, self.sink.closing_s))
+        return not self._thread.is_alive()
+
+    def _serve(self) -> None:
+        while (item := self._queue.get()) is not None:
+            with self._lock:
+                self._got_bytes += _bytes(item)
+                lost, self._lost = self._lost, 0
+            now_ns = self._clock.now_ns()
+            if self._retry_ns is not None and now_ns < self._retry_ns:
+                self._drop(lost)
+                continue
+            self._busy_since_ns = now_ns
+            try:
+                if lost:
+                    self.sink.lost(lost)
+                self.sink.write(item)
+            except BrokenPipeError:
+                self.reader_gone = True
+                self._fail("the reader of standard output went away", lost)
+            except Exception as error:  # a sink may raise anything; the session goes on without it
+                self._fail(str(error), lost)
+            else:
+                with self._lock:
+                    self.account.used += 1
+                if self._retry_ns is not None:
+                    self._retry_ns = None
+                    self._backoff.started(now_ns)
+            self._busy_since_ns = None
+        try:
+            self.sink.close(self._summary)
+        except Exception as error:
+            self._fail(str(error), 0, item=False)
+
+    def _drop(self, lost: int) -> None:
+        with self._lock:
+            self.account.drop("sink_failed")
+            self._lost += lost + 1
+
+    def _fail(self, detail: str, lost: int, item: bool = True) -> None:
+        self.failures += 1
+        self.first_failure = self.first_failure or printable(detail)
+        self._retry_ns = self._backoff.retry_ns(self._clock.now_ns())
+        if item:
+            self._drop(lost)
+
+    def report(self) -> dict[str, Any]:
+        """For the summary."""
+        return {
+            **self.account.as_dict(),
+            "failures": self.failures,
+            "first_failure": self.first_failure,
+            "stuck": self.stuck,
+        }
+
+
+def _bytes(item: Item | None) -> int:
+    return item.data.nbytes if isinstance(item, Sample) else 0

@@ -1,0 +1,142 @@
+"""Windows of sound: counted in samples, placed in time by the drift of the sound card's clock."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fusedge.bundle.manifest import Modality
+from fusedge.bundle.sample import Sample
+from fusedge.bundle.window import complete, to_ns
+from fusedge.runtime.drift import SampleClock
+from fusedge.runtime.guard import ValueGuard
+from fusedge.runtime.ring import INVALID, PENDING, USED, WINDOW_REJECTED
+from fusedge.runtime.stream import ModalityStream, Window
+
+LATEST_STAMP_NS = to_ns(10)  # a stamp that is further from its arrival says nothing
+MAX_BLOCK_S = 10.0
+
+
+class SoundStream(ModalityStream):
+    """See ModalityStream; the account counts samples of sound, not blocks.
+
+    Sound cards count well and stamp badly: a block's stamp is when it was handed over, late by any
+    amount. So samples are counted, and the window that ends at `e` holds the `T` samples up to the
+    one that the SampleClock places at `e`. Where the clock finds a step (sound was lost, or the
+    device stood still), what came before cannot be placed any more and is dropped as `clock_step`.
+    """
+
+    def __init__(self, spec: Modality) -> None:
+        super().__init__(spec)
+        self._length = spec.window_samples
+        self._capacity = round((2 * spec.kept_s + MAX_BLOCK_S) * spec.rate_hz)
+        self._channels = len(spec.channels)
+        self._values = np.empty((2 * self._capacity, self._channels), np.float32)
+        self._status = np.empty(2 * self._capacity, np.uint8)
+        self._start = self._stop = 0
+        self._received = 0  # the count of the sample after the last one in the buffer
+        self._max_block = round(MAX_BLOCK_S * spec.rate_hz)
+        self._all_valid = np.ones((1, *spec.valid_shape), np.float32)
+        self._late_below = 0  # samples before this count belong to a window that was cut
+        self._steps = self.stamps_refused = 0
+        self._stamp_kind: str | None = None
+        self.sample_clock = SampleClock(spec.rate_hz)
+        self.guard = ValueGuard(spec)
+
+    def __len__(self) -> int:
+        return self._stop - self._start
+
+    def push(self, sample: Sample) -> None:
+        """See ModalityStream."""
+        account, data = self.account, sample.data
+        if data.ndim != 2 or not len(data):
+            account.received += 1
+            account.drop("malformed")
+            return
+        count = len(data)
+        account.received += count
+        self._stamp_kind = sample.stamp
+        if data.shape[1] != self._channels or data.dtype != np.float32 or count > self._max_block:
+            account.drop("malformed", count)
+            return
+        self._received += count
+        stamp_ns = sample.timestamp_ns
+        if not 0 <= sample.arrival_ns - stamp_ns <= LATEST_STAMP_NS:
+            self.stamps_refused += 1
+            stamp_ns = sample.arrival_ns
+        clock = self.sample_clock
+        clock.observe(self._received, stamp_ns)
+        if clock.steps != self._steps:
+            self._steps = clock.steps
+            self._evict(len(self), "clock_step")
+        end_ns = clock.time_ns(self._received) - self.latency_ns
+        if self.next_end_ns is None:
+            begin_ns = clock.time_ns(self._received - count) - self.latency_ns
+            if not self._await(begin_ns, sample.arrival_ns):
+                self._await(end_ns, sample.arrival_ns)
+        self._append(self.guard.check(data, end_ns))
+
+    def _append(self, block: NDArray[np.float32]) -> None:
+        count = len(block)
+        excess = len(self) + count - self._capacity
+        if excess > 0:
+            self._evict(excess, "overflow")
+        if self._stop + count > len(self._values):
+            kept = len(self)
+            for array in (self._values, self._status):
+                array[:kept] = array[self._start : self._stop].copy()
+            self._start, self._stop = 0, kept
+        self._values[self._stop : self._stop + count] = block
+        self._status[self._stop : self._stop + count] = PENDING
+        self._stop += count
+
+    def _fill(self, end_ns: int) -> Window:
+        stop = round(self.sample_clock.count_at(end_ns + self.latency_ns))
+        self._late_below = max(self._late_below, stop)
+        oldest = self._received - len(self)
+        # Places in the window and in the buffer of those of its samples that are there.
+        first = min(max(oldest - (stop - self._length), 0), self._length)
+        last = min(max(self._received - (stop - self._length), first), self._length)
+        place = self._start + stop - self._length - oldest + first
+        sound = self._values[place : place + last - first]
+        finite = np.isfinite(sound)
+        if last - first == self._length and finite.all():
+            self._mark(place, self._length, finite, True)
+            return Window(end_ns, sound[None].copy(), self._all_valid, True)
+        valid = np.zeros_like(self._all_valid)
+        valid[0, first:last] = finite
+        whole = bool(complete(valid[0], self.spec.min_valid))
+        self._mark(place, last - first, finite, whole)
+        if not whole:
+            return Window(end_ns, self._no_values, self._no_valid, False)
+        values = np.zeros_like(self._all_valid)
+        values[0, first:last] = np.where(finite, sound, np.float32(0))
+        return Window(end_ns, values, valid, True)
+
+    def _mark(self, place: int, count: int, finite: NDArray[np.bool_], whole: bool) -> None:
+        status = self._status[place : place + count]
+        fate = USED if whole else WINDOW_REJECTED
+        fates = np.where(finite.any(axis=1), np.uint8(fate), np.uint8(INVALID))
+        np.maximum(status, fates, out=status)
+
+    def _forget(self, next_end_ns: int, pending_reason: str) -> None:
+        stop = round(self.sample_clock.count_at(next_end_ns + self.latency_ns))
+        oldest = self._received - len(self)
+        count = min(max(stop - self._length - oldest, 0), len(self))
+        late = pending_reason == "superseded" and oldest < self._late_below
+        self._evict(count, "late" if late else pending_reason)
+
+    def _evict(self, count: int, pending_reason: str) -> None:
+        gone = self._status[self._start : self._start + count]
+        self._start += count
+        self._settle(gone, pending_reason)
+
+    def clock_report(self) -> dict[str, object]:
+        """Drift of the sound card against the session's clock, and steps in its count."""
+        clock = self.sample_clock
+        return {
+            "drift_ppm": round(clock.ppm, 1),
+            "steps": clock.steps,
+            "stamps_refused": self.stamps_refused,
+            "stamp": self._stamp_kind,
+        }
