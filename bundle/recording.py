@@ -153,7 +153,7 @@ def rejection_message(rejection: Rejection) -> Message:
         "modality": rejection.modality,
         "reason": rejection.reason,
         "detail": rejection.detail,
-        "count": rejection.count,
+        "samples": rejection.samples,
     }
     return _message(REJECTIONS, arrival_ns, arrival_ns, fields, None)
 
@@ -184,11 +184,11 @@ def read_message(message: Message, track: Track | None) -> Sample | Rejection | 
     arrival_ns = _integer(fields.get("arrival_ns", message.log_ns))
     if channel.form == "rejection":
         texts = [fields.get(name) for name in ("modality", "reason", "detail")]
-        count = _integer(fields.get("count"))
-        if not all(isinstance(text, str) for text in texts) or count < 0:
+        samples = _integer(fields.get("samples"))
+        if not all(isinstance(text, str) for text in texts) or samples < 0:
             raise ValueError("not a rejection")
         modality, reason, detail = (str(text) for text in texts)
-        return Rejection(modality, arrival_ns, reason, detail, count)
+        return Rejection(modality, arrival_ns, reason, detail, samples)
     stamp: StampKind = "arrival" if fields.get("stamp") == "arrival" else "capture"
     timestamp_ns = _integer(fields.get("timestamp_ns", message.publish_ns))
     try:
@@ -310,7 +310,9 @@ def _array(dtype: object, shape: object, payload: bytes) -> NDArray[Any]:
     if kind.kind not in "biuf" or not isinstance(shape, list) or len(shape) > _MAX_DIMENSIONS:
         raise ValueError("not an array of numbers")
     sides = [_integer(side) for side in shape]
-    if min(sides, default=0) < 0 or math.prod(sides) * kind.itemsize != len(payload):
+    if not all(0 <= side <= MAX_DATA_BYTES for side in sides):
+        raise ValueError("a side that no array has")
+    if math.prod(sides) * kind.itemsize != len(payload):
         raise ValueError("its shape and its size differ")
     return np.frombuffer(payload, kind).reshape(sides)
 
@@ -470,7 +472,7 @@ SCHEMAS: Mapping[str, Mapping[str, Any]] = {
             modality=_TEXT,
             reason=_TEXT,
             detail=_TEXT,
-            count=_WHOLE,
+            samples=_WHOLE,
             arrival_ns=_WHOLE,
         ),
         _object(

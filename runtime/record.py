@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from threading import Event
@@ -17,6 +17,7 @@ from fusedge.devices.capture.source import Source, open_source
 from fusedge.runtime.clock import Clock, LiveClock, VirtualClock, stopwatch_ns
 from fusedge.runtime.feed import Feed, MergedFeed, PumpedFeed
 from fusedge.runtime.ledger import Account, Ledger
+from fusedge.runtime.session import Opener
 from fusedge.runtime.sinks.recorder import Recorder
 
 SILENCE_S = 5.0  # after which a live source is opened again
@@ -53,6 +54,7 @@ def record(
     *,
     seconds: float | None = None,
     jpeg_quality: int | None = None,
+    open_uri: Opener = open_source,
     progress: Callable[[RecordProgress], None] = lambda progress: None,
 ) -> RecordReport:
     """Write all that the sources give to a new recording, until they end, `seconds` of their time have
@@ -65,7 +67,7 @@ def record(
     with ExitStack() as opened:
         sources: list[Source] = []
         for uri in uris:
-            sources.append(open_source(uri, None, clock.now_ns))
+            sources.append(open_uri(uri, None, clock.now_ns))
             opened.callback(sources[-1].close)
         tracks = _tracks(sources)
         warnings = [printable(line) for source in sources for line in source.warnings]
@@ -73,8 +75,7 @@ def record(
     feed: Feed
     if any(source.live for source in sources):
         pairs = [
-            (source, lambda uri=source.uri: open_source(uri, None, clock.now_ns))
-            for source in sources
+            (source, lambda uri=source.uri: open_uri(uri, None, clock.now_ns)) for source in sources
         ]
         feed = PumpedFeed(pairs, clock, SILENCE_S)
     else:
@@ -97,14 +98,10 @@ def record(
     finally:
         feed.stop()
         feed.join(PATIENCE_S)
-        bytes_written = recorder.bytes_written
-        summary = {"ended": ended, "ledger": run.ledger.as_dict(), "sources": feed.report()}
-        if ended != "failed":
-            recorder.close(summary)
-            bytes_written = path.stat().st_size
-    return RecordReport(
-        ended, run.seconds, bytes_written, summary["ledger"], summary["sources"], warnings
-    )
+        ledger, given = run.ledger.as_dict(), feed.report()
+        with suppress(FusedgeError) if ended == "failed" else nullcontext():
+            recorder.close({"ended": ended, "ledger": ledger, "sources": given})
+    return RecordReport(ended, run.seconds, path.stat().st_size, ledger, given, warnings)
 
 
 def _tracks(sources: Sequence[Source]) -> dict[str, Track]:

@@ -121,6 +121,7 @@ class _Work(NamedTuple):
     heavy: bool
     run: Callable[[], Any]
     hand_in: Callable[[Any], None]
+    jobs: Sequence[Job] = ()
 
 
 class Crew:
@@ -143,7 +144,10 @@ class Crew:
         self._leading = False
         self._closed = False
         self._ended = threading.Event()
-        self._members: set[threading.Thread] = set()
+        self._members: dict[threading.Thread, Sequence[Job]] = {}
+        """Each with what it computes."""
+        self._left_behind: set[threading.Thread] = set()
+        """Members whose computation was given up, and who have been replaced."""
         self._number = 0
         self._supervised_ns = 0
         self._error: BaseException | None = None
@@ -156,6 +160,9 @@ class Crew:
         while not self._ended.wait(POLL_S):
             if all(session.stopping for session in self._active):
                 return "interrupted"
+            with self._baton:  # all members may be computing, or hang
+                if self._clock.now_ns() - self._supervised_ns > 2 * SUPERVISE_NS:
+                    self._supervise()
         if self._error is not None:
             raise self._error
         interrupted = any(session.stopping for session in self._sessions)
@@ -179,7 +186,7 @@ class Crew:
     def _add_member(self) -> None:
         self._number += 1
         member = threading.Thread(target=self._serve, name=f"crew {self._number}", daemon=True)
-        self._members.add(member)
+        self._members[member] = ()
         member.start()
 
     def _serve(self) -> None:
@@ -188,25 +195,27 @@ class Crew:
         me = threading.current_thread()
         with self._baton:
             try:
-                # one that comes back from a computation that hung has been replaced
-                while not self._closed and len(self._members) <= self._size:
+                while not self._closed and me not in self._left_behind:
                     work = self._next_work()
                     if work is None:
                         self._rest()
                         continue
                     if work.heavy and not self._leading:
                         self._baton.notify()
+                    self._members[me] = work.jobs
                     self._baton.release()
                     try:
                         outcome = work.run()
                     finally:
                         self._baton.acquire()
+                        self._members[me] = ()
                     work.hand_in(outcome)
             except BaseException as error:  # a fault of ours: tell it in the main thread
                 self._error = error
                 self._ended.set()
             finally:
-                self._members.discard(me)
+                del self._members[me]
+                self._left_behind.discard(me)
 
     def _rest(self) -> None:
         """Wait for the next due time, or behind the one who does."""
@@ -227,10 +236,11 @@ class Crew:
     def _next_work(self) -> _Work | None:
         now_ns = self._clock.now_ns()
         if now_ns - self._supervised_ns >= SUPERVISE_NS:
-            self._supervised_ns = now_ns
-            restart = self._supervise()
-            if restart is not None:
-                return restart
+            self._supervise()
+            for session in self._active:
+                for part in session.pipeline.parts:
+                    if part.restart_due(session.clock.now_ns()):
+                        return self._reload(session, part)
         for session in list(self._active):
             pipeline = session.pipeline
             now_ns = session.clock.now_ns()
@@ -251,24 +261,21 @@ class Crew:
         for item in session.feed.take(None):
             push(item)
 
-    def _supervise(self) -> _Work | None:
-        """Look after sessions, parts and members; the loading of a part, where one is due."""
+    def _supervise(self) -> None:
+        """Look after sessions, parts and members."""
+        self._supervised_ns = self._clock.now_ns()
         for session in list(self._active):
             self._drain(session)
-            now_ns = session.clock.now_ns()
-            stuck = sum(part.stuck for part in session.pipeline.parts)
-            session.supervise(now_ns)
-            for _ in range(sum(part.stuck for part in session.pipeline.parts) - stuck):
-                self._add_member()
+            session.supervise(session.clock.now_ns())
             if session.finished or session.stopping:
                 self._active.remove(session)
-                continue
-            for part in session.pipeline.parts:
-                if part.restart_due(now_ns):
-                    return self._reload(session, part)
+        for member, jobs in list(self._members.items()):
+            stuck = bool(jobs) and all(job.abandoned for job in jobs)
+            if stuck and member not in self._left_behind:
+                self._left_behind.add(member)
+                self._add_member()
         if not self._active:
             self._ended.set()
-        return None
 
     def _reload(self, session: Session, part: RunningPart) -> _Work:
         part.reserve()
@@ -279,8 +286,11 @@ class Crew:
         heavy = job.part.cost_ns >= LIGHT_NS or not job.part.run_time.count
         if others:
             jobs = [(session, job), *others]
-            return _Work(heavy, lambda: _run_batch([j for _, j in jobs]), lambda o: _share(jobs, o))
-        return _Work(heavy, lambda: _outcome(job), lambda outcome: _hand_in(session, job, outcome))
+            batch = [j for _, j in jobs]
+            return _Work(heavy, lambda: _run_batch(batch), lambda o: _share(jobs, o), batch)
+        return _Work(
+            heavy, lambda: _outcome(job), lambda outcome: _hand_in(session, job, outcome), [job]
+        )
 
     def _batch(self, session: Session, job: Job) -> list[tuple[Session, Job]]:
         """Jobs of other sessions that the same backend can compute in the same run."""

@@ -1,9 +1,10 @@
 """Runs one peer through one scenario, in that peer's own environment: `drive.py SPEC [ROLE]`.
 
-SPEC is a JSON file: driver, variant, package (MODULE or MODULE:NAME), distributions,
-scenario, seconds, model, cycles, budget_s, out. The record is written to `out`. A driver is `drivers/NAME.py` with `stream(run)`, which starts the peer,
-feeds it from `run`, and stops it; for a peer of several processes also `node(run, role)`, and
-`CANNOT`, the scenarios that cannot be expressed with it and why.
+SPEC is a JSON file: driver, variant, package (MODULE or MODULE:NAME), distributions, scenario,
+seconds, model, cycles, budget_s, out. The record is written to `out`. A driver is `drivers/NAME.py`
+with `stream(run)`, which starts the peer, feeds it from `run`, and stops it; for a peer of several
+processes also `node(run, role)`; and `CANNOT`, the scenarios that cannot be expressed with it and
+why.
 
 The import time is that of the peer's package in a fresh interpreter, before numpy is loaded.
 """
@@ -56,7 +57,7 @@ def cycles(driver: Any, spec: dict[str, Any]) -> dict[str, Any]:
         run, begun = Run(spec), time.monotonic()
         driver.stream(run)
         done.append((time.monotonic() - begun, run.stopped(), len(run.outputs)))
-        if len(done) == 5 or len(done) > 5 and len(done) % 10 == 0:
+        if len(done) == 5 or (len(done) > 5 and len(done) % 10 == 0):
             gc.collect()
             descriptors = len(list(Path("/proc/self/fd").iterdir()))
             marks.append((len(done), resident_mb(), threading.active_count(), descriptors))

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from workload import GRACE_S, PERIOD_S, SCENARIOS
+from workload import PERIOD_S, SCENARIOS
 
 NAN = float("nan")
 FIELDS = ("emitted", "handed", "model", "video", "audio", "imu", "finite", "said")
@@ -28,12 +28,11 @@ def outputs(record: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def after_fault(scenario: str, seconds: float) -> tuple[float, float]:
-    """When outputs are due again, or still, after the fault: from, to."""
-    starts = {"video-stall": 3 / 4, "sink-block": 7 / 10}
+def after_fault(scenario: str, seconds: float) -> float:
+    """Frames captured later than this must have their outputs again, or still."""
     if scenario in ("handover", "nominal", "overload", "drift"):
-        return 0.0, seconds + GRACE_S
-    return seconds * starts.get(scenario, 1 / 2), seconds + GRACE_S
+        return 0.0
+    return seconds * {"video-stall": 3 / 4, "sink-block": 7 / 10}.get(scenario, 1 / 2)
 
 
 def percentile(values: Any, q: float) -> float:
@@ -45,8 +44,8 @@ def figures(record: dict[str, Any], scenario: str, seconds: float) -> dict[str, 
     o = outputs(record)
     seconds = 3.0 if scenario == "handover" else seconds
     handover_us = (o["emitted"] - o["handed"] - o["model"]) * 1e6
-    first, last = after_fault(scenario, seconds)
-    after = (o["emitted"] > first) & (o["emitted"] <= last)
+    first = after_fault(scenario, seconds)
+    after = o["emitted"] - o["video"] > first + 1e-3
     if scenario == "handover":
         due = 300.0
     elif scenario == "overload":
@@ -85,7 +84,8 @@ def figures(record: dict[str, Any], scenario: str, seconds: float) -> dict[str, 
         values[f"{name}_max"] = float(o[name].max()) * 1e3 if len(o[name]) else NAN
         slope = np.polyfit(o["emitted"], o[name], 1)[0] if len(o[name]) > 2 else NAN
         values[f"{name}_slope"] = float(slope) * 1e3
-    if cycles := np.array(record.get("cycles", ()), dtype=float).reshape(-1, 3)[:, :3]:
+    cycles = np.array(record.get("cycles", ()), dtype=float).reshape(-1, 3)
+    if len(cycles):
         marks = np.array(record["marks"], dtype=float)
         grown = marks[-1] - marks[0] if len(marks) > 1 else np.full(4, NAN)
         values |= {
@@ -115,10 +115,10 @@ class Cell:
         """Median, and the spread where there is one; a dash where there is no figure."""
         values = [run[name] for run in self.runs if not math.isnan(run.get(name, NAN))]
         if not values:
-            return "–"
+            return "-"
         middle = f"{np.median(values):.{digits}f}"
         low, high = f"{min(values):.{digits}f}", f"{max(values):.{digits}f}"
-        return middle if low == high else f"{middle} ({low}–{high})"
+        return middle if low == high else f"{middle} ({low} to {high})"
 
     def trouble(self) -> str:
         """Why there is no figure, or how the runs ended."""
@@ -195,7 +195,7 @@ def table(head: list[str], rows: list[list[Any]]) -> list[str]:
 
 def versions(peer: dict[str, Any]) -> str:
     found = [r["versions"] for runs in peer["runs"].values() for r in runs if r.get("versions")]
-    return ", ".join(f"{k} {v}" for k, v in found[0].items()) if found else "–"
+    return ", ".join(f"{k} {v}" for k, v in found[0].items()) if found else "-"
 
 
 def markdown(results: dict[str, Any]) -> str:
@@ -205,7 +205,7 @@ def markdown(results: dict[str, Any]) -> str:
         f"Processor {machine['processor']}, {machine['cores']} cores; {machine['system']}; "
         f"Python {machine['python']}; load average {machine['load_average_before']:.2f} before, "
         f"{machine['load_average_after']:.2f} after. {results['repeat']} run(s) of {seconds:g} s: "
-        "median, (smallest–largest). ONNX Runtime has one thread everywhere.",
+        "median, (smallest to largest). ONNX Runtime has one thread everywhere.",
         "",
     ]
     lines += [

@@ -107,6 +107,7 @@ def drive(name: str, scenario: str, options: argparse.Namespace, files: dict[str
                 cwd=folder,
                 env={
                     **{key: value for key, value in os.environ.items() if key != "PYTHONPATH"},
+                    **dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1"),
                     "VIRTUAL_ENV": str(environment),
                     "PATH": f"{environment / 'bin'}{os.pathsep}{os.environ['PATH']}",
                 },

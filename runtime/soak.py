@@ -1,0 +1,333 @@
+"""A day in minutes: a bundle over endless input on a virtual clock, and what must not have grown."""
+
+from __future__ import annotations
+
+import math
+import resource
+import sys
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from fusedge.bundle.archive import Bundle
+from fusedge.bundle.sample import Rejection, Sample
+from fusedge.bundle.window import NANOSECONDS, to_ns
+from fusedge.devices.capture.source import Source, Wanted, open_source
+from fusedge.devices.capture.synthetic import DRIFT_PPM, SyntheticSource
+from fusedge.runtime.clock import VirtualClock, stopwatch_ns
+from fusedge.runtime.decision import Decision
+from fusedge.runtime.events import Event
+from fusedge.runtime.journal import Entry
+from fusedge.runtime.session import Session, SessionReport
+from fusedge.runtime.sinks.sink import Sink
+from fusedge.runtime.sound_stream import SoundStream
+
+SYNTHETIC = "synthetic:"
+MAX_SLOPE_MB = 1.0  # a day
+MAX_SKEW_MS = 5.0
+SETTLING_NS = to_ns(30.0)  # after a start or a step, before the skew counts
+_LOOKS = 720  # at memory: every two minutes of a day
+_FEWEST_LOOKS = 10  # after warm-up, for a slope
+_SKEW_LOOK_NS = to_ns(1.0)
+_DAY_S = 86_400.0
+
+
+class Footprint(NamedTuple):
+    """What the process holds."""
+
+    rss_mb: float
+    threads: int
+    files: int
+
+
+def footprint() -> Footprint:
+    """That of this process now. Where there is no /proc, its memory is the most that it has ever had."""
+    if sys.platform == "linux":
+        pages = int(Path("/proc/self/statm").read_text("ascii").split()[1])
+        threads = sum(1 for _ in Path("/proc/self/task").iterdir())
+        files = sum(1 for _ in Path("/proc/self/fd").iterdir())
+        return Footprint(pages * resource.getpagesize() / 2**20, threads, files)
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+    return Footprint(peak, threading.active_count(), sum(1 for _ in Path("/dev/fd").iterdir()))
+
+
+class Slope(NamedTuple):
+    """A trend in MB a day, with its 95 % confidence interval."""
+
+    mb_per_day: float
+    low: float
+    high: float
+
+
+def slope(times_s: Sequence[float], rss_mb: Sequence[float]) -> Slope:
+    """The least-squares line through at least three points."""
+    x, y = np.array(times_s) / _DAY_S, np.array(rss_mb)
+    x -= x.mean()
+    y -= y.mean()
+    spread = float(x @ x)
+    middle = float(x @ y) / spread
+    free = len(x) - 2
+    error = math.sqrt(float(np.square(y - middle * x).sum()) / free / spread)
+    reach = (1.96 + 2.5 / free) * error  # Student's t, within 2 % from 5 degrees of freedom on
+    return Slope(middle, middle - reach, middle + reach)
+
+
+@dataclass(frozen=True)
+class SoakReport:
+    """What a soak found. `missed` has a line for each bar that was missed; none: it passed."""
+
+    missed: list[str]
+    ended: str
+    simulated_h: float
+    wall_s: float
+    decisions: int
+    ticks_skipped: int
+    samples: int
+    ledger_exact: bool
+    start: Footprint
+    warm: Footprint
+    end: Footprint
+    slope: Slope | None
+    """None where the run was too short for one."""
+    skew_ms: float | None
+    """Largest distance of sound from the true time; None where the truth is not known."""
+    drift_ppm: dict[str, float]
+    chaos: dict[str, Any] | None
+
+    def as_dict(self) -> dict[str, Any]:
+        """For JSON."""
+        record = asdict(self)
+        for name in ("start", "warm", "end", "slope"):
+            value = getattr(self, name)
+            record[name] = None if value is None else value._asdict()
+        return record
+
+
+class Soak:
+    """A session over `hours` of the session's time, ready to be run once, and the judge of it.
+
+    Without `uris` every modality of the bundle gets a synthetic device. A recorded source that ends
+    before is played again and again. `progress` is called with the simulated and the real time in
+    seconds every now and then. Run `session` with `sinks`, and give its report to `judge`.
+    """
+
+    def __init__(
+        self,
+        bundle: Bundle,
+        uris: Sequence[str] = (),
+        *,
+        hours: float,
+        seed: int = 0,
+        sinks: Sequence[Sink] = (),
+        progress: Callable[[float, float], None] = lambda simulated_s, wall_s: None,
+        **options: Any,
+    ) -> None:
+        self._duration_s = hours * 3600
+        self._synthetic: SyntheticSource | None = None
+
+        def open_uri(uri: str, wanted: Wanted, now_ns: Callable[[], int]) -> Source:
+            if uri != SYNTHETIC:
+                return Repeated(
+                    lambda: open_source(uri, wanted, now_ns), to_ns(self._duration_s)
+                )
+            self._synthetic = SyntheticSource(
+                uri, bundle.manifest.modalities, self._duration_s, seed=seed
+            )
+            return self._synthetic
+
+        self.session = Session(
+            bundle, list(uris) or [SYNTHETIC], VirtualClock(), open_uri=open_uri, **options
+        )
+        self._probe = _Probe(self.session, self._duration_s, self._skew_ns, progress)
+        self.sinks: list[Sink] = [*sinks, self._probe]
+
+    def _skew_ns(self, now_ns: int) -> int:
+        """How far the newest sample of sound is from where it was captured."""
+        source = self._synthetic
+        if source is None or self.session.chaos is not None:
+            return 0
+        since_step_ns = now_ns - to_ns(source.step_s)
+        if now_ns < SETTLING_NS or 0 <= since_step_ns < SETTLING_NS:
+            return 0
+        worst = 0
+        for name, stream in self._sound.items():
+            count = stream.account.received
+            placed_ns = stream.sample_clock.time_ns(count) - stream.latency_ns
+            worst = max(worst, abs(placed_ns - source.sound_ns(name, count)))
+        return worst
+
+    @property
+    def _sound(self) -> Mapping[str, SoundStream]:
+        lanes = self.session.pipeline.lanes
+        streams = {name: lane.stream for name, lane in lanes.items()}
+        return {n: stream for n, stream in streams.items() if isinstance(stream, SoundStream)}
+
+    def judge(self, report: SessionReport) -> SoakReport:
+        """What the session's report and what was seen meanwhile say."""
+        probe, summary, sound = self._probe, report.summary, self._sound
+        looks = probe.looks
+        known = bool(sound) and self._synthetic is not None and self.session.chaos is None
+        warm = [look for look in looks if look.time_s - looks[0].time_s >= probe.warm_up_s]
+        trend = None
+        if len(warm) >= _FEWEST_LOOKS:
+            trend = slope([look.time_s for look in warm], [look.held.rss_mb for look in warm])
+        result = SoakReport(
+            missed=[],
+            ended=report.ended,
+            simulated_h=round(probe.simulated_s / 3600, 3),
+            wall_s=report.timing["wall_s"],
+            decisions=summary["decisions"],
+            ticks_skipped=summary["ticks_skipped"],
+            samples=sum(account["received"] for account in summary["ledger"].values()),
+            ledger_exact=summary["ledger_balanced"] and probe.always_balanced,
+            start=looks[0].held,
+            warm=(warm or looks)[0].held,
+            end=looks[-1].held,
+            slope=trend,
+            skew_ms=round(probe.worst_skew_ns / 1e6, 3) if known else None,
+            drift_ppm={name: round(stream.sample_clock.ppm, 2) for name, stream in sound.items()},
+            chaos=summary.get("chaos"),
+        )
+        result.missed.extend(_missed(result, probe))
+        return result
+
+
+def _missed(report: SoakReport, probe: _Probe) -> Iterator[str]:
+    if not report.ledger_exact:
+        yield "the ledger does not balance"
+    if report.ticks_skipped:
+        yield f"{report.ticks_skipped} ticks were skipped"
+    if probe.not_finite:
+        yield f"{probe.not_finite} decisions hold a value that is not finite"
+    grown_mb = report.end.rss_mb - report.warm.rss_mb
+    if report.slope is not None and report.slope.low > MAX_SLOPE_MB and grown_mb > MAX_SLOPE_MB:
+        yield (
+            f"memory grew by {grown_mb:.1f} MB: {report.slope.mb_per_day:.1f} MB a day, "
+            f"at least {report.slope.low:.1f}"
+        )
+    if report.skew_ms is not None and report.skew_ms > MAX_SKEW_MS:
+        yield f"sound was {report.skew_ms:.1f} ms off"
+    for what in ("threads", "files"):
+        before, after = getattr(report.start, what), getattr(report.end, what)
+        if after > before:
+            yield f"{what} grew from {before} to {after}"
+
+
+class _Look(NamedTuple):
+    time_s: float
+    held: Footprint
+
+
+class _Probe(Sink):
+    """Looks at the process and the pipeline every now and then, from inside the session."""
+
+    name = "soak"
+
+    def __init__(
+        self,
+        session: Session,
+        duration_s: float,
+        skew_ns: Callable[[int], int],
+        progress: Callable[[float, float], None],
+    ) -> None:
+        self._session, self._skew_ns, self._progress = session, skew_ns, progress
+        self._every_ns = to_ns(duration_s / _LOOKS)
+        self.warm_up_s = min(1800.0, duration_s / 5)
+        self.looks: list[_Look] = []
+        self.always_balanced = True
+        self.not_finite = self.worst_skew_ns = 0
+        self._started_ns = stopwatch_ns()
+        self._begin_ns = self._now_ns = 0
+        self._next_ns = self._next_skew_ns = 0
+
+    @property
+    def simulated_s(self) -> float:
+        """How much of the session's time has gone by."""
+        return (self._now_ns - self._begin_ns) / NANOSECONDS
+
+    def open(self, header: dict[str, Any]) -> None:
+        """See Sink."""
+
+    def write(self, item: Decision | Event | Entry) -> None:
+        """See Sink."""
+        if not isinstance(item, Decision):
+            return
+        now_ns = self._now_ns = item.timestamp_ns
+        self.not_finite += not finite(item)
+        if not self.looks:
+            self._begin_ns = now_ns
+        if now_ns >= self._next_skew_ns:
+            self._next_skew_ns = now_ns + _SKEW_LOOK_NS
+            self.worst_skew_ns = max(self.worst_skew_ns, self._skew_ns(now_ns))
+        if now_ns >= self._next_ns:
+            self._next_ns = now_ns + self._every_ns
+            self._look()
+
+    def _look(self) -> None:
+        self.looks.append(_Look(self.simulated_s, footprint()))
+        self.always_balanced &= self._session.pipeline.balanced
+        self._progress(self.simulated_s, (stopwatch_ns() - self._started_ns) / NANOSECONDS)
+
+    def close(self, summary: dict[str, Any]) -> None:
+        """See Sink."""
+        self._look()
+
+
+def finite(decision: Decision) -> bool:
+    """Whether every number of a decision is finite, or is None and the decision says why."""
+    for output in decision.outputs.values():
+        if output.probabilities is None or output.mean is None:
+            if not decision.problem or output.label is not None:
+                return False
+        elif not (np.isfinite(output.probabilities).all() and np.isfinite(output.mean).all()):
+            return False
+    return True
+
+
+class Repeated:
+    """A recorded source that begins again when it ends, with its times moved on, up to `until_ns`."""
+
+    live = False
+
+    def __init__(self, reopen: Callable[[], Source], until_ns: int) -> None:
+        self._reopen, self._until_ns = reopen, until_ns
+        self._source = reopen()
+        self._closed = False
+        self.uri, self.modalities = self._source.uri, self._source.modalities
+        self.channels, self.warnings = self._source.channels, self._source.warnings
+
+    def samples(self) -> Iterator[Sample | Rejection]:
+        """See Source."""
+        begin_ns: int | None = None
+        shift_ns = last_ns = 0
+        while not self._closed:
+            first_ns: int | None = None
+            for item in self._source.samples():
+                if begin_ns is None:
+                    begin_ns = item.arrival_ns
+                if first_ns is None:
+                    first_ns = item.arrival_ns
+                last_ns = item.arrival_ns + shift_ns
+                if last_ns - begin_ns > self._until_ns:
+                    return
+                if not shift_ns:
+                    yield item
+                elif isinstance(item, Sample):
+                    stamp_ns = item.timestamp_ns + shift_ns
+                    yield item._replace(timestamp_ns=stamp_ns, arrival_ns=last_ns)
+                else:
+                    yield item._replace(arrival_ns=last_ns)
+            if first_ns is None or last_ns == first_ns + shift_ns:
+                return  # nothing in it that could go on for ever
+            self._source.close()
+            shift_ns = last_ns + to_ns(1.0) - first_ns
+            self._source = self._reopen()
+
+    def close(self) -> None:
+        """See Source."""
+        self._closed = True
+        self._source.close()

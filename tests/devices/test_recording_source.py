@@ -1,0 +1,179 @@
+"""Recordings as a source: what was received, as it was received, whatever has become of the file."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+pytest.importorskip("mcap")
+
+from fusedge.bundle.errors import FusedgeError, UnknownNameError
+from fusedge.bundle.recording import (
+    GAPS,
+    Message,
+    Track,
+    document_message,
+    rejection_message,
+    sample_channel,
+    sample_message,
+)
+from fusedge.bundle.recording_file import Info, RecordingWriter
+from fusedge.bundle.sample import Rejection, Sample
+from fusedge.bundle.window import to_ns
+from fusedge.devices.capture.source import open_source
+
+TRACKS = {
+    "imu": Track(("x", "y", "z"), 100.0),
+    "cabin": Track(("left", "right"), 16_000.0),
+    "road": Track(("r", "g", "b"), 15.0),
+}
+
+
+def imu(number: int, arrival_ns: int | None = None) -> Sample:
+    data = np.array([number, -number, 0.5], np.float32)
+    return Sample("imu", number, number if arrival_ns is None else arrival_ns, data)
+
+
+def write(path: Path, messages: list[Any]) -> Path:
+    info = Info(format_version=1, fusedge="x", exact=True, clip="", tracks=TRACKS, session={})
+    writer = RecordingWriter(path, info)
+    for item in messages:
+        if isinstance(item, Sample):
+            item = sample_message(item, TRACKS.get(item.modality))
+        elif isinstance(item, Rejection):
+            item = rejection_message(item)
+        writer.add(item)
+    writer.close({})
+    return path
+
+
+def read(path: Path, wanted: Any = None) -> list[Sample | Rejection]:
+    return list(open_source(f"replay:{path}", wanted, lambda: 0).samples())
+
+
+def test_everything_comes_back_in_order(tmp_path: Path) -> None:
+    sound = np.linspace(-1, 1, 32, dtype=np.float32).reshape(16, 2)
+    frame = np.arange(60, dtype=np.uint8).reshape(4, 5, 3)
+    items = [
+        imu(1),
+        Rejection("road", 2, "torn", "frame 7", 1),
+        Sample("cabin", 1, 3, sound, "arrival"),
+        Sample("road", 0, 4, frame),
+        imu(0, 5),
+    ]
+    again = read(write(tmp_path / "a.mcap", items))
+    assert len(again) == len(items)
+    for one, other in zip(items, again, strict=True):
+        if isinstance(one, Sample):
+            assert isinstance(other, Sample)
+            assert one._replace(data=0) == other._replace(data=0)
+            assert (one.data == other.data).all()
+        else:
+            assert one == other
+
+
+def test_modalities_and_channels_are_chosen_by_name(tmp_path: Path) -> None:
+    frame = np.arange(60, dtype=np.uint8).reshape(4, 5, 3)
+    path = write(
+        tmp_path / "a.mcap", [imu(1), Sample("road", 1, 1, frame), Rejection("cabin", 1, "x", "")]
+    )
+    wanted = {"imu": ("z", "x"), "road": ("b",), "speed": ("v",)}
+    source = open_source(f"replay:{path}", wanted, lambda: 0)
+    assert source.modalities == ("imu", "road")
+    assert dict(source.channels) == {"imu": ("z", "x"), "road": ("b",)}
+    assert not source.live
+    first, second = source.samples()
+    assert isinstance(first, Sample)
+    assert isinstance(second, Sample)
+    assert first.data.tolist() == [0.5, 1.0]
+    assert (second.data == frame[:, :, 2:]).all()
+
+
+def test_a_channel_that_is_not_there_is_named(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.mcap", [imu(1)])
+    with pytest.raises(UnknownNameError, match="did you mean 'x'"):
+        open_source(f"replay:{path}", {"imu": ("xx",)}, lambda: 0)
+    with pytest.raises(FusedgeError, match=r"it offers imu, cabin, road"):
+        open_source(f"replay:{path}", {"speed": ("v",)}, lambda: 0)
+
+
+def test_a_malformed_sample_comes_back_as_it_was(tmp_path: Path) -> None:
+    odd = Sample("imu", 1, 1, np.zeros(2, np.float32))
+    (again,) = read(write(tmp_path / "a.mcap", [odd]), {"imu": ("z", "x")})
+    assert isinstance(again, Sample)
+    assert again.data.shape == (2,)
+
+
+def test_arrival_never_falls(tmp_path: Path) -> None:
+    items = read(write(tmp_path / "a.mcap", [imu(1, 10), imu(2, 5), imu(3, 11)]))
+    assert [item.arrival_ns for item in items] == [10, 10, 11]
+
+
+def test_a_leap_of_more_than_a_day_ends_it(tmp_path: Path) -> None:
+    items = read(write(tmp_path / "a.mcap", [imu(1), imu(2, to_ns(90_000)), imu(3, to_ns(90_001))]))
+    assert [type(item) for item in items] == [Sample, Rejection]
+    assert (items[1].arrival_ns, items[1].reason) == (1, "implausible_stamp")  # type: ignore[union-attr]
+
+
+def test_what_is_missing_or_unreadable_is_counted(tmp_path: Path) -> None:
+    nonsense = Message(sample_channel("road", "image"), 2, 2, b'{"format":"png","data":"AAAA"}')
+    path = write(
+        tmp_path / "a.mcap", [imu(1), nonsense, document_message(GAPS, 3, 3, {"lost": 9}), imu(4)]
+    )
+    items = read(path)
+    assert [(i.modality, i.reason) for i in items if isinstance(i, Rejection)] == [
+        ("road", "malformed"),
+        ("imu", "recording_gap"),
+    ]
+    assert "9 entries" in str(items[2])
+    assert len(items) == 4
+
+
+def test_a_recording_without_an_end_says_so_at_once(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.mcap", [imu(number) for number in range(50)])
+    assert not open_source(f"replay:{path}", None, lambda: 0).warnings
+    path.write_bytes(path.read_bytes()[:-30])
+    source = open_source(f"replay:{path}", None, lambda: 0)
+    assert "has no end" in source.warnings[0]
+    assert len(list(source.samples())) == 50
+
+
+def test_a_damaged_last_chunk_is_counted(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.mcap", [imu(number) for number in range(50)])
+    content = bytearray(path.read_bytes())
+    content[content.index(b"\x28\xb5\x2f\xfd") + 30] ^= 255
+    path.write_bytes(content)
+    (item,) = read(path)
+    assert isinstance(item, Rejection)
+    assert (item.reason, "damaged chunk" in item.detail) == ("malformed", True)
+
+
+def test_it_can_be_closed_halfway(tmp_path: Path) -> None:
+    source = open_source(
+        f"replay:{write(tmp_path / 'a.mcap', [imu(n) for n in range(50)])}", None, lambda: 0
+    )
+    items = source.samples()
+    next(items)
+    source.close()
+    source.close()
+    assert not list(items)
+
+
+@pytest.mark.parametrize("name", ["none.mcap", "folder.mcap", "text.mcap"])
+def test_what_is_no_recording_is_refused_in_a_line(tmp_path: Path, name: str) -> None:
+    (tmp_path / "folder.mcap").mkdir()
+    (tmp_path / "text.mcap").write_text("hello")
+    with pytest.raises(FusedgeError, match=r"cannot be read|is not an MCAP file"):
+        open_source(f"replay:{tmp_path / name}", None, lambda: 0)
+
+
+def test_sources_of_driving_offer_all_they_have() -> None:
+    source = open_source("sim:?duration_s=1", None, lambda: 0)
+    assert list(source.channels) == ["imu", "gps", "road"]
+    widths = {
+        item.modality: len(item.data) for item in source.samples() if isinstance(item, Sample)
+    }
+    assert widths == {name: len(channels) for name, channels in source.channels.items()}

@@ -1,0 +1,337 @@
+"""Sessions in real time: decisions go on, whatever fails, hangs or is slow."""
+
+from __future__ import annotations
+
+import itertools
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import numpy as np
+import pytest
+
+from fusedge.bundle.archive import Bundle
+from fusedge.bundle.window import to_ns
+from fusedge.runtime import backoff
+from fusedge.runtime.clock import LiveClock
+from fusedge.runtime.decision import Decision
+from fusedge.runtime.runner import run, run_all
+from fusedge.runtime.session import Session, SessionReport
+from fusedge.runtime.sinks.memory import MemorySink
+from fusedge.runtime.sinks.sink import Sink
+from tests.runtime.live import LiveSource, Stuck, UnrulySink, seconds, unruly
+from tests.tiny_bundle import modality, write_tiny_bundle
+
+RATE_HZ = 20
+GAP = 5  # ticks that a busy machine may skip; a call that hangs holds on for much longer
+STOP_S = 0.5
+
+
+@pytest.fixture(scope="module")
+def bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+    """Windows every 50 ms, decisions at 20 Hz."""
+    quick: dict[str, Any] = {
+        "rate_hz": 20,
+        "window_s": 0.1,
+        "hop_s": 0.05,
+        "max_hold_s": 0.1,
+        "latency_s": 0,
+        "lateness_s": 0.02,
+        "max_age_s": 0.3,
+        "return_windows": 1,
+    }
+    return write_tiny_bundle(
+        tmp_path_factory.mktemp("b") / "quick.fusedge",
+        modalities=(modality("fast", **quick), modality("slow", **quick)),
+        events=(),
+        decision_rate_hz=RATE_HZ,
+    )
+
+
+@pytest.fixture(autouse=True)
+def quick_backoff(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(backoff, "FIRST_S", 0.1)
+
+
+@pytest.fixture(autouse=True)
+def nothing_is_left() -> Iterator[None]:
+    """All threads end with their session, those that were stuck as soon as they can."""
+    before = set(threading.enumerate())
+    yield
+    end = time.monotonic() + 3
+    while (left := set(threading.enumerate()) - before) and time.monotonic() < end:
+        time.sleep(0.01)
+    assert not left
+
+
+@pytest.fixture
+def stuck() -> Iterator[Stuck]:
+    call = Stuck()
+    yield call
+    call.released.set()
+
+
+class Live:
+    """A session over two live sources that is stopped after a while."""
+
+    def __init__(
+        self,
+        bundle: Bundle,
+        *,
+        faults: Mapping[str, Callable[[int], Any]] | None = None,
+        parts: Mapping[str, Callable[[], Any]] | None = None,
+        **options: Any,
+    ) -> None:
+        self.opened: list[str] = []
+
+        def open_uri(uri: str, wanted: object, now_ns: Callable[[], int]) -> LiveSource:
+            name = uri.partition(":")[2]
+            self.opened.append(name)
+            return LiveSource(name, now_ns, fault=(faults or {}).get(name, lambda number: None))
+
+        self.session = Session(
+            bundle,
+            ["live:fast", "live:slow"],
+            LiveClock(),
+            open_uri=open_uri,
+            load=unruly(bundle, parts) if parts else None,
+            hang_s=0.3,
+            silence_s=0.4,
+            **options,
+        )
+        self.memory = MemorySink()
+        self.stop_s = 0.0
+
+    def run(self, duration_s: float, *sinks: Sink, **options: Any) -> SessionReport:
+        def end() -> None:
+            self.stopped = time.monotonic()
+            self.session.stop()
+
+        timer = threading.Timer(duration_s, end)
+        timer.start()
+        report = run(self.session, [self.memory, *sinks], **options)
+        self.stop_s = time.monotonic() - self.stopped
+        timer.join()
+        assert report.ended == "interrupted"
+        assert report.summary["ledger_balanced"]
+        for account in (*report.summary["sources"].values(), *report.summary["sinks"].values()):
+            dropped = sum(account["dropped"].values())
+            assert account["received"] == account["used"] + dropped + account["in_flight"]
+        return report
+
+    @property
+    def decisions(self) -> list[Decision]:
+        return self.memory.decisions
+
+    def longest_gap(self) -> float:
+        """Ticks between two decisions, at most."""
+        times = [d.timestamp_ns for d in self.decisions]
+        return max(b - a for a, b in itertools.pairwise(times)) / to_ns(1 / RATE_HZ)
+
+    def present(self, name: str) -> list[bool]:
+        return [d.modalities[name].present for d in self.decisions]
+
+
+def test_a_live_session_decides_on_every_tick_and_stops_at_once(bundle: Bundle) -> None:
+    live = Live(bundle)
+    report = live.run(1.0)
+    assert len(live.decisions) >= 18 and live.longest_gap() <= GAP
+    assert all(live.present("fast")[5:]) and all(live.present("slow")[5:])
+    assert live.stop_s < STOP_S and not report.problem
+    assert report.summary["sources"]["live:fast"]["used"] > 30
+    assert report.timing["left_behind"] == []
+
+
+def test_a_source_that_raises_is_opened_again_and_decisions_go_on(bundle: Bundle) -> None:
+    def fault(number: int) -> None:
+        if number == 20:
+            raise OSError("unplugged")
+
+    live = Live(bundle, faults={"fast": fault})
+    report = live.run(2.0)
+    source = report.summary["sources"]["live:fast"]
+    assert source["failures"] >= 1 and source["restarts"] >= 1
+    assert source["first_failure"] == "OSError: unplugged"
+    assert live.longest_gap() <= GAP and all(live.present("slow")[5:])
+    assert "source live:fast failed, first: OSError: unplugged" in report.problem
+
+
+def test_a_source_that_hangs_is_left_behind_and_opened_again(bundle: Bundle, stuck: Stuck) -> None:
+    hung: list[int] = []
+
+    def fault(number: int) -> None:
+        if number == 20 and not hung:
+            hung.append(1)
+            stuck()
+
+    live = Live(bundle, faults={"fast": fault})
+    report = live.run(2.0)
+    source = report.summary["sources"]["live:fast"]
+    assert source["silences"] == 1 and source["restarts"] == 1 and source["stuck"] == 1
+    present = live.present("fast")
+    assert not all(present[5:]) and present[-1]
+    assert live.longest_gap() <= GAP and all(live.present("slow")[5:])
+    assert live.stop_s < STOP_S
+
+
+def test_a_source_that_hangs_for_ever_does_not_pile_up_threads(
+    bundle: Bundle, stuck: Stuck, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(backoff, "FIRST_S", 0.01)
+    monkeypatch.setattr(backoff, "LONGEST_S", 0.01)
+    live = Live(bundle, faults={"fast": stuck})
+    live.session.feed._pumps[0]._silence_ns = to_ns(0.05)  # type: ignore[attr-defined]
+    report = live.run(2.0)
+    assert stuck.calls <= 5
+    assert report.summary["sources"]["live:fast"]["stuck"] == 4
+    assert live.longest_gap() <= GAP and live.stop_s < STOP_S
+
+
+def test_a_part_that_raises_is_loaded_again(bundle: Bundle) -> None:
+    calls = itertools.count()
+
+    def fault() -> None:
+        if next(calls) == 10:
+            raise RuntimeError("device lost")
+
+    live = Live(bundle, parts={"fast_encoder": fault})
+    report = live.run(1.5)
+    part = report.summary["parts"]["fast_encoder"]
+    assert part["failures"] == {"raised": 1} and part["restarts"] == 1
+    assert part["first_failure"] == "raised: RuntimeError: device lost"
+    assert live.longest_gap() <= GAP and all(live.present("slow")[5:])
+    present = live.present("fast")
+    assert not all(present[5:]) and all(present[-5:])
+    assert "part fast_encoder failed" in report.problem
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+@pytest.mark.parametrize("name", ["fast_encoder", "head"])
+def test_a_part_that_hangs_costs_a_thread_and_nothing_else(
+    bundle: Bundle, stuck: Stuck, name: str, threads: int
+) -> None:
+    calls = itertools.count()
+
+    def fault() -> None:
+        if next(calls) == 10:
+            stuck()
+
+    live = Live(bundle, parts={name: fault})
+    report = live.run(2.0, threads=threads)
+    part = report.summary["parts"][name]
+    assert part["failures"] == {"hangs": 1} and part["restarts"] == 1 and part["stuck"] == 1
+    assert live.stop_s < STOP_S
+    if name == "head":
+        problems = {d.problem for d in live.decisions}
+        assert problems == {"", "hangs", "part_failed"}
+        assert live.decisions[-1].outputs["side"].label
+    else:
+        assert live.longest_gap() <= (GAP if threads > 1 else 12)
+        assert live.present("slow")[-1] and live.present("fast")[-1]
+
+
+def test_a_part_that_gives_nan_is_never_believed_and_loaded_again(bundle: Bundle) -> None:
+    class Poisoned:
+        provider = "test"
+
+        def run(self, feeds: dict[str, Any]) -> list[Any]:
+            return [np.full((1, 2), np.nan, np.float32), np.zeros((1, 1), np.float32)]
+
+    good = unruly(bundle, {})
+    loads = itertools.count()
+    live = Live(bundle)
+    live.session = Session(
+        bundle,
+        ["live:fast", "live:slow"],
+        LiveClock(),
+        open_uri=lambda uri, wanted, now_ns: LiveSource(uri.partition(":")[2], now_ns),
+        load=lambda part: (
+            Poisoned() if part.name == "fast_encoder" and next(loads) == 0 else good(part)
+        ),
+    )
+    report = live.run(1.5)
+    part = report.summary["parts"]["fast_encoder"]
+    assert part["failures"] == {"not_finite": 1} and part["restarts"] == 1
+    assert part["runs"]["dropped"]["not_finite"] == 10
+    assert live.present("fast")[-1]
+    assert all(d.outputs["side"].label for d in live.decisions)
+
+
+def test_a_sink_that_hangs_slows_nobody(bundle: Bundle, stuck: Stuck) -> None:
+    live, sink = Live(bundle), UnrulySink(stuck)
+    report = live.run(1.5, sink)
+    assert live.longest_gap() <= GAP and len(live.decisions) >= 28
+    assert live.stop_s < STOP_S
+    assert report.timing["left_behind"] == ["sink unruly"]
+    account = report.summary["sinks"]["unruly"]
+    assert account["used"] == 0 and account["in_flight"] + 1 >= len(live.decisions) - 1
+
+
+def test_a_sink_that_raises_is_tried_again_and_told_what_it_lost(bundle: Bundle) -> None:
+    def fault(number: int) -> None:
+        if number == 5:
+            raise OSError(28, "No space left on device")
+
+    live, sink = Live(bundle), UnrulySink(fault)
+    report = live.run(1.5, sink)
+    account = report.summary["sinks"]["unruly"]
+    assert account["failures"] == 1 and "No space left" in account["first_failure"]
+    assert 1 <= account["dropped"]["sink_failed"] == sink.lost_items
+    assert len(sink.items) + sink.lost_items == len(live.decisions)
+    assert "sink unruly failed" in report.problem
+
+
+def test_a_slow_encoder_does_not_delay_decisions(bundle: Bundle) -> None:
+    live = Live(bundle, parts={"fast_encoder": lambda: time.sleep(0.15)})
+    report = live.run(2.0, threads=2)
+    late = [d.latency_ns / 1e6 for d in live.decisions[5:]]
+    assert live.longest_gap() <= GAP and np.median(late) < 5
+    ages = [d.modalities["fast"].age_s or 9 for d in live.decisions[10:]]
+    assert max(ages) <= 0.05 + 2 * 0.15 + 0.05  # the newest first: period, a run, and one more
+    overload = report.summary["parts"]["fast_encoder"]["runs"]["dropped"]["overload"]
+    assert overload >= 10
+
+
+def test_a_thousand_starts_and_stops_in_small(bundle: Bundle) -> None:
+    for _ in range(5):
+        live = Live(bundle)
+        live.run(0.1)
+        assert live.stop_s < STOP_S
+
+
+def test_sessions_of_one_bundle_compute_together(bundle: Bundle) -> None:
+    sizes: list[int] = []
+
+    class Counting:
+        provider = "test"
+
+        def __init__(self, part: Any) -> None:
+            self.part = part
+
+        def run(self, feeds: dict[str, Any]) -> list[Any]:
+            sizes.append(len(next(iter(feeds.values()))))
+            return self.part.run(feeds)  # type: ignore[no-any-return]
+
+    good = unruly(bundle, {})
+    shared = {part.name: Counting(good(part)) for part in bundle.manifest.parts}
+    sessions: list[tuple[Session, list[Sink]]] = []
+    for _ in range(3):
+        session = Session(
+            bundle,
+            ["live:fast", "live:slow"],
+            LiveClock(),
+            open_uri=lambda uri, wanted, now_ns: LiveSource(uri.partition(":")[2], now_ns),
+            load=lambda part: shared[part.name],
+        )
+        sessions.append((session, [MemorySink()]))
+    timer = threading.Timer(1.0, lambda: [session.stop() for session, _ in sessions])
+    timer.start()
+    took, reports = seconds(lambda: run_all(sessions))
+    assert took < 1.5
+    assert {1, 2, 3} >= set(sizes) - {9} or 3 in sizes
+    assert 3 in sizes
+    for (_, (memory,)), report in zip(sessions, reports, strict=True):
+        assert isinstance(memory, MemorySink) and len(memory.decisions) >= 18
+        labels = {d.outputs["side"].label for d in memory.decisions[5:]}
+        assert labels == {"left"} and report.summary["ledger_balanced"]
