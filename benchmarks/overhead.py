@@ -45,9 +45,12 @@ def overhead_bundle(path: Path) -> Bundle:
     """The reference bundle at VGA, with all windows and decisions at 100 Hz; its graphs are not used."""
     bundle = write_reference_bundle(path, 100)
     period_s = PERIOD_NS / 1e9
-    sizes = {"video": {"height": 480, "width": 640, "rate_hz": 100, "window_s": period_s}}
+    changes: dict[str, dict[str, Any]] = {
+        "video": {"height": 480, "width": 640, "rate_hz": 100, "window_s": period_s},
+        "sound": {"lateness_s": period_s},  # the last block of a window comes after its end
+    }
     modalities = tuple(
-        spec.model_copy(update={"hop_s": period_s, "lateness_s": 0, **sizes.get(spec.name, {})})
+        spec.model_copy(update={"hop_s": period_s, "lateness_s": 0, **changes.get(spec.name, {})})
         for spec in bundle.manifest.modalities
     )
     bundle.manifest = bundle.manifest.model_copy(update={"modalities": modalities})

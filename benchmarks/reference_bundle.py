@@ -175,9 +175,7 @@ def _head() -> bytes:
 def _spec(
     name: str, role: Any, *shape: int, dtype: Any = "float32", modality: str | None = None
 ) -> TensorSpec:
-    return TensorSpec(
-        name=name, role=role, dtype=dtype, shape=("batch", *shape), modality=modality
-    )
+    return TensorSpec(name=name, role=role, dtype=dtype, shape=("batch", *shape), modality=modality)
 
 
 def _graph(file: str) -> tuple[Graph, ...]:

@@ -37,6 +37,7 @@ from fusedge.bundle.window import NANOSECONDS
 
 MAX_DATA_BYTES = 96 << 20  # of a sample: an RGB frame of 7680 x 4320 has 95 MiB
 MAX_TEXT_BYTES = 1 << 20  # of a message but for its `data`: decisions have some 2 kB
+MAX_NAME = 1000  # characters of a modality or a reason
 _MAX_DIMENSIONS = 8
 _MAX_CHANNELS = 10_000  # of a series, of some 30 bytes each
 _DATA = b',"data":"'
@@ -188,6 +189,8 @@ def read_message(message: Message, track: Track | None) -> Sample | Rejection | 
         if not all(isinstance(text, str) for text in texts) or samples < 0:
             raise ValueError("not a rejection")
         modality, reason, detail = (str(text) for text in texts)
+        if max(len(modality), len(reason)) > MAX_NAME:
+            raise ValueError("a name that is too long")
         return Rejection(modality, arrival_ns, reason, detail, samples)
     stamp: StampKind = "arrival" if fields.get("stamp") == "arrival" else "capture"
     timestamp_ns = _integer(fields.get("timestamp_ns", message.publish_ns))

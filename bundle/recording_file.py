@@ -23,6 +23,7 @@ from fusedge.bundle.recording import (
     FORMS,
     GAPS,
     MAX_MESSAGE_BYTES,
+    MAX_NAME,
     OWN_CHANNELS,
     SCHEMAS,
     Channel,
@@ -31,6 +32,7 @@ from fusedge.bundle.recording import (
     Track,
     max_message_bytes,
     read_message,
+    sample_channel,
 )
 from fusedge.bundle.sample import Rejection, Sample
 
@@ -40,6 +42,7 @@ MAGIC = b"\x89MCAP0\r\n"
 CHUNK_BYTES = 1 << 20  # begins a new one; the recorder's flushes make them smaller
 MAX_CHUNK_BYTES = MAX_MESSAGE_BYTES + 2 * CHUNK_BYTES
 MAX_METADATA_BYTES = 4 << 20
+MAX_DEFINITION_BYTES = 64 << 10  # of a schema or channel; ours have 1 kB
 _HEAD = struct.Struct("<BQ")
 _MESSAGE = struct.Struct("<HIQQ")
 _HEADER, _SCHEMA, _CHANNEL, _MESSAGE_CODE, _CHUNK, _METADATA_CODE, _DATA_END = (
@@ -313,9 +316,11 @@ class RecordingFile:
     def _register(self, code: int, data: bytes) -> None:
         from mcap import records
 
+        if len(data) > MAX_DEFINITION_BYTES:
+            return
         if code == _SCHEMA:
             schema = _parsed(records.Schema, data)
-            if schema is not None:
+            if schema is not None and schema.name in SCHEMAS:
                 self._schemas[schema.id] = schema.name
             return
         channel = _parsed(records.Channel, data)
@@ -326,8 +331,8 @@ class RecordingFile:
         modality = channel.metadata.get("modality")
         if own is not None and own.schema == name:
             self._channels[channel.id] = own
-        elif name in FORMS and modality:
-            self._channels[channel.id] = Channel(channel.topic, name, FORMS[name], modality)
+        elif name in FORMS and modality and len(modality) <= MAX_NAME:
+            self._channels[channel.id] = sample_channel(modality, FORMS[name])
 
     def _message(self, data: bytes) -> Iterator[Sample | Rejection | Document | Gap]:
         if len(data) < _MESSAGE.size:

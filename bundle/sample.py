@@ -46,10 +46,10 @@ class Rejection(NamedTuple):
 
 
 def size(item: Sample | Rejection) -> int:
-    """How many samples of the account an item is: a block of sound has many."""
+    """How many samples of the account an item is, at least one: a block of sound has many."""
     if isinstance(item, Rejection):
         return item.samples
-    return len(item.data) if item.data.ndim == 2 else 1
+    return max(1, len(item.data)) if item.data.ndim == 2 else 1
 
 
 @dataclass(frozen=True)

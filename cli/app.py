@@ -17,6 +17,7 @@ from fusedge.cli.inspect import inspect
 from fusedge.cli.record import record
 from fusedge.cli.replay import replay
 from fusedge.cli.run import run
+from fusedge.cli.soak import soak
 from fusedge.cli.train import train
 from fusedge.cli.verify import verify
 
@@ -66,6 +67,7 @@ app.command("demo")(demo)
 app.command("run")(run)
 app.command("record")(record)
 app.command("replay")(replay)
+app.command("soak")(soak)
 app.command("export")(export)
 app.command("inspect")(inspect)
 app.command("verify")(verify)

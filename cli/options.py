@@ -10,6 +10,8 @@ from typing import Annotated
 import typer
 
 from fusedge.bundle.errors import FusedgeError
+from fusedge.runtime.chaos import EVERY_S, KINDS, Chaos, parse_kinds
+from fusedge.runtime.clock import Clock
 
 BundleArgument = Annotated[
     str,
@@ -66,6 +68,37 @@ JpegOption = Annotated[
         help="Record images as JPEG of this quality; no exact replay then. Default: lossless.",
     ),
 ]
+ChaosOption = Annotated[
+    str,
+    typer.Option(
+        "--chaos",
+        metavar="KINDS",
+        help="Let things fail on purpose: kinds with commas between them, or all. The summary says "
+        "which fault struck what, and when.\n\n"
+        + "\n".join(
+            f"- {name}: {kind.what}{' (not with --speed max)' if kind.real else ''}"
+            for name, kind in KINDS.items()
+        ),
+    ),
+]
+ChaosSeedOption = Annotated[
+    int,
+    typer.Option("--chaos-seed", help="Of all that is random in --chaos; the same one repeats it."),
+]
+ChaosEveryOption = Annotated[
+    float,
+    typer.Option(
+        "--chaos-every",
+        min=1,
+        metavar="SECONDS",
+        help="Mean time between two faults of a kind at one source, part or sink.",
+    ),
+]
+
+
+def chaos_of(kinds: str, clock: Clock, seed: int, every_s: float = EVERY_S) -> Chaos | None:
+    """The faults that --chaos asks for; None where it is left out."""
+    return Chaos(parse_kinds(kinds), clock, seed=seed, every_s=every_s) if kinds else None
 
 
 def writable_folder(path: Path) -> Path:

@@ -13,7 +13,7 @@ import typer
 from rich.markup import escape
 from rich.table import Table
 
-from fusedge.bundle.errors import FusedgeError
+from fusedge.bundle.errors import FusedgeError, printable
 from fusedge.bundle.manifest import Manifest
 from fusedge.bundle.recording import tracks_of
 from fusedge.cli.console import console, print_json
@@ -104,7 +104,9 @@ def _print(report: RecordReport, path: Path, as_json: bool) -> None:
     for name, account in report.modalities.items():
         rejected = ", ".join(f"{reason} {n}" for reason, n in account["dropped"].items())
         received, used = str(account["received"]), str(account["used"])
-        table.add_row(escape(name), received, used, escape(rejected) or "none")
+        table.add_row(
+            escape(printable(name)), received, used, escape(printable(rejected)) or "none"
+        )
     console.print(table)
 
 

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from fusedge.bundle.archive import Bundle
-from fusedge.bundle.errors import FusedgeError
+from fusedge.bundle.errors import FusedgeError, printable
 from fusedge.bundle.lookup import open_bundle, shipped_bundles
 from fusedge.bundle.recording_file import RecordingFile
 from fusedge.cli.console import console, print_json
@@ -116,4 +116,6 @@ def _print(report: ReplayReport, as_json: bool) -> None:
             soft_wrap=True,
         )
     if report.stopped:
-        console.print(f"note: {report.stopped}", style="yellow", markup=False, soft_wrap=True)
+        console.print(
+            f"note: {printable(report.stopped)}", style="yellow", markup=False, soft_wrap=True
+        )

@@ -15,8 +15,18 @@ from fusedge.bundle.errors import FusedgeError
 from fusedge.bundle.lookup import open_bundle
 from fusedge.cli.console import console, print_json
 from fusedge.cli.main import INTERRUPTED, STOP_SIGNALS
-from fusedge.cli.options import BundleArgument, JsonOption, PrecisionOption, ProviderOption
+from fusedge.cli.options import (
+    BundleArgument,
+    ChaosEveryOption,
+    ChaosOption,
+    ChaosSeedOption,
+    JsonOption,
+    PrecisionOption,
+    ProviderOption,
+    chaos_of,
+)
 from fusedge.cli.report import print_report
+from fusedge.runtime.chaos import EVERY_S
 from fusedge.runtime.clock import Clock, LiveClock, PacedClock, VirtualClock
 from fusedge.runtime.runner import run_all
 from fusedge.runtime.session import Session, SessionReport
@@ -54,6 +64,9 @@ def run(
     ] = None,
     provider: ProviderOption = "cpu",
     precision: PrecisionOption = "fp32",
+    chaos: ChaosOption = "",
+    chaos_seed: ChaosSeedOption = 0,
+    chaos_every: ChaosEveryOption = EVERY_S,
     as_json: JsonOption = False,
 ) -> None:
     """Run a bundle over sources and emit decisions.
@@ -65,6 +78,7 @@ def run(
     - `fusedge run driving --source sim:`
     - `fusedge run out.fusedge --source replay:TRIP --out decisions.jsonl --picture trip.png`
     - `fusedge run driving --source sim:?duration_s=600 --speed 1 --table`
+    - `fusedge run driving --source sim: --chaos stall,clock-step --chaos-seed 7`
     """
     show_table = sys.stdout.isatty() and not as_json if table is None else table
     target = out or ("" if show_table or as_json else "-")
@@ -75,14 +89,19 @@ def run(
         sinks.append(TimelineSink(picture))
     if show_table:
         sinks.append(TableSink(console))
+    clock = parse_speed(speed)
+    faults = chaos_of(chaos, clock, chaos_seed, chaos_every)
     session = Session(
         open_bundle(bundle),
         source,
-        parse_speed(speed),
+        clock,
         provider=provider,
         precision=precision,
         without=without or (),
+        chaos=faults,
     )
+    if faults is not None:
+        sinks = faults.sinks(sinks)
     if not show_table:
         for warning in session.warnings:
             console.print(f"warning: {warning}", style="yellow", markup=False, soft_wrap=True)

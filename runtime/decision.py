@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,8 +12,7 @@ from numpy.typing import NDArray
 from fusedge.bundle.window import NANOSECONDS
 
 
-@dataclass(frozen=True, slots=True)
-class ModalityShare:
+class ModalityShare(NamedTuple):
     """What a decision rests on: whether a modality was there, and how old its embedding is."""
 
     present: bool

@@ -29,6 +29,8 @@ class Feed(Protocol):
 
     last_ns: int
     """Arrival of the newest item taken."""
+    deliver: Callable[[], None]
+    """Called by a source's thread when something has come; set before `start`."""
 
     @property
     def ended(self) -> bool:
@@ -93,6 +95,7 @@ class MergedFeed:
         ]
         self._items = heapq.merge(*streams, key=lambda item: item.arrival_ns)
         self._next: Item | None = None
+        self.deliver: Callable[[], None] = lambda: None
         self.ended = False
         self.last_ns = 0
 
@@ -158,7 +161,11 @@ class PumpedFeed:
         self, sources: Sequence[tuple[Source, Callable[[], Source]]], clock: Clock, silence_s: float
     ) -> None:
         self._clock = clock
-        self._pumps = [Pump(source, reopen, clock, silence_s) for source, reopen in sources]
+        self.deliver: Callable[[], None] = lambda: None
+        self._pumps = [
+            Pump(source, reopen, clock, silence_s, lambda: self.deliver())
+            for source, reopen in sources
+        ]
         self.last_ns = 0
 
     @property
@@ -220,8 +227,14 @@ class Pump:
     """
 
     def __init__(
-        self, source: Source, reopen: Callable[[], Source], clock: Clock, silence_s: float
+        self,
+        source: Source,
+        reopen: Callable[[], Source],
+        clock: Clock,
+        silence_s: float,
+        deliver: Callable[[], None],
     ) -> None:
+        self._deliver = deliver
         self._source: Source | None = source
         self._items: Iterator[Item] | None = None
         self._reopen = reopen
@@ -325,6 +338,7 @@ class Pump:
                     item = item._replace(arrival_ns=max(item.arrival_ns, clock.now_ns()))
                 if not self._put(item, retired):
                     return ""
+                self._deliver()
         except Exception as error:  # a source may raise anything
             return f"{type(error).__name__}: {error}"
         finally:

@@ -33,6 +33,7 @@ class FusionHead:
         self._embeddings = [
             np.zeros((self._rows, self._size), np.float32) for _ in range(self._count)
         ]
+        self._there = [False] * self._count
         self._presence = np.zeros((self._rows, self._count), np.float32)
         self._age = np.zeros((self._rows, self._count), np.float32)
         by_role = {"presence": self._presence, "age": self._age}
@@ -47,14 +48,17 @@ class FusionHead:
 
         The arrays are used again for the next tick.
         """
-        there = np.array([embedding is not None for embedding in embeddings], np.float32)
-        np.multiply(self._others, there, out=self._presence)
+        there = [embedding is not None for embedding in embeddings]
+        if there != self._there:
+            self._there = there
+            np.multiply(self._others, np.array(there, np.float32), out=self._presence)
         np.multiply(self._presence, np.array(ages_s, np.float32), out=self._age)
         for buffer, embedding in zip(self._embeddings, embeddings, strict=True):
             buffer[:] = 0 if embedding is None else embedding
-        rows = self._rows
-        states = {name: np.repeat(s, rows, axis=0) for name, s in self._state.current.items()}
-        return {**self._feeds, **states}
+        feeds = dict(self._feeds)
+        for name, state in self._state.current.items():
+            feeds[name] = np.repeat(state, self._rows, axis=0)
+        return feeds
 
     def take(self, outputs: list[Array]) -> tuple[dict[str, Array], bool]:
         """Logits by name, float32 `[1 + M, K]`, and whether row 0 is finite.

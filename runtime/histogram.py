@@ -2,28 +2,33 @@
 
 from __future__ import annotations
 
+from bisect import bisect_left
+
 import numpy as np
 
 _BINS_PER_DECADE = 50  # neighbouring edges differ by 4.7 %
-_EDGES_NS = 10 ** (np.arange(2 * _BINS_PER_DECADE, 11 * _BINS_PER_DECADE + 1) / _BINS_PER_DECADE)
+_EDGES_NS: list[float] = (
+    10 ** (np.arange(2 * _BINS_PER_DECADE, 11 * _BINS_PER_DECADE + 1) / _BINS_PER_DECADE)
+).tolist()
 
 
 class DurationHistogram:
     """Counts durations from 100 ns to 100 s in logarithmic bins; a percentile is right to 5 %."""
 
     def __init__(self) -> None:
-        self._counts = np.zeros(len(_EDGES_NS) + 1, np.int64)
+        self._counts = [0] * (len(_EDGES_NS) + 1)
         self.max_ns = 0
 
     @property
     def count(self) -> int:
         """How many durations were added."""
-        return int(self._counts.sum())
+        return sum(self._counts)
 
     def add(self, duration_ns: int) -> None:
         """Count one duration."""
-        self._counts[_EDGES_NS.searchsorted(duration_ns)] += 1
-        self.max_ns = max(self.max_ns, duration_ns)
+        self._counts[bisect_left(_EDGES_NS, duration_ns)] += 1
+        if duration_ns > self.max_ns:
+            self.max_ns = duration_ns
 
     def percentile_ns(self, percent: float) -> float | None:
         """The upper edge of the bin in which the percentile lies, at most the maximum; None if empty."""

@@ -12,10 +12,11 @@ from fusedge.bundle.manifest import Output
 
 def softmax(logits: NDArray[np.float32], temperature: float) -> NDArray[np.float64]:
     """Probabilities over the last axis of `logits / temperature`, float64."""
-    scaled = logits.astype(np.float64) / temperature
-    exponents = np.exp(scaled - scaled.max(axis=-1, keepdims=True))
-    result: NDArray[np.float64] = exponents / exponents.sum(axis=-1, keepdims=True)
-    return result
+    shares: NDArray[np.float64] = np.divide(logits, temperature, dtype=np.float64)
+    shares -= np.maximum.reduce(shares, axis=-1, keepdims=True)
+    np.exp(shares, out=shares)
+    shares /= np.add.reduce(shares, axis=-1, keepdims=True)
+    return shares
 
 
 class SteadyLabel:
@@ -25,7 +26,8 @@ class SteadyLabel:
 
     def __init__(self, spec: Output, period_s: float) -> None:
         self._labels = spec.labels
-        self._rate = -period_s / spec.smoothing_s if spec.smoothing_s else -math.inf
+        rate = -period_s / spec.smoothing_s if spec.smoothing_s else -math.inf
+        self._rate, self._weight = rate, -math.expm1(rate)
         self._hysteresis = spec.hysteresis
         self._mean: NDArray[np.float64] | None = None
         self._current: int | None = None
@@ -40,7 +42,8 @@ class SteadyLabel:
         if self._mean is None:
             self._mean = probabilities.copy()
         else:
-            self._mean += -math.expm1(self._rate * periods) * (probabilities - self._mean)
+            weight = self._weight if periods == 1 else -math.expm1(self._rate * periods)
+            self._mean += weight * (probabilities - self._mean)
         best = int(self._mean.argmax())
         if self._current is None or (
             self._mean[best] - self._mean[self._current] > self._hysteresis

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from typing import Any, NamedTuple, Protocol
 
 from fusedge.bundle.manifest import Part
@@ -37,22 +36,22 @@ class Failure(NamedTuple):
     detail: str = ""
 
 
-@dataclass(slots=True, eq=False)
 class Job:
-    """One run of a part, to be done outside of the pipeline and given back with `finish`."""
+    """One run of a part, to be done outside of the pipeline and given back with `finish`.
 
-    part: RunningPart
-    step: Step
-    feeds: dict[str, Any]
-    context: Any = None
-    begun_ns: int = 0
-    """On the session's clock."""
-    abandoned: bool = False
-    """It took too long and was finished as a failure; what it may still bring is dropped."""
-    backend: Backend = field(init=False)
+    `begun_ns` is on the session's clock. An `abandoned` job took too long and was finished as a
+    failure; what it may still bring is dropped.
+    """
 
-    def __post_init__(self) -> None:
-        self.backend = self.part.backend
+    __slots__ = ("abandoned", "backend", "begun_ns", "context", "feeds", "part", "step")
+
+    def __init__(
+        self, part: RunningPart, step: Step, feeds: dict[str, Any], context: Any, begun_ns: int
+    ) -> None:
+        self.part, self.step, self.feeds, self.context = part, step, feeds, context
+        self.begun_ns = begun_ns
+        self.backend = part.backend
+        self.abandoned = False
 
     def run(self) -> list[Array]:
         """Compute; may take long, and raises whatever the backend raises."""

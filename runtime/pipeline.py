@@ -24,7 +24,7 @@ from fusedge.runtime.ledger import Ledger
 from fusedge.runtime.part import PART_FAILED, Backend, Failure, Job, RunningPart
 from fusedge.runtime.sample_stream import SampleStream
 from fusedge.runtime.sound_stream import SoundStream
-from fusedge.runtime.stream import ModalityStream, Window
+from fusedge.runtime.stream import NEVER_NS, ModalityStream, Window
 
 LIGHT_NS = 1_000_000  # a run that is expected to be shorter is awaited by the tick of its time
 WAIT_NS = 3_000_000  # but no longer than this
@@ -73,7 +73,7 @@ class Pipeline:
         precision: str = "fp32",
         concurrent: bool = False,
         load: Loader | None = None,
-        journal: Callable[[Entry], None] = lambda entry: None,
+        journal: Callable[[Entry], None] | None = None,
     ) -> None:
         manifest = bundle.manifest
         self.manifest: Manifest = manifest
@@ -120,7 +120,8 @@ class Pipeline:
 
     def push(self, item: Sample | Rejection) -> None:
         """Take a sample, or the account of one that its source had to refuse."""
-        self.journal(item)
+        if self.journal is not None:
+            self.journal(item)
         lane = self.lanes.get(item.modality)
         if isinstance(item, Sample):
             if lane is not None:
@@ -138,14 +139,10 @@ class Pipeline:
     def next_due_ns(self) -> int | None:
         """The time of the next step that need not wait for a job; None where there is none."""
         due = self.next_tick_ns if self.head_part.job is None else None
+        earliest = NEVER_NS if due is None else due
         for lane in self._lanes:
-            window_due = lane.stream.next_due_ns
-            if (
-                window_due is not None
-                and lane.part.job is None
-                and (due is None or window_due < due)
-            ):
-                due = window_due
+            if lane.stream.due_ns < earliest and lane.part.job is None:
+                due = earliest = lane.stream.due_ns
         return due
 
     def choose(self, now_ns: int) -> Step | None:
@@ -156,7 +153,7 @@ class Pipeline:
             job = lane.part.job
             if job is not None:
                 awaited |= not self._heavy(lane) and now_ns - job.begun_ns < WAIT_NS
-            elif lane.stream.due(now_ns) and (
+            elif lane.stream.due_ns <= now_ns and (
                 first is None or self._order(lane) < self._order(first)
             ):
                 first = lane
@@ -179,11 +176,13 @@ class Pipeline:
         return self._concurrent and lane.part.cost_ns >= LIGHT_NS
 
     def _order(self, lane: Lane) -> tuple[bool, int]:
-        return self._heavy(lane), lane.stream.next_due_ns or 0
+        return self._heavy(lane), lane.stream.due_ns
 
     def _cut(self, lane: Lane, now_ns: int) -> Cut:
         stream = lane.stream
         assert stream.next_end_ns is not None
+        if now_ns < stream.due_ns + stream.hop_ns and not lane.part.down:
+            return Cut(stream.spec.name, stream.next_end_ns, 0, "")
         waiting = stream.due(now_ns)
         reason = PART_FAILED if lane.part.down else ""
         in_time = waiting * lane.part.cost_ns <= stream.hop_ns
@@ -192,15 +191,17 @@ class Pipeline:
 
     def begin(self, step: Step, now_ns: int = 0) -> Job | None:
         """Take a step; the job that it asks for, or None where nothing has to be computed."""
-        self.journal(step)
+        if self.journal is not None:
+            self.journal(step)
         if isinstance(step, Tick):
             return self._begin_tick(step, now_ns)
         self._jumped = False
         lane = self.lanes[step.modality]
         account = lane.part.account
-        lane.stream.skip(step.skipped, step.reason or "overload")
         account.received += step.skipped + 1
-        account.drop(step.reason or "overload", step.skipped)
+        if step.skipped:
+            lane.stream.skip(step.skipped, step.reason or "overload")
+            account.drop(step.reason or "overload", step.skipped)
         if step.reason:
             lane.stream.skip(1, step.reason)
             account.drop(step.reason)
@@ -243,7 +244,8 @@ class Pipeline:
             return
         part = job.part
         failure = outcome if isinstance(outcome, Failure) else None
-        self.journal(Finish(part.name, failure.reason if failure else "", now_ns))
+        if self.journal is not None:
+            self.journal(Finish(part.name, failure.reason if failure else "", now_ns))
         if isinstance(job.context, Window):
             encoder = self.lanes[str(part.part.modality)].encoder
             if isinstance(outcome, Failure):
@@ -267,6 +269,11 @@ class Pipeline:
         )
         job.abandoned = True
         job.part.stuck += 1
+
+    def tidy(self) -> None:
+        """Settle what the last windows left behind: work that no decision waits for."""
+        for lane in self._lanes:
+            lane.stream.tidy()
 
     def take_results(self) -> list[Decision | Event]:
         """What was decided and detected since the last call, in order."""

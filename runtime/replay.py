@@ -167,6 +167,7 @@ class _Replay:
             else:
                 self._begin(step, entry.log_ns)
             self._collect()
+            self._pipeline.tidy()
         elif entry.channel in self._counts:
             self._compare(entry)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import threading
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -12,7 +13,7 @@ import numpy as np
 from fusedge.bundle.errors import FusedgeError, printable
 from fusedge.bundle.window import to_ns
 from fusedge.runtime.backend import Array
-from fusedge.runtime.clock import Clock, stopwatch_ns
+from fusedge.runtime.clock import Clock, stopwatch_ns, wake_punctually
 from fusedge.runtime.journal import Cut
 from fusedge.runtime.part import Failure, Job, RunningPart
 from fusedge.runtime.pipeline import LIGHT_NS, WAIT_NS
@@ -104,6 +105,7 @@ def _work(session: Session, now_ns: int) -> None:
         job = pipeline.begin(step, now_ns)
         if job is not None:
             pipeline.finish(job, _outcome(job), now_ns)
+    pipeline.tidy()
     session.step_time.add(stopwatch_ns() - started)
     session.emit()
 
@@ -112,16 +114,99 @@ def _outcome(job: Job) -> list[Array] | Failure:
     try:
         return job.run()
     except Exception as error:  # a backend may raise anything: the part failed, not the session
-        return Failure("raised", printable(f"{type(error).__name__}: {error}"))
+        return _failure(error)
 
 
-class _Work(NamedTuple):
-    """What a member of the crew does outside of the baton, and hands in with it."""
+def _failure(error: Exception) -> Failure:
+    return Failure("raised", printable(f"{type(error).__name__}: {error}"))
 
-    heavy: bool
-    run: Callable[[], Any]
-    hand_in: Callable[[Any], None]
-    jobs: Sequence[Job] = ()
+
+class _Run(NamedTuple):
+    """One job, computed outside of the baton."""
+
+    session: Session
+    job: Job
+
+    @property
+    def heavy(self) -> bool:
+        """Whether another member had better lead meanwhile."""
+        return self.job.part.cost_ns >= LIGHT_NS or not self.job.part.run_time.count
+
+    @property
+    def abandoned(self) -> bool:
+        """Whether nobody waits for it any more."""
+        return self.job.abandoned
+
+    def compute(self) -> list[Array] | Failure:
+        """To be called without the baton."""
+        return _outcome(self.job)
+
+    def hand_in(self, outcome: list[Array] | Failure) -> None:
+        """To be called with the baton."""
+        if self.job.abandoned:
+            self.job.part.stuck -= 1  # it came back after all
+        self.session.pipeline.finish(self.job, outcome, self.session.clock.now_ns())
+        self.session.emit()
+
+
+class _Batch(NamedTuple):
+    """Jobs of several sessions that one backend computes in one run, a row each."""
+
+    runs: list[_Run]
+
+    @property
+    def heavy(self) -> bool:
+        """See _Run."""
+        return self.runs[0].heavy
+
+    @property
+    def abandoned(self) -> bool:
+        """See _Run."""
+        return all(run.job.abandoned for run in self.runs)
+
+    def compute(self) -> list[list[Array] | Failure]:
+        """See _Run."""
+        jobs = [run.job for run in self.runs]
+        feeds = {
+            name: np.concatenate([job.feeds[name] for job in jobs], axis=0)
+            for name in jobs[0].feeds
+        }
+        started = stopwatch_ns()
+        try:
+            outputs = jobs[0].backend.run(feeds)
+        except Exception as error:  # as for one
+            failure = _failure(error)
+            return [failure for _ in jobs]
+        elapsed_ns = stopwatch_ns() - started
+        for job in jobs:
+            job.part.ran(elapsed_ns)
+        return [[output[row : row + 1] for output in outputs] for row in range(len(jobs))]
+
+    def hand_in(self, outcomes: list[list[Array] | Failure]) -> None:
+        """See _Run."""
+        for run, outcome in zip(self.runs, outcomes, strict=True):
+            run.hand_in(outcome)
+
+
+class _Reload:
+    """A part that failed is loaded again."""
+
+    heavy = True
+    abandoned = False
+
+    def __init__(self, session: Session, part: RunningPart) -> None:
+        self.session, self.part = session, part
+
+    def compute(self) -> Callable[[int], None]:
+        """See _Run."""
+        return self.part.reload()
+
+    def hand_in(self, settle: Callable[[int], None]) -> None:
+        """See _Run."""
+        settle(self.session.clock.now_ns())
+
+
+_Work = _Run | _Batch | _Reload
 
 
 class Crew:
@@ -144,13 +229,15 @@ class Crew:
         self._leading = False
         self._closed = False
         self._ended = threading.Event()
-        self._members: dict[threading.Thread, Sequence[Job]] = {}
+        self._members: dict[threading.Thread, _Work | None] = {}
         """Each with what it computes."""
         self._left_behind: set[threading.Thread] = set()
         """Members whose computation was given up, and who have been replaced."""
         self._number = 0
         self._supervised_ns = 0
         self._error: BaseException | None = None
+        for session in sessions:
+            session.feed.deliver = partial(self._deliver, session)
 
     def run(self) -> str:
         """Work until all input has ended or a stop is asked for; how it ended."""
@@ -186,10 +273,11 @@ class Crew:
     def _add_member(self) -> None:
         self._number += 1
         member = threading.Thread(target=self._serve, name=f"crew {self._number}", daemon=True)
-        self._members[member] = ()
+        self._members[member] = None
         member.start()
 
     def _serve(self) -> None:
+        wake_punctually()
         if self._cores:
             os.sched_setaffinity(0, self._cores)
         me = threading.current_thread()
@@ -202,13 +290,13 @@ class Crew:
                         continue
                     if work.heavy and not self._leading:
                         self._baton.notify()
-                    self._members[me] = work.jobs
+                    self._members[me] = work
                     self._baton.release()
                     try:
-                        outcome = work.run()
+                        outcome: Any = work.compute()
                     finally:
                         self._baton.acquire()
-                        self._members[me] = ()
+                        self._members[me] = None
                     work.hand_in(outcome)
             except BaseException as error:  # a fault of ours: tell it in the main thread
                 self._error = error
@@ -240,7 +328,8 @@ class Crew:
             for session in self._active:
                 for part in session.pipeline.parts:
                     if part.restart_due(session.clock.now_ns()):
-                        return self._reload(session, part)
+                        part.reserve()
+                        return _Reload(session, part)
         for session in list(self._active):
             pipeline = session.pipeline
             now_ns = session.clock.now_ns()
@@ -251,10 +340,21 @@ class Crew:
             while (step := pipeline.choose(now_ns)) is not None:
                 job = pipeline.begin(step, now_ns)
                 if job is not None:
-                    return self._computation(session, job)
+                    run = _Run(session, job)
+                    return run if len(self._active) == 1 else self._with_others(run)
                 session.emit()
             session.emit()
+            pipeline.tidy()
         return None
+
+    def _deliver(self, session: Session) -> None:
+        """A source has something: take it now if nobody is at work, so that a tick finds less to do."""
+        if self._baton.acquire(blocking=False):
+            try:
+                if not self._closed:
+                    self._drain(session)
+            finally:
+                self._baton.release()
 
     def _drain(self, session: Session) -> None:
         push = session.pipeline.push
@@ -269,71 +369,27 @@ class Crew:
             session.supervise(session.clock.now_ns())
             if session.finished or session.stopping:
                 self._active.remove(session)
-        for member, jobs in list(self._members.items()):
-            stuck = bool(jobs) and all(job.abandoned for job in jobs)
-            if stuck and member not in self._left_behind:
+        for member, work in list(self._members.items()):
+            if work is not None and work.abandoned and member not in self._left_behind:
                 self._left_behind.add(member)
                 self._add_member()
         if not self._active:
             self._ended.set()
 
-    def _reload(self, session: Session, part: RunningPart) -> _Work:
-        part.reserve()
-        return _Work(True, part.reload, lambda settle: settle(session.clock.now_ns()))
-
-    def _computation(self, session: Session, job: Job) -> _Work:
-        others = self._batch(session, job) if len(self._active) > 1 else []
-        heavy = job.part.cost_ns >= LIGHT_NS or not job.part.run_time.count
-        if others:
-            jobs = [(session, job), *others]
-            batch = [j for _, j in jobs]
-            return _Work(heavy, lambda: _run_batch(batch), lambda o: _share(jobs, o), batch)
-        return _Work(
-            heavy, lambda: _outcome(job), lambda outcome: _hand_in(session, job, outcome), [job]
-        )
-
-    def _batch(self, session: Session, job: Job) -> list[tuple[Session, Job]]:
-        """Jobs of other sessions that the same backend can compute in the same run."""
-        others: list[tuple[Session, Job]] = []
+    def _with_others(self, run: _Run) -> _Work:
+        """The run, with jobs of other sessions that the same backend can compute along with it."""
+        if not isinstance(run.job.step, Cut):
+            return run
+        runs = [run]
         for other in self._active:
-            if other is session or len(others) == MAX_BATCH - 1:
+            if other is run.session or len(runs) == MAX_BATCH:
                 continue
             now_ns = other.clock.now_ns()
             step = other.pipeline.choose(now_ns)
-            if isinstance(step, Cut) and not step.reason and isinstance(job.step, Cut):
+            if isinstance(step, Cut) and not step.reason:
                 part = other.pipeline.lanes[step.modality].part
-                if part.backend is job.backend:
-                    twin = other.pipeline.begin(step, now_ns)
-                    if twin is not None:
-                        others.append((other, twin))
-        return others
-
-
-def _hand_in(session: Session, job: Job, outcome: list[Array] | Failure) -> None:
-    if job.abandoned:
-        job.part.stuck -= 1  # it came back after all
-    session.pipeline.finish(job, outcome, session.clock.now_ns())
-    session.emit()
-
-
-def _run_batch(jobs: list[Job]) -> list[list[Array] | Failure]:
-    """One run for all, each of one row."""
-    first = jobs[0]
-    feeds = {
-        name: np.concatenate([job.feeds[name] for job in jobs], axis=0) for name in first.feeds
-    }
-    started = stopwatch_ns()
-    try:
-        outputs = first.backend.run(feeds)
-    except Exception as error:  # as for one
-        failure = Failure("raised", printable(f"{type(error).__name__}: {error}"))
-        return [failure for _ in jobs]
-    elapsed_ns = stopwatch_ns() - started
-    for job in jobs:
-        job.part.ran(elapsed_ns)
-    return [[output[row : row + 1] for output in outputs] for row in range(len(jobs))]
-
-
-def _share(jobs: list[tuple[Session, Job]], outcomes: list[list[Array] | Failure]) -> None:
-    for (session, job), outcome in zip(jobs, outcomes, strict=True):
-        _hand_in(session, job, outcome)
+                if part.backend is run.job.backend:
+                    job = other.pipeline.begin(step, now_ns)
+                    if job is not None:
+                        runs.append(_Run(other, job))
+        return run if len(runs) == 1 else _Batch(runs)

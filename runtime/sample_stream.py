@@ -8,13 +8,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fusedge.bundle.manifest import Modality
-from fusedge.bundle.sample import Sample
+from fusedge.bundle.sample import Sample, size
 from fusedge.bundle.window import NANOSECONDS, complete, gather, to_ns
 from fusedge.runtime.alignment import alignment
 from fusedge.runtime.epoch import EpochTracker
 from fusedge.runtime.guard import ValueGuard
 from fusedge.runtime.ring import INVALID, USED, WINDOW_REJECTED, SampleRing
-from fusedge.runtime.stream import IMAGE_RATE_MARGIN, RATE_MARGIN, ModalityStream, Window
+from fusedge.runtime.stream import IMAGE_RATE_MARGIN, NEVER_NS, RATE_MARGIN, ModalityStream, Window
 
 
 def _stamp(sample: Sample) -> str:
@@ -35,10 +35,12 @@ class SampleStream(ModalityStream):
         capacity = max(least, round(margin * spec.kept_s * spec.rate_hz))
         self._ring = SampleRing(capacity, None if self._images else len(spec.channels))
         self._item_shape = spec.item_shape
+        self._holds = spec.resample == "hold"
         self._dtype = np.dtype(np.uint8 if self._images else np.float32)
         self.epochs = EpochTracker(to_ns(spec.lateness_s))
         self.guard = ValueGuard(spec)
         self._stamp_kind: str | None = None
+        self._not_finite_ns = -NEVER_NS  # samples that were captured later are finite
 
     def __len__(self) -> int:
         return len(self._ring)
@@ -46,14 +48,15 @@ class SampleStream(ModalityStream):
     def push(self, sample: Sample) -> None:
         """See ModalityStream."""
         account, data = self.account, sample.data
+        if data.shape != self._item_shape or data.dtype != self._dtype:
+            account.received += size(sample)
+            account.drop("malformed", size(sample))
+            return
         account.received += 1
         self._stamp_kind = sample.stamp
         placed = self.epochs.place(sample.timestamp_ns, sample.arrival_ns)
         if isinstance(placed, str):
             account.drop(placed, detail=_stamp(sample))
-            return
-        if data.shape != self._item_shape or data.dtype != self._dtype:
-            account.drop("malformed")
             return
         time_ns = placed - self.latency_ns
         if not self._await(time_ns, sample.arrival_ns):
@@ -67,7 +70,11 @@ class SampleStream(ModalityStream):
         if guarded is None:
             account.drop("invalid")
             return
+        if guarded is not data:
+            self._not_finite_ns = max(self._not_finite_ns, time_ns)
         ring = self._ring
+        if len(ring) == ring.capacity:
+            self.tidy()
         if len(ring) == ring.capacity:
             self._settle(ring.evict(1), "overflow")
         if not ring.insert(time_ns, guarded):
@@ -76,12 +83,23 @@ class SampleStream(ModalityStream):
     def _fill(self, end_ns: int) -> Window:
         ring = self._ring
         picked = self._alignment.pick(ring.timestamps_ns, end_ns)
+        if len(ring) and picked.min() >= 0:
+            if self._images:
+                ring.status[picked] = USED
+                return Window(end_ns, self._stack(picked), self._all_valid, True)
+            if self._not_finite_ns < end_ns + self._alignment.first_ns - self._alignment.reach_ns:
+                ring.status[picked] = USED
+                return Window(end_ns, ring.values[picked][None], self._all_valid, True)
+        return self._fill_in_part(end_ns, picked)
+
+    def _fill_in_part(self, end_ns: int, picked: NDArray[np.int64]) -> Window:
+        """A window in which something is missing."""
         if self._images:
             valid = (picked >= 0).astype(np.float32)
             whole = bool(complete(valid[:, None], self.spec.min_valid))
             values = self._stack(picked) if whole else self._no_values
         else:
-            values, valid = gather(ring.values, picked)
+            values, valid = gather(self._ring.values, picked)
             whole = bool(complete(valid, self.spec.min_valid))
             values = values[None]
         self._mark(picked, valid, whole)
@@ -113,12 +131,13 @@ class SampleStream(ModalityStream):
         # Only the newest sample before the next window's first grid point can be taken by it, and
         # that only for as long as the policy reaches back.
         first_ns = next_end_ns + self._alignment.first_ns
+        oldest_ns = first_ns - self._alignment.reach_ns
         times = self._ring.timestamps_ns
-        passed = int(times.searchsorted(first_ns, side="right")) - 1
-        expired = int(times.searchsorted(first_ns - self._alignment.reach_ns))
-        if self.spec.resample != "hold":
-            passed = 0
-        count = max(passed, expired)
+        if self._holds:
+            count = int(times.searchsorted(first_ns, side="right")) - 1
+            count += count >= 0 and int(times[count]) < oldest_ns
+        else:
+            count = int(times.searchsorted(oldest_ns))
         if count > 0:
             self._settle(self._ring.evict(count), pending_reason)
 

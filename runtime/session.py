@@ -11,6 +11,8 @@ from typing import Any
 from fusedge.bundle.archive import Bundle
 from fusedge.bundle.errors import FusedgeError, UnknownNameError, printable
 from fusedge.devices.capture.source import Source, Wanted, open_source
+from fusedge.runtime.backend import OnnxPart
+from fusedge.runtime.chaos import Chaos
 from fusedge.runtime.clock import Clock, process_cpu_ns, stopwatch_ns
 from fusedge.runtime.decision import Decision
 from fusedge.runtime.feed import Feed, MergedFeed, PumpedFeed
@@ -49,7 +51,7 @@ class Session:
     gives any modality of the bundle. A modality that nobody gives, or that `without` names, is
     missing from every decision; `warnings` says so of the former. A live source that is silent for
     `silence_s` is opened again; a part that computes for longer than `hang_s` is given up and
-    loaded again. `open_uri` and `load` open the sources and load the parts.
+    loaded again. `open_uri` and `load` open the sources and load the parts; `chaos` lets both fail.
     """
 
     def __init__(
@@ -65,6 +67,7 @@ class Session:
         hang_s: float = HANG_S,
         open_uri: Opener = open_source,
         load: Loader | None = None,
+        chaos: Chaos | None = None,
         name: str = "",
     ) -> None:
         known = {m.name for m in bundle.manifest.modalities}
@@ -76,6 +79,10 @@ class Session:
         self.name = name
         self.clock = clock
         self.hang_s = hang_s
+        self.chaos = chaos
+        if chaos is not None:
+            open_uri = chaos.opener(open_uri)
+            load = chaos.loader(load or (lambda part: OnnxPart(bundle, part, provider, precision)))
         self._open_uri = open_uri
         self.pipeline = Pipeline(
             bundle,
@@ -83,7 +90,6 @@ class Session:
             precision=precision,
             concurrent=clock.real,
             load=load,
-            journal=self._note,
         )
         self._wanted = {
             m.name: tuple(channel.name for channel in m.channels)
@@ -106,6 +112,8 @@ class Session:
                     hint="leave --speed out",
                 )
             self._check_modalities(sources)
+            if chaos is not None and chaos.left_out:
+                self.warnings.append(f"chaos: only in real time: {', '.join(chaos.left_out)}")
             targets = {e.target for part in bundle.manifest.parts for e in part.engines}
             if targets:
                 self.warnings.append(
@@ -139,6 +147,8 @@ class Session:
             },
             "warnings": self.warnings,
         }
+        if chaos is not None:
+            self.header["chaos"] = chaos.header()
 
     def _open_source(self, uri: str) -> Source:
         return self._open_uri(uri, self._wanted, self.clock.now_ns)
@@ -176,6 +186,8 @@ class Session:
             self.lanes.append(lane)
             lane.open(self.header)
         self._journal_lanes = [lane for lane in self.lanes if lane.sink.journal]
+        if self._journal_lanes:
+            self.pipeline.journal = self._note
         now_ns = self.feed.start()
         self.clock.begin(now_ns)
         if not self.feed.ended or self.clock.real:
@@ -219,6 +231,8 @@ class Session:
         self.feed.stop()
         left = [f"source {uri}" for uri in self.feed.join(patience_s)]
         summary = {"ended": ended, **self.pipeline.statistics(), "sources": self.feed.report()}
+        if self.chaos is not None:
+            summary["chaos"] = self.chaos.report()
         failures: list[BaseException] = []
         for lane in self.lanes:
             try:
@@ -241,6 +255,8 @@ class Session:
         return SessionReport(ended, self.header, summary, timing, self._problem(summary))
 
     def _problem(self, summary: dict[str, Any]) -> str:
+        if self.chaos is not None:  # what fails was meant to
+            return "" if summary["ledger_balanced"] else "the ledger does not balance"
         for kind in ("sources", "sinks"):
             for name, report in summary[kind].items():
                 if report["failures"]:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
+import os
 import resource
-import sys
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -12,12 +12,14 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
 from fusedge.bundle.archive import Bundle
+from fusedge.bundle.errors import FusedgeError
 from fusedge.bundle.sample import Rejection, Sample
 from fusedge.bundle.window import NANOSECONDS, to_ns
 from fusedge.devices.capture.source import Source, Wanted, open_source
-from fusedge.devices.capture.synthetic import DRIFT_PPM, SyntheticSource
+from fusedge.devices.capture.synthetic import SyntheticSource
 from fusedge.runtime.clock import VirtualClock, stopwatch_ns
 from fusedge.runtime.decision import Decision
 from fusedge.runtime.events import Event
@@ -46,13 +48,13 @@ class Footprint(NamedTuple):
 
 def footprint() -> Footprint:
     """That of this process now. Where there is no /proc, its memory is the most that it has ever had."""
-    if sys.platform == "linux":
+    if Path("/proc/self/statm").exists():
         pages = int(Path("/proc/self/statm").read_text("ascii").split()[1])
-        threads = sum(1 for _ in Path("/proc/self/task").iterdir())
-        files = sum(1 for _ in Path("/proc/self/fd").iterdir())
+        threads = len(os.listdir("/proc/self/task"))
+        files = len(os.listdir("/proc/self/fd"))
         return Footprint(pages * resource.getpagesize() / 2**20, threads, files)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
-    return Footprint(peak, threading.active_count(), sum(1 for _ in Path("/dev/fd").iterdir()))
+    return Footprint(peak, threading.active_count(), len(os.listdir("/dev/fd")))
 
 
 class Slope(NamedTuple):
@@ -63,11 +65,10 @@ class Slope(NamedTuple):
     high: float
 
 
-def slope(times_s: Sequence[float], rss_mb: Sequence[float]) -> Slope:
+def slope(times_s: NDArray[np.float64], rss_mb: NDArray[np.float64]) -> Slope:
     """The least-squares line through at least three points."""
-    x, y = np.array(times_s) / _DAY_S, np.array(rss_mb)
+    x, y = times_s / _DAY_S, rss_mb - rss_mb.mean()
     x -= x.mean()
-    y -= y.mean()
     spread = float(x @ x)
     middle = float(x @ y) / spread
     free = len(x) - 2
@@ -112,13 +113,15 @@ class Soak:
 
     Without `uris` every modality of the bundle gets a synthetic device. A recorded source that ends
     before is played again and again. `progress` is called with the simulated and the real time in
-    seconds every now and then. Run `session` with `sinks`, and give its report to `judge`.
+    seconds every now and then; `options` are those of Session. Run `session` with `sinks`, and give
+    its report to `judge`.
     """
 
     def __init__(
         self,
         bundle: Bundle,
         uris: Sequence[str] = (),
+        clock: VirtualClock | None = None,
         *,
         hours: float,
         seed: int = 0,
@@ -131,16 +134,14 @@ class Soak:
 
         def open_uri(uri: str, wanted: Wanted, now_ns: Callable[[], int]) -> Source:
             if uri != SYNTHETIC:
-                return Repeated(
-                    lambda: open_source(uri, wanted, now_ns), to_ns(self._duration_s)
-                )
+                return Repeated(lambda: open_source(uri, wanted, now_ns), to_ns(self._duration_s))
             self._synthetic = SyntheticSource(
                 uri, bundle.manifest.modalities, self._duration_s, seed=seed
             )
             return self._synthetic
 
         self.session = Session(
-            bundle, list(uris) or [SYNTHETIC], VirtualClock(), open_uri=open_uri, **options
+            bundle, list(uris) or [SYNTHETIC], clock or VirtualClock(), open_uri=open_uri, **options
         )
         self._probe = _Probe(self.session, self._duration_s, self._skew_ns, progress)
         self.sinks: list[Sink] = [*sinks, self._probe]
@@ -170,11 +171,13 @@ class Soak:
         """What the session's report and what was seen meanwhile say."""
         probe, summary, sound = self._probe, report.summary, self._sound
         looks = probe.looks
+        if not len(looks):
+            raise FusedgeError(
+                "the soak made no decision", where=", ".join(report.header["sources"])
+            )
         known = bool(sound) and self._synthetic is not None and self.session.chaos is None
-        warm = [look for look in looks if look.time_s - looks[0].time_s >= probe.warm_up_s]
-        trend = None
-        if len(warm) >= _FEWEST_LOOKS:
-            trend = slope([look.time_s for look in warm], [look.held.rss_mb for look in warm])
+        warm = looks[looks[:, 0] >= probe.warm_up_s]
+        trend = slope(warm[:, 0], warm[:, 1]) if len(warm) >= _FEWEST_LOOKS else None
         result = SoakReport(
             missed=[],
             ended=report.ended,
@@ -184,9 +187,9 @@ class Soak:
             ticks_skipped=summary["ticks_skipped"],
             samples=sum(account["received"] for account in summary["ledger"].values()),
             ledger_exact=summary["ledger_balanced"] and probe.always_balanced,
-            start=looks[0].held,
-            warm=(warm or looks)[0].held,
-            end=looks[-1].held,
+            start=_footprint(looks[0]),
+            warm=_footprint(warm[0] if len(warm) else looks[-1]),
+            end=_footprint(looks[-1]),
             slope=trend,
             skew_ms=round(probe.worst_skew_ns / 1e6, 3) if known else None,
             drift_ppm={name: round(stream.sample_clock.ppm, 2) for name, stream in sound.items()},
@@ -194,6 +197,10 @@ class Soak:
         )
         result.missed.extend(_missed(result, probe))
         return result
+
+
+def _footprint(look: NDArray[np.float64]) -> Footprint:
+    return Footprint(round(float(look[1]), 2), int(look[2]), int(look[3]))
 
 
 def _missed(report: SoakReport, probe: _Probe) -> Iterator[str]:
@@ -217,11 +224,6 @@ def _missed(report: SoakReport, probe: _Probe) -> Iterator[str]:
             yield f"{what} grew from {before} to {after}"
 
 
-class _Look(NamedTuple):
-    time_s: float
-    held: Footprint
-
-
 class _Probe(Sink):
     """Looks at the process and the pipeline every now and then, from inside the session."""
 
@@ -237,7 +239,9 @@ class _Probe(Sink):
         self._session, self._skew_ns, self._progress = session, skew_ns, progress
         self._every_ns = to_ns(duration_s / _LOOKS)
         self.warm_up_s = min(1800.0, duration_s / 5)
-        self.looks: list[_Look] = []
+        # Laid out before, so that looking takes no memory: time in s and the footprint.
+        self._looks = np.full((_LOOKS + 8, 4), np.nan)
+        self._looked = 0
         self.always_balanced = True
         self.not_finite = self.worst_skew_ns = 0
         self._started_ns = stopwatch_ns()
@@ -249,6 +253,11 @@ class _Probe(Sink):
         """How much of the session's time has gone by."""
         return (self._now_ns - self._begin_ns) / NANOSECONDS
 
+    @property
+    def looks(self) -> NDArray[np.float64]:
+        """Time in s, memory in MB, threads and files, float64 `[N, 4]`."""
+        return self._looks[: self._looked]
+
     def open(self, header: dict[str, Any]) -> None:
         """See Sink."""
 
@@ -258,7 +267,7 @@ class _Probe(Sink):
             return
         now_ns = self._now_ns = item.timestamp_ns
         self.not_finite += not finite(item)
-        if not self.looks:
+        if not self._looked:
             self._begin_ns = now_ns
         if now_ns >= self._next_skew_ns:
             self._next_skew_ns = now_ns + _SKEW_LOOK_NS
@@ -268,8 +277,9 @@ class _Probe(Sink):
             self._look()
 
     def _look(self) -> None:
-        self.looks.append(_Look(self.simulated_s, footprint()))
-        self.always_balanced &= self._session.pipeline.balanced
+        self._looks[self._looked] = (self.simulated_s, *footprint())
+        self._looked += 1
+        self.always_balanced = self.always_balanced and self._session.pipeline.balanced
         self._progress(self.simulated_s, (stopwatch_ns() - self._started_ns) / NANOSECONDS)
 
     def close(self, summary: dict[str, Any]) -> None:

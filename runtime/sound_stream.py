@@ -6,7 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fusedge.bundle.manifest import Modality
-from fusedge.bundle.sample import Sample
+from fusedge.bundle.sample import Sample, size
 from fusedge.bundle.window import complete, to_ns
 from fusedge.runtime.drift import SampleClock
 from fusedge.runtime.guard import ValueGuard
@@ -36,7 +36,7 @@ class SoundStream(ModalityStream):
         self._start = self._stop = 0
         self._received = 0  # the count of the sample after the last one in the buffer
         self._max_block = round(MAX_BLOCK_S * spec.rate_hz)
-        self._all_valid = np.ones((1, *spec.valid_shape), np.float32)
+        self._not_finite_below = 0  # samples from this count on are finite
         self._late_below = 0  # samples before this count belong to a window that was cut
         self._steps = self.stamps_refused = 0
         self._stamp_kind: str | None = None
@@ -49,16 +49,13 @@ class SoundStream(ModalityStream):
     def push(self, sample: Sample) -> None:
         """See ModalityStream."""
         account, data = self.account, sample.data
-        if data.ndim != 2 or not len(data):
-            account.received += 1
-            account.drop("malformed")
-            return
-        count = len(data)
+        count = size(sample)
         account.received += count
-        self._stamp_kind = sample.stamp
-        if data.shape[1] != self._channels or data.dtype != np.float32 or count > self._max_block:
+        shape = (count, self._channels)
+        if data.shape != shape or data.dtype != np.float32 or count > self._max_block:
             account.drop("malformed", count)
             return
+        self._stamp_kind = sample.stamp
         self._received += count
         stamp_ns = sample.timestamp_ns
         if not 0 <= sample.arrival_ns - stamp_ns <= LATEST_STAMP_NS:
@@ -74,17 +71,23 @@ class SoundStream(ModalityStream):
             begin_ns = clock.time_ns(self._received - count) - self.latency_ns
             if not self._await(begin_ns, sample.arrival_ns):
                 self._await(end_ns, sample.arrival_ns)
-        self._append(self.guard.check(data, end_ns))
+        guarded = self.guard.check(data, end_ns)
+        if guarded is not data:
+            self._not_finite_below = self._received
+        self._append(guarded)
 
     def _append(self, block: NDArray[np.float32]) -> None:
         count = len(block)
+        self.tidy()
         excess = len(self) + count - self._capacity
         if excess > 0:
             self._evict(excess, "overflow")
         if self._stop + count > len(self._values):
             kept = len(self)
-            for array in (self._values, self._status):
-                array[:kept] = array[self._start : self._stop].copy()
+            values = np.empty_like(self._values)  # an encoder may still read windows of the old one
+            values[:kept] = self._values[self._start : self._stop]
+            self._values = values
+            self._status[:kept] = self._status[self._start : self._stop].copy()
             self._start, self._stop = 0, kept
         self._values[self._stop : self._stop + count] = block
         self._status[self._stop : self._stop + count] = PENDING
@@ -99,10 +102,10 @@ class SoundStream(ModalityStream):
         last = min(max(self._received - (stop - self._length), first), self._length)
         place = self._start + stop - self._length - oldest + first
         sound = self._values[place : place + last - first]
+        if last - first == self._length and stop - self._length >= self._not_finite_below:
+            self._status[place : place + self._length] = USED
+            return Window(end_ns, sound[None], self._all_valid, True)
         finite = np.isfinite(sound)
-        if last - first == self._length and finite.all():
-            self._mark(place, self._length, finite, True)
-            return Window(end_ns, sound[None].copy(), self._all_valid, True)
         valid = np.zeros_like(self._all_valid)
         valid[0, first:last] = finite
         whole = bool(complete(valid[0], self.spec.min_valid))

@@ -17,6 +17,8 @@ from fusedge.runtime.ring import INVALID, PENDING, USED, WINDOW_REJECTED
 
 # A source may deliver faster than the grid (a 25 Hz camera on a 10 Hz grid); beyond this the oldest go.
 RATE_MARGIN = 8
+NEVER_NS = 1 << 62
+_ALL_USED = bytes([USED])
 IMAGE_RATE_MARGIN = 2  # images are large: a 30 Hz camera on a 15 Hz grid
 
 
@@ -59,10 +61,13 @@ class ModalityStream(ABC):
         self.latency_ns = to_ns(spec.latency_s)
         self.delay_ns = self.latency_ns + to_ns(spec.lateness_s)
         self.next_end_ns: int | None = None
-        self._cut_any = False
+        self.due_ns = NEVER_NS
+        """When the next window may be cut: `NEVER_NS` before the first sample."""
+        self._cut_any = self._untidy = False
         dtype: type[np.uint8 | np.float32] = np.uint8 if spec.kind == "image" else np.float32
         self._no_values = np.zeros((1, *spec.window_shape), dtype)
         self._no_valid = np.zeros((1, *spec.valid_shape), np.float32)
+        self._all_valid = np.ones((1, *spec.valid_shape), np.float32)
         self.account = Account(lambda: len(self))
 
     @abstractmethod
@@ -85,34 +90,37 @@ class ModalityStream(ABC):
     def clock_report(self) -> dict[str, object]:
         """What is known of the source's clock, for the summary."""
 
-    @property
-    def next_due_ns(self) -> int | None:
-        """When the next window may be cut; None before the first sample."""
-        return None if self.next_end_ns is None else self.next_end_ns + self.delay_ns
-
     def due(self, now_ns: int) -> int:
         """How many windows wait to be cut."""
-        if self.next_end_ns is None:
-            return 0
-        return max(0, (now_ns - self.next_end_ns - self.delay_ns) // self.hop_ns + 1)
+        return max(0, (now_ns - self.due_ns) // self.hop_ns + 1)
 
     def cut(self) -> Window:
-        """Cut the next window."""
+        """Cut the next window. What it leaves behind is settled by `tidy`, when there is time."""
         assert self.next_end_ns is not None, "nothing is due before the first sample"
+        self.tidy()
         window = self._fill(self.next_end_ns)
-        self._pass(1, "superseded")
+        self._pass(1)
+        self._untidy = True
         return window
+
+    def tidy(self) -> None:
+        """Settle what no window can hold any more, after a cut; costs next to nothing after that."""
+        if self._untidy and self.next_end_ns is not None:
+            self._untidy = False
+            self._forget(self.next_end_ns, "superseded")
 
     def skip(self, count: int, reason: str) -> None:
         """Give up the next `count` windows."""
         if count:
-            self._pass(count, reason)
+            self.tidy()
+            self._pass(count)
+            self._forget(self.due_ns - self.delay_ns, reason)
 
-    def _pass(self, count: int, reason: str) -> None:
+    def _pass(self, count: int) -> None:
         assert self.next_end_ns is not None
         self.next_end_ns += count * self.hop_ns
+        self.due_ns = self.next_end_ns + self.delay_ns
         self._cut_any = True
-        self._forget(self.next_end_ns, reason)
 
     def _await(self, time_ns: int, arrival_ns: int) -> bool:
         """Open the window that a sample belongs to; False where it has been cut, or was due."""
@@ -122,15 +130,18 @@ class ModalityStream(ABC):
             return False
         if self.next_end_ns is None or end_ns < self.next_end_ns:
             self.next_end_ns = end_ns  # the first samples may arrive out of order too
+            self.due_ns = end_ns + self.delay_ns
         return True
 
     def _settle(self, fates: NDArray[np.uint8], pending_reason: str) -> None:
         """Write samples that leave the buffer into the account."""
-        if not len(fates):
+        account = self.account
+        used = fates.tobytes().count(_ALL_USED)
+        if used == len(fates):
+            account.used += used
             return
         counts = np.bincount(fates, minlength=4).tolist()
-        account = self.account
-        account.used += counts[USED]
+        account.used += used
         account.drop(pending_reason, counts[PENDING])
         account.drop("incomplete_window", counts[WINDOW_REJECTED])
         account.drop("invalid", counts[INVALID])

@@ -6,6 +6,7 @@ embedding = [mean, total]. Head: logits = sum over present m of `mean_m` * WEIGH
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -97,7 +98,9 @@ def encoder_onnx(samples: int, *, window_name: str = "window", poison: float = 0
     return _save(nodes, inputs, [_tensor("embedding", 2), _tensor("state_out.total", 1)], constants)
 
 
-def head_onnx(names: tuple[str, ...]) -> bytes:
+def head_onnx(
+    names: tuple[str, ...], weights: Mapping[str, tuple[float, float]] = WEIGHTS
+) -> bytes:
     """The head, without any use of the ages but for a term of zero weight."""
     nodes = [helper.make_node("ReduceMean", ["age", "axis"], ["mean_age"], keepdims=1)]
     constants = [
@@ -111,7 +114,7 @@ def head_onnx(names: tuple[str, ...]) -> bytes:
     for index, name in enumerate(names):
         constants += [
             helper.make_tensor(f"column{index}", TensorProto.INT64, [1], [index]),
-            helper.make_tensor(f"weight{index}", TensorProto.FLOAT, [1, 2], WEIGHTS[name]),
+            helper.make_tensor(f"weight{index}", TensorProto.FLOAT, [1, 2], weights[name]),
         ]
         nodes += [
             helper.make_node("Gather", [f"embedding.{name}", "first"], [f"mean{index}"], axis=1),

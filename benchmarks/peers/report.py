@@ -18,9 +18,10 @@ NAN = float("nan")
 FIELDS = ("emitted", "handed", "model", "video", "audio", "imu", "finite", "said")
 
 
-def outputs(record: dict[str, Any]) -> dict[str, Any]:
-    """The outputs of a run by column; times in seconds."""
+def outputs(record: dict[str, Any], seconds: float) -> dict[str, Any]:
+    """The outputs of a run by column, up to a period after the last sample; times in seconds."""
     rows = np.array(record["outputs"], dtype=float).reshape(-1, len(FIELDS))
+    rows = rows[rows[:, 0] <= (seconds + PERIOD_S) * 1e9]
     columns = {name: rows[:, i] for i, name in enumerate(FIELDS)}
     return {
         name: values if name in ("finite", "said") else values / 1e9
@@ -36,22 +37,24 @@ def after_fault(scenario: str, seconds: float) -> float:
 
 
 def percentile(values: Any, q: float) -> float:
-    return float(np.percentile(values, q)) if len(values) else NAN
+    known = values[~np.isnan(values)]
+    return float(np.percentile(known, q)) if len(known) else NAN
 
 
 def figures(record: dict[str, Any], scenario: str, seconds: float) -> dict[str, float]:
     """The figures of one run; times in ms unless their name says otherwise."""
-    o = outputs(record)
     seconds = 3.0 if scenario == "handover" else seconds
+    o = outputs(record, seconds)
     handover_us = (o["emitted"] - o["handed"] - o["model"]) * 1e6
     first = after_fault(scenario, seconds)
-    after = o["emitted"] - o["video"] > first + 1e-3
+    rests_on = np.where(np.isnan(o["video"]), o["emitted"], o["emitted"] - o["video"])
+    after = (rests_on > first + 1e-3) & (o["finite"] > 0)
     if scenario == "handover":
         due = 300.0
     elif scenario == "overload":
         due = seconds / (3 * PERIOD_S)
     else:
-        due = (seconds - first) / PERIOD_S
+        due = math.floor(seconds / PERIOD_S + 1e-6) - math.floor(first / PERIOD_S + 1e-6)
     edges = np.concatenate([[0.0], o["emitted"], [seconds]])
     steps = np.diff(o["emitted"])
     skew = (o["video"] - o["audio"]) * 1e3
@@ -69,7 +72,7 @@ def figures(record: dict[str, Any], scenario: str, seconds: float) -> dict[str, 
         "skew_p50": percentile(skew, 50),
         "skew_spread": percentile(skew, 95) - percentile(skew, 5),
         "not_finite": float((o["finite"] == 0).sum()),
-        "said": float((o["said"] > 0).sum()),
+        "said": float((after & (o["said"] > 0)).sum()),
         "lost": fed - arrived,
         "unfed": sum(record.get("scheduled", {}).values()) - fed,
         "dropped_told": record.get("told", {}).get("dropped", NAN),
@@ -81,9 +84,10 @@ def figures(record: dict[str, Any], scenario: str, seconds: float) -> dict[str, 
     for name in ("video", "audio", "imu"):
         values[f"{name}_p50"] = percentile(o[name], 50) * 1e3
         values[f"{name}_p99"] = percentile(o[name], 99) * 1e3
-        values[f"{name}_max"] = float(o[name].max()) * 1e3 if len(o[name]) else NAN
-        slope = np.polyfit(o["emitted"], o[name], 1)[0] if len(o[name]) > 2 else NAN
-        values[f"{name}_slope"] = float(slope) * 1e3
+        values[f"{name}_max"] = percentile(o[name], 100) * 1e3
+        known = ~np.isnan(o[name])
+        line = np.polyfit(o["emitted"][known], o[name][known], 1) if known.sum() > 2 else [NAN]
+        values[f"{name}_slope"] = float(line[0]) * 1e3
     cycles = np.array(record.get("cycles", ()), dtype=float).reshape(-1, 3)
     if len(cycles):
         marks = np.array(record["marks"], dtype=float)
@@ -105,7 +109,8 @@ class Cell:
 
     def __init__(self, peer: dict[str, Any], scenario: str, seconds: float) -> None:
         self.records = peer["runs"].get(scenario, [])
-        self.runs = [figures(record, scenario, seconds) for record in self.records]
+        can = [record for record in self.records if not record.get("cannot")]
+        self.runs = [figures(record, scenario, seconds) for record in can]
 
     def median(self, name: str) -> float:
         values = [run[name] for run in self.runs if not math.isnan(run.get(name, NAN))]
@@ -153,8 +158,8 @@ FAULTS: dict[str, tuple[str, Callable[[Cell], str]]] = {
         ),
     ),
     "imu-silent": (
-        "outputs of those due in the silence; age of the IMU at the end; outputs that say so",
-        lambda c: f"{c.text('after_percent')} %; {c.text('imu_max')} ms; {c.text('said')} say so",
+        "outputs of those due in the silence; oldest IMU that one rests on; outputs that say it is missing",
+        lambda c: f"{c.text('after_percent')} %; {c.text('imu_max')} ms; {c.text('said')} say it",
     ),
     "video-stall": ("outputs of those due after the stall", _stall),
     "backward": (
@@ -162,7 +167,7 @@ FAULTS: dict[str, tuple[str, Callable[[Cell], str]]] = {
         lambda c: f"{c.text('after_percent')} %; {c.text('refused')} refused",
     ),
     "nan": (
-        "outputs that are NaN; outputs of those due from the burst on",
+        "outputs that are NaN; outputs without, of those due from the burst on",
         lambda c: f"{c.text('not_finite')} NaN; {c.text('after_percent')} %",
     ),
     "drift": (
@@ -326,7 +331,7 @@ def plot(results: dict[str, Any], path: Path) -> None:
 
     for name in names:
         for record in ran[name]["runs"].get("overload", [])[:1]:
-            o = outputs(record)
+            o = outputs(record, seconds)
             age.plot(o["emitted"], o["video"], ".-", color=colors[name], label=name, ms=3, lw=1)
     age.axhline(4 * PERIOD_S, color="gray", ls=":", label="a period and the model")
     age.set(
@@ -335,11 +340,11 @@ def plot(results: dict[str, Any], path: Path) -> None:
         ylabel="s",
         yscale="log",
     )
-    age.legend(fontsize=8)
+    age.legend(fontsize=8, ncol=2)
 
     for i, name in enumerate(names):
         for record in ran[name]["runs"].get("imu-silent", [])[:1]:
-            o = outputs(record)
+            o = outputs(record, seconds)
             said = o["said"] > 0
             silent.plot(
                 o["emitted"][~said], np.full((~said).sum(), i), "|", color="tab:blue", ms=14
@@ -348,10 +353,10 @@ def plot(results: dict[str, Any], path: Path) -> None:
     silent.axvline(seconds / 2, color="black", ls=":")
     silent.plot([], [], "|", color="tab:blue", ms=14, label="an output")
     silent.plot([], [], "|", color="tab:orange", ms=14, label="marked: an input is missing")
-    silent.set(title="IMU silent from the dotted line: outputs", xlabel="s")
+    silent.set(title="IMU silent from the dotted line: outputs over time, s")
     silent.set_yticks(range(len(names)), names)
     silent.set_ylim(len(names) - 0.4, -0.6)
-    silent.legend(fontsize=8, loc="lower left")
+    silent.legend(fontsize=8, loc="upper center", bbox_to_anchor=(0.5, -0.1), ncol=2)
 
     faults = [
         name for name in results["scenarios"] if name in FAULTS and name not in ("drift", "cycles")
@@ -368,7 +373,7 @@ def plot(results: dict[str, Any], path: Path) -> None:
             )
     kept.set_xticks(range(len(faults)), faults, rotation=20)
     kept.set_yticks(range(len(names)), names)
-    kept.set(title="Outputs after the fault, % of those due (not whether they are right)")
+    kept.set(title="Outputs without NaN after the fault, % of those due")
 
     machine = results["machine"]
     figure.suptitle(

@@ -25,6 +25,8 @@ from report import markdown, plot
 from rich.console import Console
 from workload import SCENARIOS
 
+from bundle import write_fusion_bundle
+
 HERE = Path(__file__).resolve().parent
 REPOSITORY = HERE.parent.parent
 console = Console(stderr=True)
@@ -45,6 +47,7 @@ PEERS = {
     "mediapipe": Peer("mediapipe", "", "mediapipe", ("mediapipe",)),
     "mediapipe-latest": Peer("mediapipe", "latest", "mediapipe", ("mediapipe",)),
     "dora": Peer("dora", "", "dora", ("dora-rs", "dora-rs-cli")),
+    "fusedge": Peer("fusedge", "", "fusedge.runtime.runner", ("fusedge",)),
     "roboflow": Peer("roboflow", "", "inference:InferencePipeline", ("inference-cpu",)),
 }
 
@@ -181,8 +184,14 @@ def main() -> None:
         results["peers"][name] = {"not_run": failed[driver], "size_mb": size, "runs": {}}
     running = [name for name in options.peers if not results["peers"][name]["not_run"]]
 
-    files = {"model": options.out / "fusion.onnx"}
+    files = {
+        "model": options.out / "fusion.onnx",
+        "bundle_30": options.out / "fusion-30.fusedge",
+        "bundle_100": options.out / "fusion-100.fusedge",
+    }
     files["model"].write_bytes(fusion_model())
+    write_fusion_bundle(files["bundle_30"], 30)
+    write_fusion_bundle(files["bundle_100"], 100)
     total, done = options.repeat * len(options.scenarios) * len(running), 0
     for repetition in range(options.repeat):
         turn = repetition % max(len(running), 1)

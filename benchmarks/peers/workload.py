@@ -6,8 +6,8 @@ Times are `time.monotonic_ns`, which on Linux all processes share. A sample is *
 device would deliver it; its age is counted from there, whatever stamp it carries and however late
 the peer accepts it. The **hand-over** of a fused output is the time from the moment at which the
 newest input that it needed was handed to the peer (or at which its tick was due) until the output
-reached the user's callback, less the time inside the model. Preparing the windows is the user's
-work with every peer, so it is inside.
+reached the user's callback, less the time inside the model. Making the windows of sound and IMU is
+inside (most peers leave it to the user); scaling the frame is in the model's graph.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ MODALITIES = ("imu", "audio", "video")  # also the order at equal times
 RATE_HZ = {"imu": 100, "audio": 50, "video": 30}
 SOUND_HZ = 16_000
 WINDOW = {"imu": 50, "audio": 8_000}  # half a second of each
-HEIGHT, WIDTH, CROP = 480, 640, 112
+HEIGHT, WIDTH = 480, 640
 PERIOD_S = 1 / RATE_HZ["video"]
 GRACE_S = 0.3  # from the last sample until the peer is told to stop
 
@@ -90,7 +90,7 @@ def schedule(scenario: str, seconds: float) -> list[Event]:
 
 
 class Model:
-    """The fusion model in ONNX Runtime with one thread, as slow or as faulty as the scenario says."""
+    """The fusion model in ONNX Runtime with one thread."""
 
     def __init__(self, run: Run) -> None:
         import onnxruntime
@@ -100,31 +100,27 @@ class Model:
         self._session = onnxruntime.InferenceSession(
             run.spec["model"], options, providers=["CPUExecutionProvider"]
         )
-        self._slow_s = 3 * PERIOD_S if run.scenario == "overload" else 0.0
-        self._fail_at = run.middle if run.scenario == "exception" else -1
-        self._calls, self._run = 0, run
+        self._run = run
 
     def __call__(self, inputs: dict[str, Any]) -> tuple[Any, int]:
         """Probabilities, and the nanoseconds that they took."""
         started = time.monotonic_ns()
-        self._calls += 1
-        if self._calls == self._fail_at:
-            self._run.save("the process ended with the exception")  # in case that it does
-            raise RuntimeError("the model fails once, as the scenario says")
-        time.sleep(self._slow_s)
+        self._run.strike_model()
         (probabilities,) = self._session.run(None, inputs)
         return probabilities, time.monotonic_ns() - started
 
 
 class Output(NamedTuple):
-    """A fused output; ages in ns at its emission, `said` counts what the peer marked as missing."""
+    """A fused output. Ages of the newest samples that it rests on are in ns, at its emission; NaN
+    where the peer says that it does not rest on any, and `said` counts those.
+    """
 
     emitted_ns: int
     handed_ns: int
     model_ns: int
-    video_age_ns: int
-    audio_age_ns: int
-    imu_age_ns: int
+    video_age_ns: float
+    audio_age_ns: float
+    imu_age_ns: float
     finite: bool
     said: int
 
@@ -159,6 +155,7 @@ class Run:
             "video": deque(maxlen=1),
         }
         self._newest = dict.fromkeys(MODALITIES, -1)
+        self._calls = 0
         self._model = None if self.scenario == "handover" else Model(self)
 
     # The clock and the feed.
@@ -191,10 +188,10 @@ class Run:
         self.put_ns[event.modality][event.index] = time.monotonic_ns()
 
     def pace(self, *modalities: str) -> Iterator[Event]:
-        """The samples of these modalities, each when it is captured, until it is time to stop."""
+        """The samples of these modalities that are still to come, each when it is captured."""
         self.begin()
         for event in self.events:
-            if event.modality in modalities:
+            if event.modality in modalities and event.index not in self.put_ns[event.modality]:
                 time.sleep(self.wait_s(event))
                 if self.over():
                     return
@@ -250,7 +247,7 @@ class Run:
         if self._model is None:
             return newest, 0, True
         probabilities, model_ns = self._model(
-            {"video": video(frame), "audio": audio(sound), "imu": imu(motion)}
+            {"video": frame[None], "audio": audio(sound), "imu": imu(motion)}
         )
         return newest, model_ns, bool(np.isfinite(probabilities).all())
 
@@ -258,23 +255,35 @@ class Run:
         """The user's callback for an output: record it; block, where the scenario says so."""
         trigger = MODALITIES if self.paired else ("video",)
         handed_ns = max(self.put_ns[name][newest[name]] for name in trigger)
-        self.record(handed_ns, newest, model_ns, finite, said)
-        if self.scenario == "sink-block" and len(self.outputs) == self.middle:
-            time.sleep(self.seconds / 5)
+        captured_ns = {n: self.epoch_ns + self._due_ns.get((n, i), 0) for n, i in newest.items()}
+        self.record(handed_ns, captured_ns, model_ns, finite, said)
 
     def record(
-        self, handed_ns: int, newest: dict[str, int], model_ns: int, finite: bool, said: int
+        self,
+        handed_ns: int,
+        captured_ns: dict[str, float],
+        model_ns: int,
+        finite: bool,
+        said: int = 0,
     ) -> None:
         """Write down an output that reaches the user now, unless the peer was told to stop."""
         if self._asked_ns:
             return
         now_ns = time.monotonic_ns()
-        ages = (
-            now_ns - self.epoch_ns - self._due_ns.get((name, newest[name]), 0)
-            for name in ("video", "audio", "imu")
-        )
+        ages = (now_ns - captured_ns[name] for name in ("video", "audio", "imu"))
         self.outputs.append(Output(now_ns, handed_ns, model_ns, *ages, finite, said))
         self.first.set()
+        if self.scenario == "sink-block" and len(self.outputs) == self.middle:
+            time.sleep(self.seconds / 5)
+
+    def strike_model(self) -> None:
+        """What the scenario does to the model, in each of its runs."""
+        self._calls += 1
+        if self.scenario == "exception" and self._calls == self.middle:
+            self.save("the process ended with the exception")  # in case that it does
+            raise RuntimeError("the model fails once, as the scenario says")
+        if self.scenario == "overload":
+            time.sleep(3 * PERIOD_S)
 
     def handle(self, modality: str, index: int, data: Any) -> None:
         """Take a sample, and where that makes an output due, fuse and emit."""
@@ -297,16 +306,6 @@ class Run:
             "outputs": outputs,
         }
         Path(self.spec["out"]).write_text(json.dumps(record))
-
-
-ROWS = np.linspace(0, HEIGHT - 1, CROP).astype(int)[:, None]
-COLUMNS = np.linspace(0, WIDTH - 1, CROP).astype(int)[None, :]
-
-
-def video(frame: Any) -> Any:
-    """uint8 [480, 640, 3] to float32 [1, 3, 112, 112] in 0..1, by the nearest pixel."""
-    small = frame[ROWS, COLUMNS].transpose(2, 0, 1)[None]
-    return np.ascontiguousarray(small, dtype=np.float32) / np.float32(255)
 
 
 def audio(blocks: list[Any]) -> Any:

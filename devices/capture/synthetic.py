@@ -117,7 +117,7 @@ class _Device:
 
     def times_ns(self, counts: NDArray[np.int64]) -> NDArray[np.int64]:
         """When the samples before which `counts` had come were captured."""
-        times_ns = np.rint(counts * (NANOSECONDS / self._hz)).astype(np.int64)
+        times_ns: NDArray[np.int64] = np.rint(counts * (NANOSECONDS / self._hz)).astype(np.int64)
         times_ns[counts > self._step_count] += to_ns(STEP_S)
         return times_ns
 
@@ -152,4 +152,5 @@ def _noise(spec: Modality, random: np.random.Generator, count: int) -> NDArray[n
     low = np.array([channel.minimum for channel in spec.channels])
     high = np.array([channel.maximum for channel in spec.channels])
     share = random.uniform(0.4, 0.6, (count, len(spec.channels)))
-    return (low + share * (high - low)).astype(np.float32)
+    values: NDArray[np.float32] = (low + share * (high - low)).astype(np.float32)
+    return values

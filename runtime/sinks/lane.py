@@ -30,7 +30,7 @@ class SinkLane:
     raises is left alone for a back-off (`sink_failed`), and then tried again, for ever.
 
     While time is virtual nobody waits for a decision: the sink is called at once, holds the session
-    up for as long as it needs, and what it raises ends the session.
+    up for as long as it needs, and what it raises ends the session, unless the sink `may_fail`.
     """
 
     def __init__(self, sink: Sink, clock: Clock) -> None:
@@ -65,6 +65,9 @@ class SinkLane:
         """Give an item to the sink, now or soon."""
         if self._thread is None:
             self.account.received += 1
+            if self.sink.may_fail:
+                self._give(item)
+                return
             self.sink.write(item)
             self.account.used += 1
             return
@@ -92,10 +95,13 @@ class SinkLane:
 
     def close(self, summary: dict[str, Any], patience_s: float) -> bool:
         """Let the sink write what waits and close; False where it does not within its time."""
-        if self._thread is None:
-            self.sink.close(summary)
-            return True
         self._summary = summary
+        if self._thread is None:
+            if self.sink.may_fail:
+                self._end()
+            else:
+                self.sink.close(summary)
+            return True
         self._queue.put(None)
         self._thread.join(max(patience_s, self.sink.closing_s))
         return not self._thread.is_alive()
@@ -104,28 +110,35 @@ class SinkLane:
         while (item := self._queue.get()) is not None:
             with self._lock:
                 self._got_bytes += _bytes(item)
-                lost, self._lost = self._lost, 0
-            now_ns = self._clock.now_ns()
-            if self._retry_ns is not None and now_ns < self._retry_ns:
-                self._drop(lost)
-                continue
-            self._busy_since_ns = now_ns
-            try:
-                if lost:
-                    self.sink.lost(lost)
-                self.sink.write(item)
-            except BrokenPipeError:
-                self.reader_gone = True
-                self._fail("the reader of standard output went away", lost)
-            except Exception as error:  # a sink may raise anything; the session goes on without it
-                self._fail(str(error), lost)
-            else:
-                with self._lock:
-                    self.account.used += 1
-                if self._retry_ns is not None:
-                    self._retry_ns = None
-                    self._backoff.started(now_ns)
-            self._busy_since_ns = None
+            self._give(item)
+        self._end()
+
+    def _give(self, item: Item) -> None:
+        with self._lock:
+            lost, self._lost = self._lost, 0
+        now_ns = self._clock.now_ns()
+        if self._retry_ns is not None and now_ns < self._retry_ns:
+            self._drop(lost)
+            return
+        self._busy_since_ns = now_ns
+        try:
+            if lost:
+                self.sink.lost(lost)
+            self.sink.write(item)
+        except BrokenPipeError:
+            self.reader_gone = True
+            self._fail("the reader of standard output went away", lost)
+        except Exception as error:  # a sink may raise anything; the session goes on without it
+            self._fail(str(error), lost)
+        else:
+            with self._lock:
+                self.account.used += 1
+            if self._retry_ns is not None:
+                self._retry_ns = None
+                self._backoff.started(now_ns)
+        self._busy_since_ns = None
+
+    def _end(self) -> None:
         try:
             self.sink.close(self._summary)
         except Exception as error:

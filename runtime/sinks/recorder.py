@@ -35,6 +35,7 @@ Item = Decision | Event | Entry
 
 FLUSH_NS = to_ns(0.25)  # leaves three quarters of the promised second to a machine under load
 ENTRY_BYTES = 256  # of memory that a waiting item needs besides its array
+CATCH_UP = 4  # items written for each that comes, so that the start of a clip holds nobody up
 CLIP_BYTES = 256 << 20  # of what waits for an event: 9 s of VGA at 30 Hz
 
 
@@ -44,7 +45,8 @@ class Recorder(Sink):
     What `write` was given is the operating system's, and so outlives this process, at the next call
     of `write` or `flush` that comes FLUSH_NS after. Where the disk is full, `write` raises OSError
     without having taken its item; the file is whole as far as it goes, and goes on from there as
-    soon as a later call succeeds. `tracks` names the channels of the modalities.
+    soon as a later call succeeds. `tracks` names the channels of the modalities. The index, written
+    at the end, takes 10 MB of memory an hour.
 
     With `jpeg_quality` images are smaller, and the recording is marked as not exact.
     """
@@ -207,19 +209,18 @@ class EventClips(Sink):
         """Keep the item, or write it to the clip that is open."""
         self._now_ns = max(self._now_ns, _time_ns(item))
         reason = self._reason(item)
-        self._wait(item)
+        self._waiting.append((self._now_ns, item))
+        self._waiting_bytes += _bytes(item)
         if reason:
             self._until_ns = self._now_ns + self._after_ns
             if self._recorder is None:
                 self._recorder = self._begin(reason)
-        if self._recorder is None:
-            return
-        if self._now_ns <= self._until_ns:
-            while self._waiting:
-                self._recorder.write(self._waiting[0][1])
-                self._forget_oldest()
-        elif self._now_ns - self._before_ns > self._until_ns:
-            self._end()
+        if self._recorder is not None:
+            written = self._catch_up(self._recorder, CATCH_UP)
+            # until then, another event may make this clip longer
+            if written and self._now_ns - self._before_ns > self._until_ns:
+                self._end()
+        self._forget()
 
     def lost(self, count: int) -> None:
         """Mark a gap in the clip that is open."""
@@ -233,16 +234,27 @@ class EventClips(Sink):
 
     def close(self, summary: dict[str, Any]) -> None:
         """End the clip that is open."""
+        if self._recorder is not None:
+            self._catch_up(self._recorder, len(self._waiting))
         self._end()
 
-    def _wait(self, item: Item) -> None:
-        self._waiting.append((self._now_ns, item))
-        self._waiting_bytes += _bytes(item)
-        oldest_ns = self._now_ns - self._before_ns
-        while self._waiting[0][0] < oldest_ns or self._waiting_bytes > self._max_bytes:
+    def _catch_up(self, recorder: Recorder, count: int) -> bool:
+        """Write some of what waits; whether all that belongs to the clip is written."""
+        waiting = self._waiting
+        for _ in range(count):
+            if not waiting or waiting[0][0] > self._until_ns:
+                break
+            recorder.write(waiting[0][1])
             self._forget_oldest()
-            if not self._waiting:
-                return
+        return not waiting or waiting[0][0] > self._until_ns
+
+    def _forget(self) -> None:
+        """Drop the oldest beyond the time or the memory; an open clip's wait for their turn."""
+        oldest_ns = -1 if self._recorder is not None else self._now_ns - self._before_ns
+        while self._waiting and (
+            self._waiting[0][0] < oldest_ns or self._waiting_bytes > self._max_bytes
+        ):
+            self._forget_oldest()
 
     def _forget_oldest(self) -> None:
         _, item = self._waiting.popleft()

@@ -22,6 +22,8 @@ class Sink(ABC):
     """For the summary: what it is, and where it writes to."""
     journal: ClassVar[bool] = False
     """Whether `write` is given the journal too: every item pushed and step taken, in order."""
+    may_fail: ClassVar[bool] = False
+    """Whether what it raises is counted on a virtual clock too, instead of ending the session."""
     closing_s: float = 0.3
     """How long `close` may take when a live session ends, before it is left behind."""
 

@@ -98,6 +98,7 @@ class Played:
             if job is not None:
                 outputs = machine.run(job)
                 pipeline.finish(job, outputs, machine.now_ns)
+            pipeline.tidy()
             results = pipeline.take_results()
             self.results += results
             after_step(pipeline, results)
