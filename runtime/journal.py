@@ -43,5 +43,11 @@ class Finish(NamedTuple):
     now_ns: int
 
 
+class Swapped(NamedTuple):
+    """Another bundle decides from here on; it has run as a shadow before, which is not recorded."""
+
+    bundle_sha256: str
+
+
 Step = Cut | Tick
-Entry = Sample | Rejection | Cut | Tick | Finish
+Entry = Sample | Rejection | Cut | Tick | Finish | Swapped

@@ -77,6 +77,7 @@ class Pipeline:
     ) -> None:
         manifest = bundle.manifest
         self.manifest: Manifest = manifest
+        self.bundle_sha256 = bundle.sha256
         self._concurrent = concurrent
         self.journal = journal
 
@@ -102,8 +103,8 @@ class Pipeline:
         self.head = FusionHead(manifest)
         self.head_part = running(manifest.head)
         self.parts = [*(lane.part for lane in self._lanes), self.head_part]
-        self._period_ns = to_ns(1 / manifest.decision_rate_hz)
-        period_s = self._period_ns / NANOSECONDS
+        self.period_ns = to_ns(1 / manifest.decision_rate_hz)
+        period_s = self.period_ns / NANOSECONDS
         self._labels = {output.name: dict.fromkeys(output.labels, 0) for output in manifest.outputs}
         self._steady = {output.name: SteadyLabel(output, period_s) for output in manifest.outputs}
         self.ledger = Ledger({name: lane.stream.account for name, lane in self.lanes.items()})
@@ -116,7 +117,7 @@ class Pipeline:
     def start(self, now_ns: int) -> None:
         """Decide from the next whole multiple of the period on, whatever comes in."""
         if self.next_tick_ns is None:
-            self.next_tick_ns = -(-now_ns // self._period_ns) * self._period_ns
+            self.next_tick_ns = -(-now_ns // self.period_ns) * self.period_ns
 
     def push(self, item: Sample | Rejection) -> None:
         """Take a sample, or the account of one that its source had to refuse."""
@@ -160,7 +161,7 @@ class Pipeline:
         tick_ns = self.next_tick_ns
         if tick_ns is None or now_ns < tick_ns or self.head_part.job is not None:
             return None if first is None else self._cut(first, now_ns)
-        skipped = (now_ns - tick_ns) // self._period_ns
+        skipped = (now_ns - tick_ns) // self.period_ns
         if first is not None:
             heavy, due_ns = self._order(first)
             in_time = not heavy and due_ns <= tick_ns
@@ -169,7 +170,7 @@ class Pipeline:
         elif awaited and not skipped:
             return None
         reason = PART_FAILED if self.head_part.down else ""
-        return Tick(tick_ns + skipped * self._period_ns, skipped, reason)
+        return Tick(tick_ns + skipped * self.period_ns, skipped, reason)
 
     def _heavy(self, lane: Lane) -> bool:
         """Whether the decision of the same time had better not wait for it."""
@@ -218,7 +219,7 @@ class Pipeline:
     def _begin_tick(self, tick: Tick, now_ns: int) -> Job | None:
         self._jumped = tick.skipped > 0
         self._periods += tick.skipped + 1
-        self.next_tick_ns = tick.tick_ns + self._period_ns
+        self.next_tick_ns = tick.tick_ns + self.period_ns
         account = self.head_part.account
         account.received += tick.skipped + 1
         account.drop("overload", tick.skipped)
@@ -261,6 +262,18 @@ class Pipeline:
                 failure = Failure("not_finite")
             self._decide(job.context, logits, failure.reason if failure else "", now_ns)
         part.end(failure, now_ns)
+
+    @property
+    def computing(self) -> bool:
+        """Whether a job is out."""
+        return any(part.job is not None for part in self.parts)
+
+    def abandon_overdue(self, now_ns: int, hang_s: float) -> None:
+        """Give up the jobs that have been out for longer than `hang_s`, and much longer than usual."""
+        for part in self.parts:
+            job = part.job
+            if job is not None and now_ns - job.begun_ns > part.allowance_ns(hang_s):
+                self.abandon(job, now_ns)
 
     def abandon(self, job: Job, now_ns: int) -> None:
         """The job takes too long: go on without it."""

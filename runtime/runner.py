@@ -16,7 +16,7 @@ from fusedge.runtime.backend import Array
 from fusedge.runtime.clock import Clock, stopwatch_ns, wake_punctually
 from fusedge.runtime.journal import Cut
 from fusedge.runtime.part import Failure, Job, RunningPart
-from fusedge.runtime.pipeline import LIGHT_NS, WAIT_NS
+from fusedge.runtime.pipeline import LIGHT_NS, WAIT_NS, Pipeline
 from fusedge.runtime.session import Session, SessionReport
 from fusedge.runtime.sinks.sink import Sink
 
@@ -78,24 +78,25 @@ def _run_virtual(session: Session, sinks: Sequence[Sink]) -> SessionReport:
 
 
 def _loop(session: Session) -> None:
-    pipeline, feed, clock = session.pipeline, session.feed, session.clock
+    feed, clock = session.feed, session.clock
     while not session.stopping:
-        due_ns = pipeline.next_due_ns
+        due_ns = session.next_due_ns
         items = feed.take(due_ns)
         if items:
             clock.advance(items[-1].arrival_ns)
-            for item in items:
-                pipeline.push(item)
+            for pipeline in session.pipelines:
+                for item in items:
+                    pipeline.push(item)
         elif due_ns is None or session.finished:
             return
         else:
             clock.advance(due_ns)
-            _work(session, due_ns)
+            for pipeline in session.pipelines:
+                _work(session, pipeline, due_ns)
 
 
-def _work(session: Session, now_ns: int) -> None:
+def _work(session: Session, pipeline: Pipeline, now_ns: int) -> None:
     """Do all that is due."""
-    pipeline = session.pipeline
     for part in pipeline.parts:
         if part.restart_due(now_ns):
             part.reserve()
@@ -125,6 +126,7 @@ class _Run(NamedTuple):
     """One job, computed outside of the baton."""
 
     session: Session
+    pipeline: Pipeline
     job: Job
 
     @property
@@ -145,7 +147,7 @@ class _Run(NamedTuple):
         """To be called with the baton."""
         if self.job.abandoned:
             self.job.part.stuck -= 1  # it came back after all
-        self.session.pipeline.finish(self.job, outcome, self.session.clock.now_ns())
+        self.pipeline.finish(self.job, outcome, self.session.clock.now_ns())
         self.session.emit()
 
 
@@ -266,9 +268,8 @@ class Crew:
             member.join(max(0.0, (end_ns - stopwatch_ns()) / 1e9))
         with self._baton:
             for session in self._sessions:
-                for part in session.pipeline.parts:
-                    if part.job is not None:
-                        session.pipeline.abandon(part.job, session.clock.now_ns())
+                for pipeline in session.pipelines:
+                    pipeline.abandon_overdue(1 << 62, 0)
 
     def _add_member(self) -> None:
         self._number += 1
@@ -312,7 +313,7 @@ class Crew:
             return
         wait_s = SUPERVISE_NS / 1e9
         for session in self._active:
-            due_ns = session.pipeline.next_due_ns
+            due_ns = session.next_due_ns
             if due_ns is not None:
                 left_s = session.clock.seconds_until(due_ns)
                 # what is due and cannot be done yet waits for a short job of another member
@@ -326,25 +327,33 @@ class Crew:
         if now_ns - self._supervised_ns >= SUPERVISE_NS:
             self._supervise()
             for session in self._active:
-                for part in session.pipeline.parts:
-                    if part.restart_due(session.clock.now_ns()):
-                        part.reserve()
-                        return _Reload(session, part)
+                for pipeline in session.pipelines:
+                    for part in pipeline.parts:
+                        if part.restart_due(session.clock.now_ns()):
+                            part.reserve()
+                            return _Reload(session, part)
         for session in list(self._active):
-            pipeline = session.pipeline
-            now_ns = session.clock.now_ns()
-            due_ns = pipeline.next_due_ns
-            if due_ns is None or due_ns > now_ns:
-                continue
-            self._drain(session)
-            while (step := pipeline.choose(now_ns)) is not None:
-                job = pipeline.begin(step, now_ns)
-                if job is not None:
-                    run = _Run(session, job)
-                    return run if len(self._active) == 1 else self._with_others(run)
-                session.emit()
+            for pipeline in session.pipelines:
+                work = self._due(session, pipeline)
+                if work is not None:
+                    return work
+        return None
+
+    def _due(self, session: Session, pipeline: Pipeline) -> _Work | None:
+        """What is due in a pipeline; all that needs no computing is done at once."""
+        now_ns = session.clock.now_ns()
+        due_ns = pipeline.next_due_ns
+        if due_ns is None or due_ns > now_ns:
+            return None
+        self._drain(session)
+        while (step := pipeline.choose(now_ns)) is not None:
+            job = pipeline.begin(step, now_ns)
+            if job is not None:
+                run = _Run(session, pipeline, job)
+                return run if len(self._active) == 1 else self._with_others(run)
             session.emit()
-            pipeline.tidy()
+        session.emit()
+        pipeline.tidy()
         return None
 
     def _deliver(self, session: Session) -> None:
@@ -357,9 +366,11 @@ class Crew:
                 self._baton.release()
 
     def _drain(self, session: Session) -> None:
-        push = session.pipeline.push
-        for item in session.feed.take(None):
-            push(item)
+        items = session.feed.take(None)
+        if items:
+            for pipeline in session.pipelines:
+                for item in items:
+                    pipeline.push(item)
 
     def _supervise(self) -> None:
         """Look after sessions, parts and members."""
@@ -391,5 +402,5 @@ class Crew:
                 if part.backend is run.job.backend:
                     job = other.pipeline.begin(step, now_ns)
                     if job is not None:
-                        runs.append(_Run(other, job))
+                        runs.append(_Run(other, other.pipeline, job))
         return run if len(runs) == 1 else _Batch(runs)

@@ -6,6 +6,7 @@ import resource
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from fusedge.bundle.archive import Bundle
@@ -17,10 +18,11 @@ from fusedge.runtime.clock import Clock, process_cpu_ns, stopwatch_ns
 from fusedge.runtime.decision import Decision
 from fusedge.runtime.feed import Feed, MergedFeed, PumpedFeed
 from fusedge.runtime.histogram import DurationHistogram
-from fusedge.runtime.journal import Entry
+from fusedge.runtime.journal import Entry, Swapped
 from fusedge.runtime.pipeline import Loader, Pipeline
 from fusedge.runtime.sinks.lane import SinkLane
 from fusedge.runtime.sinks.sink import Sink
+from fusedge.runtime.swap import BundleWatch, Swap
 
 Opener = Callable[[str, Wanted, Callable[[], int]], Source]
 """As `open_source`: a URI, the wanted channels, the clock for arrivals."""
@@ -51,7 +53,8 @@ class Session:
     gives any modality of the bundle. A modality that nobody gives, or that `without` names, is
     missing from every decision; `warnings` says so of the former. A live source that is silent for
     `silence_s` is opened again; a part that computes for longer than `hang_s` is given up and
-    loaded again. `open_uri` and `load` open the sources and load the parts; `chaos` lets both fail.
+    loaded again. With `watch`, another bundle that comes to lie at the bundle's path is changed to
+    (real time only). `open_uri` and `load` open the sources and load the parts; `chaos` lets both fail.
     """
 
     def __init__(
@@ -68,6 +71,7 @@ class Session:
         open_uri: Opener = open_source,
         load: Loader | None = None,
         chaos: Chaos | None = None,
+        watch: bool = False,
         name: str = "",
     ) -> None:
         known = {m.name for m in bundle.manifest.modalities}
@@ -84,13 +88,12 @@ class Session:
             open_uri = chaos.opener(open_uri)
             load = chaos.loader(load or (lambda part: OnnxPart(bundle, part, provider, precision)))
         self._open_uri = open_uri
-        self.pipeline = Pipeline(
-            bundle,
-            provider=provider,
-            precision=precision,
-            concurrent=clock.real,
-            load=load,
-        )
+        self._provider, self._precision = provider, precision
+        self.pipeline = self._make_pipeline(bundle, load)
+        self._swap: Swap | None = None
+        self._swaps: list[Swap] = []
+        self._retired: list[Pipeline] = []
+        self._watch = BundleWatch(bundle) if watch else None
         self._wanted = {
             m.name: tuple(channel.name for channel in m.channels)
             for m in bundle.manifest.modalities
@@ -150,6 +153,40 @@ class Session:
         if chaos is not None:
             self.header["chaos"] = chaos.header()
 
+    def _make_pipeline(self, bundle: Bundle, load: Loader | None = None) -> Pipeline:
+        return Pipeline(
+            bundle,
+            provider=self._provider,
+            precision=self._precision,
+            concurrent=self.clock.real,
+            load=load,
+        )
+
+    @property
+    def pipelines(self) -> tuple[Pipeline, ...]:
+        """Those that samples go to: the one that decides, and its shadow while the bundle changes."""
+        return (self.pipeline,) if self._swap is None else self._swap.pipelines
+
+    def swap(self, bundle: Bundle | Path, **options: Any) -> Swap:
+        """Change to another bundle, opened or at a path: see Swap, also for the options.
+
+        Raises FusedgeError where a change is under way.
+        """
+        if self._swap is not None:
+            raise FusedgeError(
+                "the bundle is being changed already", hint="wait for the end of that"
+            )
+
+        def load() -> Pipeline:
+            opened = bundle if isinstance(bundle, Bundle) else Bundle(bundle)
+            return self._make_pipeline(opened)
+
+        swap = Swap(self.pipeline, load, **options)
+        swap.start(wait=not self.clock.real)
+        self._swap = swap
+        self._swaps.append(swap)
+        return swap
+
     def _open_source(self, uri: str) -> Source:
         return self._open_uri(uri, self._wanted, self.clock.now_ns)
 
@@ -198,12 +235,31 @@ class Session:
             lane.put(entry)
 
     def emit(self) -> None:
-        """Give what the pipeline has decided to the sinks."""
-        for result in self.pipeline.take_results():
+        """Give what has been decided to the sinks."""
+        swap = self._swap
+        if swap is None:
+            results = self.pipeline.take_results()
+        else:
+            swap.pick_up(self.clock.now_ns())
+            results = swap.take()
+            self._follow(swap)
+        for result in results:
             if isinstance(result, Decision):
                 self._tick_to_decision.add(result.latency_ns)
             for lane in self.lanes:
                 lane.put(result)
+
+    def _follow(self, swap: Swap) -> None:
+        """Let the pipeline that decides now have the journal, and the other one go when it is over."""
+        active, old = swap.active, self.pipeline
+        if active is not old:
+            self.pipeline = active
+            if self._journal_lanes:
+                old.journal, active.journal = None, self._note
+                self._note(Swapped(active.bundle_sha256))
+        if swap.ended:
+            self._swap = None
+            self._retired += [p for p in (swap.old, swap.new) if p not in (None, active)]
 
     def supervise(self, now_ns: int) -> None:
         """Look after what may fail: to be called every now and then while time is real."""
@@ -212,25 +268,39 @@ class Session:
             lane.supervise(now_ns)
             if lane.reader_gone:
                 self.stopping = True
-        for part in self.pipeline.parts:
-            job = part.job
-            if job is not None and now_ns - job.begun_ns > part.allowance_ns(self.hang_s):
-                self.pipeline.abandon(job, now_ns)
-                self.emit()
+        for pipeline in (*self.pipelines, *self._retired):
+            pipeline.abandon_overdue(now_ns, self.hang_s)
+        if self._watch is not None and self._swap is None and self._watch.changed(now_ns):
+            self.swap(self._watch.path)
+        self.emit()
 
     @property
     def finished(self) -> bool:
         """Whether the input has ended and all that was due with it is done."""
-        if not self.feed.ended or any(part.job for part in self.pipeline.parts):
+        if not self.feed.ended or any(pipeline.computing for pipeline in self.pipelines):
             return False
-        due_ns = self.pipeline.next_due_ns
+        due_ns = self.next_due_ns
         return due_ns is None or due_ns > self.feed.last_ns
+
+    @property
+    def next_due_ns(self) -> int | None:
+        """The time of the next step that need not wait for a job; None where there is none."""
+        if self._swap is None:
+            return self.pipeline.next_due_ns
+        due = [pipeline.next_due_ns for pipeline in self.pipelines]
+        return min((due_ns for due_ns in due if due_ns is not None), default=None)
 
     def close(self, ended: str, patience_s: float) -> SessionReport:
         """Close sources and sinks, however they are, and report."""
         self.feed.stop()
         left = [f"source {uri}" for uri in self.feed.join(patience_s)]
         summary = {"ended": ended, **self.pipeline.statistics(), "sources": self.feed.report()}
+        if self._swaps:
+            summary["swaps"] = [swap.report() for swap in self._swaps]
+            summary["retired"] = [
+                {"bundle_sha256": p.bundle_sha256, **p.statistics()} for p in self._retired
+            ]
+            summary["ledger_balanced"] &= all(p.balanced for p in self._retired)
         if self.chaos is not None:
             summary["chaos"] = self.chaos.report()
         failures: list[BaseException] = []
@@ -257,6 +327,9 @@ class Session:
     def _problem(self, summary: dict[str, Any]) -> str:
         if self.chaos is not None:  # what fails was meant to
             return "" if summary["ledger_balanced"] else "the ledger does not balance"
+        for swap in self._swaps:
+            if swap.state in ("refused", "returned"):
+                return f"a change of bundle was {swap.state}: {swap.reason}"
         for kind in ("sources", "sinks"):
             for name, report in summary[kind].items():
                 if report["failures"]:

@@ -33,7 +33,9 @@ MAX_SLOPE_MB = 1.0  # a day
 MAX_SKEW_MS = 5.0
 SETTLING_NS = to_ns(30.0)  # after a start or a step, before the skew counts
 _LOOKS = 720  # at memory: every two minutes of a day
-_FEWEST_LOOKS = 10  # after warm-up, for a slope
+_BATCHES = 12
+_STUDENT = 2.228  # 97.5 % of Student's t with 10 degrees of freedom
+_LONGEST_WARM_UP_S = 7200.0  # the allocator's last steps came after two hours of the driving bundle
 _SKEW_LOOK_NS = to_ns(1.0)
 _DAY_S = 86_400.0
 
@@ -50,11 +52,15 @@ def footprint() -> Footprint:
     """That of this process now. Where there is no /proc, its memory is the most that it has ever had."""
     if Path("/proc/self/statm").exists():
         pages = int(Path("/proc/self/statm").read_text("ascii").split()[1])
-        threads = len(os.listdir("/proc/self/task"))
-        files = len(os.listdir("/proc/self/fd"))
+        threads, files = _entries("/proc/self/task"), _entries("/proc/self/fd")
         return Footprint(pages * resource.getpagesize() / 2**20, threads, files)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
-    return Footprint(peak, threading.active_count(), len(os.listdir("/dev/fd")))
+    return Footprint(peak, threading.active_count(), _entries("/dev/fd"))
+
+
+def _entries(folder: str) -> int:
+    with os.scandir(folder) as entries:
+        return sum(1 for _ in entries)
 
 
 class Slope(NamedTuple):
@@ -66,15 +72,18 @@ class Slope(NamedTuple):
 
 
 def slope(times_s: NDArray[np.float64], rss_mb: NDArray[np.float64]) -> Slope:
-    """The least-squares line through at least three points."""
-    x, y = times_s / _DAY_S, rss_mb - rss_mb.mean()
+    """The least-squares line through the means of `_BATCHES` stretches of at least as many points.
+
+    Memory grows in steps, so that points near to each other are not independent; such means nearly are.
+    """
+    x = np.array([part.mean() for part in np.array_split(times_s, _BATCHES)]) / _DAY_S
+    y = np.array([part.mean() for part in np.array_split(rss_mb, _BATCHES)])
     x -= x.mean()
+    y -= y.mean()
     spread = float(x @ x)
     middle = float(x @ y) / spread
-    free = len(x) - 2
-    error = math.sqrt(float(np.square(y - middle * x).sum()) / free / spread)
-    reach = (1.96 + 2.5 / free) * error  # Student's t, within 2 % from 5 degrees of freedom on
-    return Slope(middle, middle - reach, middle + reach)
+    error = math.sqrt(float(np.square(y - middle * x).sum()) / (_BATCHES - 2) / spread)
+    return Slope(middle, middle - _STUDENT * error, middle + _STUDENT * error)
 
 
 @dataclass(frozen=True)
@@ -177,7 +186,7 @@ class Soak:
             )
         known = bool(sound) and self._synthetic is not None and self.session.chaos is None
         warm = looks[looks[:, 0] >= probe.warm_up_s]
-        trend = slope(warm[:, 0], warm[:, 1]) if len(warm) >= _FEWEST_LOOKS else None
+        trend = slope(warm[:, 0], warm[:, 1]) if len(warm) >= _BATCHES else None
         result = SoakReport(
             missed=[],
             ended=report.ended,
@@ -238,7 +247,7 @@ class _Probe(Sink):
     ) -> None:
         self._session, self._skew_ns, self._progress = session, skew_ns, progress
         self._every_ns = to_ns(duration_s / _LOOKS)
-        self.warm_up_s = min(1800.0, duration_s / 5)
+        self.warm_up_s = min(_LONGEST_WARM_UP_S, duration_s / 4)
         # Laid out before, so that looking takes no memory: time in s and the footprint.
         self._looks = np.full((_LOOKS + 8, 4), np.nan)
         self._looked = 0
