@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import FrameType
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -16,18 +17,25 @@ from fusedge.bundle.lookup import open_bundle
 from fusedge.cli.console import console, print_json
 from fusedge.cli.main import INTERRUPTED, STOP_SIGNALS
 from fusedge.cli.options import (
-    BundleArgument,
     ChaosEveryOption,
     ChaosOption,
     ChaosSeedOption,
+    ClipsOption,
+    JpegOption,
     JsonOption,
     PrecisionOption,
     ProviderOption,
+    RecordEventsOption,
+    RecordOption,
     chaos_of,
 )
+from fusedge.cli.record import recorders
 from fusedge.cli.report import print_report
+from fusedge.runtime.appliance import Appliance, load_appliance
+from fusedge.runtime.backend import SharedParts
 from fusedge.runtime.chaos import EVERY_S
 from fusedge.runtime.clock import Clock, LiveClock, PacedClock, VirtualClock
+from fusedge.runtime.latency import LatencyPair
 from fusedge.runtime.runner import run_all
 from fusedge.runtime.session import Session, SessionReport
 from fusedge.runtime.sinks.jsonl import JsonLinesSink
@@ -37,11 +45,18 @@ from fusedge.runtime.sinks.timeline import TimelineSink
 
 
 def run(
-    bundle: BundleArgument,
-    source: Annotated[
-        list[str],
-        typer.Option(help="Where samples come from, as a URI; may be given several times."),
+    bundle: Annotated[
+        str,
+        typer.Argument(
+            metavar="BUNDLE",
+            help="A .fusedge file, a bundle folder, a shipped bundle's name, or a .yaml file that "
+            "describes several pipelines.",
+        ),
     ],
+    source: Annotated[
+        list[str] | None,
+        typer.Option(help="Where samples come from, as a URI; may be given several times."),
+    ] = None,
     out: Annotated[
         str, typer.Option(help="File for the decisions as JSON Lines; - is standard output.")
     ] = "",
@@ -50,7 +65,10 @@ def run(
     ] = None,
     speed: Annotated[
         str,
-        typer.Option(help="1 is real time, 4 is four times as fast, max as fast as it goes."),
+        typer.Option(
+            help="max is as fast as it goes, 1 a recording's real time, 4 four times as fast, live "
+            "the machine's own clock."
+        ),
     ] = "max",
     without: Annotated[
         list[str] | None,
@@ -64,6 +82,30 @@ def run(
     ] = None,
     provider: ProviderOption = "cpu",
     precision: PrecisionOption = "fp32",
+    latency: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="MODALITY=SECONDS",
+            help="Known delay of a modality's stamps, instead of the bundle's; repeatable.",
+        ),
+    ] = None,
+    watch: Annotated[
+        bool,
+        typer.Option(
+            "--watch",
+            help="Change to another bundle that is put at BUNDLE, on a tick, after a shadow run.",
+        ),
+    ] = False,
+    threads: Annotated[
+        int, typer.Option(min=0, max=256, help="Of the crew that computes; 0: by the cores.")
+    ] = 0,
+    cores: Annotated[
+        str, typer.Option(metavar="0,1,…", help="Cores to which the crew is bound.")
+    ] = "",
+    record: RecordOption = None,
+    record_events: RecordEventsOption = None,
+    clips: ClipsOption = Path("clips"),
+    jpeg: JpegOption = None,
     chaos: ChaosOption = "",
     chaos_seed: ChaosSeedOption = 0,
     chaos_every: ChaosEveryOption = EVERY_S,
@@ -78,34 +120,113 @@ def run(
     - `fusedge run driving --source sim:`
     - `fusedge run out.fusedge --source replay:TRIP --out decisions.jsonl --picture trip.png`
     - `fusedge run driving --source sim:?duration_s=600 --speed 1 --table`
+    - `fusedge run driving --source sim: --record drive.mcap`
     - `fusedge run driving --source sim: --chaos stall,clock-step --chaos-seed 7`
+    - `fusedge run appliance.yaml`
     """
+    if bundle.endswith((".yaml", ".yml")):
+        if source:
+            raise FusedgeError("sources are in the file", where=bundle, hint="leave --source out")
+        run_appliance(load_appliance(Path(bundle)), as_json)
+        return
+    if not source:
+        raise FusedgeError("no source is given", hint="--source sim: or --source replay:TRIP")
     show_table = sys.stdout.isatty() and not as_json if table is None else table
     target = out or ("" if show_table or as_json else "-")
+    opened = open_bundle(bundle)
     sinks: list[Sink] = []
     if target:
         sinks.append(JsonLinesSink(sys.stdout if target == "-" else Path(target)))
     if picture is not None:
         sinks.append(TimelineSink(picture))
+    sinks += recorders(opened.manifest, record, record_events, clips, jpeg)
     if show_table:
         sinks.append(TableSink(console))
     clock = parse_speed(speed)
     faults = chaos_of(chaos, clock, chaos_seed, chaos_every)
     session = Session(
-        open_bundle(bundle),
+        opened,
         source,
         clock,
         provider=provider,
         precision=precision,
         without=without or (),
+        latency_s=dict(_parse_latency(text) for text in latency or ()),
+        watch=watch,
         chaos=faults,
     )
     if faults is not None:
         sinks = faults.sinks(sinks)
     if not show_table:
-        for warning in session.warnings:
-            console.print(f"warning: {warning}", style="yellow", markup=False, soft_wrap=True)
-    finish(run_sessions([(session, sinks)])[0], as_json)
+        _warn(session)
+    pinned = _parse_cores(cores)
+    finish(run_sessions([(session, sinks)], threads=threads, cores=pinned)[0], as_json)
+
+
+def run_appliance(appliance: Appliance, as_json: bool) -> None:
+    """Run all pipelines of a file at once, and report on each."""
+    shared = SharedParts()
+    clock = parse_speed(appliance.speed)
+    sessions: list[tuple[Session, Sequence[Sink]]] = []
+    for setting in appliance.pipelines:
+        bundle = open_bundle(setting.bundle)
+        session = Session(
+            bundle,
+            setting.sources,
+            clock if clock.real else VirtualClock(),
+            provider=setting.provider,
+            precision=setting.precision,
+            without=setting.without,
+            latency_s=setting.latency_s,
+            latency_pairs=[
+                LatencyPair(pair.speed, pair.acceleration, pair.highpass_hz)
+                for pair in setting.measure_latency
+            ],
+            silence_s=setting.silence_s,
+            hang_s=setting.hang_s,
+            load=shared.loader(bundle, setting.provider, setting.precision),
+            watch=setting.watch,
+            name=setting.name,
+        )
+        sinks: list[Sink] = []
+        if setting.out is not None:
+            sinks.append(JsonLinesSink(setting.out))
+        if setting.picture is not None:
+            sinks.append(TimelineSink(setting.picture))
+        sinks += recorders(
+            bundle.manifest, setting.record, setting.record_events, setting.clips, setting.jpeg
+        )
+        _warn(session)
+        sessions.append((session, sinks))
+    reports = run_sessions(sessions, threads=appliance.threads, cores=appliance.cores)
+    finish_all(dict(zip((s.name for s in appliance.pipelines), reports, strict=True)), as_json)
+
+
+def _warn(session: Session) -> None:
+    label = f"{session.name}: " if session.name else ""
+    for warning in session.warnings:
+        console.print(f"{label}warning: {warning}", style="yellow", markup=False, soft_wrap=True)
+
+
+def _parse_latency(text: str) -> tuple[str, float]:
+    name, _, value = text.partition("=")
+    try:
+        return name, float(value)
+    except ValueError:
+        raise FusedgeError(f"--latency {text!r} says no delay", hint="write gps=0.85") from None
+
+
+def _parse_cores(text: str) -> list[int]:
+    try:
+        cores = [int(core) for core in text.split(",") if core]
+    except ValueError:
+        raise FusedgeError(f"--cores {text!r} names no cores", hint="write 0,1") from None
+    available = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else set(cores)
+    if not set(cores) <= available:
+        raise FusedgeError(
+            f"--cores {text}: this process may use {', '.join(map(str, sorted(available)))}"
+        )
+    return cores
 
 
 def parse_speed(text: str) -> Clock:
@@ -148,18 +269,38 @@ def run_sessions(
 
 
 def finish(report: SessionReport, as_json: bool) -> None:
-    """Print the report; status 130 where the user interrupted, 1 where input was not usable."""
+    """Print the report; status 130 where the user interrupted, 1 where something failed."""
     if as_json:
-        print_json({"session": report.header, "summary": report.summary, "timing": report.timing})
-    else:
-        print_report(report, console)
-    for remark in report.summary["remarks"]:
-        console.print(f"note: {remark}", style="yellow", markup=False, soft_wrap=True)
-    if report.ended == "interrupted":
+        print_json(_as_dict(report))
+    _conclude({"": report}, as_json)
+
+
+def finish_all(reports: Mapping[str, SessionReport], as_json: bool) -> None:
+    """As `finish`, for the sessions of an appliance by name."""
+    if as_json:
+        print_json({name: _as_dict(report) for name, report in reports.items()})
+    _conclude(reports, as_json)
+
+
+def _as_dict(report: SessionReport) -> dict[str, Any]:
+    return {"session": report.header, "summary": report.summary, "timing": report.timing}
+
+
+def _conclude(reports: Mapping[str, SessionReport], as_json: bool) -> None:
+    for name, report in reports.items():
+        if not as_json:
+            if name:
+                console.rule(name)
+            print_report(report, console)
+        for remark in report.summary["remarks"]:
+            console.print(f"note: {remark}", style="yellow", markup=False, soft_wrap=True)
+    if any(report.ended == "interrupted" for report in reports.values()):
         raise typer.Exit(INTERRUPTED)
-    if report.problem:
-        raise FusedgeError(
-            f"ran to the end, but {report.problem}",
-            where=", ".join(report.header["sources"]),
-            hint="see the notes above; what was decided is written",
-        )
+    for name, report in reports.items():
+        if report.problem:
+            sources = ", ".join(report.header["sources"])
+            raise FusedgeError(
+                f"ran to the end, but {report.problem}",
+                where=f"{name}: {sources}" if name else sources,
+                hint="see the notes above; what was decided is written",
+            )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -63,6 +63,31 @@ class OnnxPart:
         """The outputs, in the manifest's order, for inputs by name."""
         outputs: list[Array] = self._session.run(self._outputs, feeds)
         return outputs
+
+
+class SharedParts:
+    """Parts that several sessions of one process run: of the same bundle, on the same provider, each is
+    loaded once. Sessions that share a part can run it together, as one batch.
+    """
+
+    def __init__(self) -> None:
+        self._parts: dict[tuple[str, str, str, str], OnnxPart] = {}
+
+    def loader(self, bundle: Bundle, provider: str, precision: str) -> Callable[[Part], OnnxPart]:
+        """How one session loads its parts; a part that it asks for again has failed, and is its own."""
+        given: set[str] = set()
+
+        def load(part: Part) -> OnnxPart:
+            key = (bundle.sha256, part.name, provider, precision)
+            if part.name in given or key not in self._parts:
+                loaded = OnnxPart(bundle, part, provider, precision)
+                self._parts.setdefault(key, loaded)
+            else:
+                loaded = self._parts[key]
+            given.add(part.name)
+            return loaded
+
+        return load
 
 
 def _compare(found: list[Any], wanted: tuple[TensorSpec, ...], kind: str, where: str) -> None:

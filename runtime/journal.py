@@ -33,14 +33,20 @@ class Tick(NamedTuple):
     tick_ns: int
     skipped: int
     reason: str
+    now_ns: int
 
 
 class Finish(NamedTuple):
-    """A part's run came to its end at `now_ns`; `failure` is empty, or says why it gave no result."""
+    """A part's run came to its end at `now_ns`; `failure` is empty, or says why it gave no result.
+
+    It was row `row` of a batch of `rows`, which may change the last bits of what it gave.
+    """
 
     part: str
     failure: str
     now_ns: int
+    rows: int = 1
+    row: int = 0
 
 
 class Swapped(NamedTuple):

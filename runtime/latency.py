@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import math
 from collections import deque
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 
+from fusedge.bundle.errors import UnknownNameError
 from fusedge.bundle.lag import STEP_S, Lag, estimate_lag
-from fusedge.bundle.sample import Series
+from fusedge.bundle.manifest import Manifest
+from fusedge.bundle.sample import Rejection, Sample, Series
 from fusedge.bundle.window import to_ns
 
 
@@ -69,3 +73,55 @@ class _History:
             np.array([time_ns for time_ns, _ in rows], np.int64),
             np.array([[value] for _, value in rows], np.float32).reshape(-1, 1),
         )
+
+
+class LatencyPair(NamedTuple):
+    """Which channels feel the same motion: `modality.channel` of a speed in m/s and of an acceleration
+    in m/s2, and the corner of the high-pass that the acceleration went through (0: none).
+    """
+
+    speed: str
+    acceleration: str
+    highpass_hz: float = 0.0
+
+
+class LatencyProbe:
+    """Measures a pair's delay in a running session. Raises UnknownNameError for a channel that the bundle
+    does not have.
+    """
+
+    def __init__(self, pair: LatencyPair, manifest: Manifest) -> None:
+        channels = {
+            f"{modality.name}.{channel.name}": (modality.name, index)
+            for modality in manifest.modalities
+            for index, channel in enumerate(modality.channels)
+            if modality.kind == "series"
+        }
+        for name in (pair.speed, pair.acceleration):
+            if name not in channels:
+                raise UnknownNameError("channel", name, channels)
+        self._pair = pair
+        self._speed, self._acceleration = channels[pair.speed], channels[pair.acceleration]
+        self._estimate = LatencyEstimate(pair.highpass_hz)
+
+    def observe(self, items: Sequence[Sample | Rejection]) -> None:
+        """Take what arrived."""
+        estimate = self._estimate
+        for item in items:
+            if isinstance(item, Sample):
+                for (modality, index), add in (
+                    (self._speed, estimate.add_speed),
+                    (self._acceleration, estimate.add_acceleration),
+                ):
+                    if item.modality == modality and item.data.ndim == 1 and index < len(item.data):
+                        add(item.timestamp_ns, float(item.data[index]))
+
+    def report(self) -> dict[str, Any]:
+        """For the summary; `seconds` is None where the session was too short or too calm to tell."""
+        lag = self._estimate.estimate()
+        return {
+            "speed": self._pair.speed,
+            "acceleration": self._pair.acceleration,
+            "seconds": None if lag is None else round(lag.seconds, 3),
+            "correlation": None if lag is None else round(lag.correlation, 3),
+        }

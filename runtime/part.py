@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, NamedTuple, Protocol
 
+import numpy as np
+
 from fusedge.bundle.manifest import Part
 from fusedge.bundle.window import to_ns
 from fusedge.runtime.backend import Array
@@ -40,10 +42,20 @@ class Job:
     """One run of a part, to be done outside of the pipeline and given back with `finish`.
 
     `begun_ns` is on the session's clock. An `abandoned` job took too long and was finished as a
-    failure; what it may still bring is dropped.
+    failure; what it may still bring is dropped. It is row `row` of a batch of `rows`.
     """
 
-    __slots__ = ("abandoned", "backend", "begun_ns", "context", "feeds", "part", "step")
+    __slots__ = (
+        "abandoned",
+        "backend",
+        "begun_ns",
+        "context",
+        "feeds",
+        "part",
+        "row",
+        "rows",
+        "step",
+    )
 
     def __init__(
         self, part: RunningPart, step: Step, feeds: dict[str, Any], context: Any, begun_ns: int
@@ -52,11 +64,19 @@ class Job:
         self.begun_ns = begun_ns
         self.backend = part.backend
         self.abandoned = False
+        self.rows, self.row = 1, 0
 
     def run(self) -> list[Array]:
-        """Compute; may take long, and raises whatever the backend raises."""
+        """Compute; may take long, and raises whatever the backend raises.
+
+        Alone in a batch of more than one row (in a replay), it fills them all.
+        """
         started = stopwatch_ns()
-        outputs = self.backend.run(self.feeds)
+        if self.rows == 1:
+            outputs = self.backend.run(self.feeds)
+        else:
+            feeds = {name: np.repeat(feed, self.rows, axis=0) for name, feed in self.feeds.items()}
+            outputs = [o[self.row : self.row + 1] for o in self.backend.run(feeds)]
         self.part.ran(stopwatch_ns() - started)
         return outputs
 

@@ -4,13 +4,15 @@ clock, so that live, replay and soak run the same code.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
+from pydantic import ValidationError
 
 from fusedge.bundle.archive import Bundle
-from fusedge.bundle.manifest import Manifest, Output, Part
+from fusedge.bundle.errors import FusedgeError
+from fusedge.bundle.manifest import Manifest, Modality, Output, Part
 from fusedge.bundle.sample import Rejection, Sample
 from fusedge.bundle.window import NANOSECONDS, to_ns
 from fusedge.runtime.backend import Array, OnnxPart
@@ -30,6 +32,16 @@ LIGHT_NS = 1_000_000  # a run that is expected to be shorter is awaited by the t
 WAIT_NS = 3_000_000  # but no longer than this
 
 Loader = Callable[[Part], Backend]
+
+
+def with_latency(spec: Modality, latency_s: float) -> Modality:
+    """The modality with another known delay of its stamps; raises FusedgeError where that cannot be."""
+    try:
+        return Modality.model_validate({**spec.model_dump(), "latency_s": latency_s})
+    except ValidationError as error:
+        raise FusedgeError(
+            f"latency of {latency_s:g} s: {error.errors()[0]['msg']}", where=f"modality {spec.name}"
+        ) from None
 
 
 class Lane(NamedTuple):
@@ -72,6 +84,7 @@ class Pipeline:
         provider: str = "cpu",
         precision: str = "fp32",
         concurrent: bool = False,
+        latency_s: Mapping[str, float] | None = None,
         load: Loader | None = None,
         journal: Callable[[Entry], None] | None = None,
     ) -> None:
@@ -93,6 +106,8 @@ class Pipeline:
         self.lanes: dict[str, Lane] = {}
         for part in manifest.encoders:
             spec = manifest.modality(str(part.modality))
+            if latency_s and spec.name in latency_s:
+                spec = with_latency(spec, latency_s[spec.name])
             self.lanes[spec.name] = Lane(
                 (SoundStream if spec.kind == "audio" else SampleStream)(spec),
                 running(part),
@@ -170,7 +185,7 @@ class Pipeline:
         elif awaited and not skipped:
             return None
         reason = PART_FAILED if self.head_part.down else ""
-        return Tick(tick_ns + skipped * self.period_ns, skipped, reason)
+        return Tick(tick_ns + skipped * self.period_ns, skipped, reason, now_ns)
 
     def _heavy(self, lane: Lane) -> bool:
         """Whether the decision of the same time had better not wait for it."""
@@ -228,7 +243,7 @@ class Pipeline:
         pending = _Pending(tick, ages_ns)
         if tick.reason:
             account.drop(tick.reason)
-            self._decide(pending, None, tick.reason, max(now_ns, tick.tick_ns))
+            self._decide(pending, None, tick.reason, tick.now_ns)
             return None
         feeds = self.head.feeds(
             [
@@ -246,7 +261,8 @@ class Pipeline:
         part = job.part
         failure = outcome if isinstance(outcome, Failure) else None
         if self.journal is not None:
-            self.journal(Finish(part.name, failure.reason if failure else "", now_ns))
+            reason = failure.reason if failure else ""
+            self.journal(Finish(part.name, reason, now_ns, job.rows, job.row))
         if isinstance(job.context, Window):
             encoder = self.lanes[str(part.part.modality)].encoder
             if isinstance(outcome, Failure):
@@ -335,6 +351,7 @@ class Pipeline:
 
     def statistics(self) -> dict[str, Any]:
         """Counts that do not depend on the speed of the machine, for the summary."""
+        self.tidy()
         head = self.head_part.account
         return {
             "decisions": head.received - head.dropped.get("overload", 0) - head.in_flight,

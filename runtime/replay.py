@@ -26,6 +26,7 @@ from fusedge.runtime.pipeline import Pipeline
 from fusedge.runtime.sinks.sink import Sink
 
 MAX_TIME_NS = 1 << 62
+MAX_BATCH = 1024
 _ENTRIES: dict[object, type[Cut | Tick | Finish]] = {"cut": Cut, "tick": Tick, "finish": Finish}
 _TEXTS = ("modality", "reason", "part", "failure")
 
@@ -76,6 +77,7 @@ def replay_exactly(
         bundle,
         provider=provider or then_provider,
         precision=precision or then_precision,
+        latency_s=_latency(file.info),
     )
     header = {
         "bundle": bundle.manifest.name,
@@ -123,8 +125,19 @@ def _backend(info: Info) -> tuple[str, str]:
     return names.get(str(known.get("provider")), "cpu"), str(known.get("precision", "fp32"))[:20]
 
 
+def _latency(info: Info) -> dict[str, float]:
+    """Delays that the session was given instead of the manifest's."""
+    given = info.session.get("latency_s")
+    pairs = given.items() if isinstance(given, dict) else ()
+    return {str(name): float(value) for name, value in pairs if isinstance(value, int | float)}
+
+
 def _close(sink: Sink, replay: _Replay) -> None:
     sink.close(replay.summary())
+
+
+class _StopError(Exception):
+    """Why the rest of a recording cannot be replayed."""
 
 
 class _Replay:
@@ -149,6 +162,9 @@ class _Replay:
                 return
             try:
                 self._follow(entry)
+            except _StopError as stop:
+                self._stopped = str(stop)
+                return
             except ValueError as error:
                 self._stopped = f"the journal makes no sense: {error}"
                 return
@@ -161,7 +177,12 @@ class _Replay:
         if not isinstance(entry, Document):
             self._pipeline.push(entry)
         elif entry.channel == JOURNAL:
-            step = _entry(entry.fields())
+            fields = entry.fields()
+            if fields.get("type") == "swapped":
+                raise _StopError(
+                    "exact up to a change of the bundle, whose shadow run is not recorded"
+                )
+            step = _entry(fields)
             if isinstance(step, Finish):
                 self._finish(step)
             else:
@@ -197,6 +218,9 @@ class _Replay:
         if job is None:
             raise ValueError(f"{finish.part!r} ends without having begun")
         outcome: Any
+        if not 0 <= finish.row < finish.rows <= MAX_BATCH:
+            raise ValueError(f"row {finish.row} of {finish.rows}")
+        job.rows, job.row = finish.rows, finish.row
         if finish.failure:
             outcome = Failure(finish.failure)
         else:

@@ -84,9 +84,7 @@ def _loop(session: Session) -> None:
         items = feed.take(due_ns)
         if items:
             clock.advance(items[-1].arrival_ns)
-            for pipeline in session.pipelines:
-                for item in items:
-                    pipeline.push(item)
+            session.push(items)
         elif due_ns is None or session.finished:
             return
         else:
@@ -169,6 +167,8 @@ class _Batch(NamedTuple):
     def compute(self) -> list[list[Array] | Failure]:
         """See _Run."""
         jobs = [run.job for run in self.runs]
+        for row, job in enumerate(jobs):
+            job.rows, job.row = len(jobs), row
         feeds = {
             name: np.concatenate([job.feeds[name] for job in jobs], axis=0)
             for name in jobs[0].feeds
@@ -269,7 +269,10 @@ class Crew:
         with self._baton:
             for session in self._sessions:
                 for pipeline in session.pipelines:
-                    pipeline.abandon_overdue(1 << 62, 0)
+                    for part in pipeline.parts:
+                        if part.job is not None:
+                            pipeline.abandon(part.job, session.clock.now_ns())
+                session.emit()
 
     def _add_member(self) -> None:
         self._number += 1
@@ -368,9 +371,7 @@ class Crew:
     def _drain(self, session: Session) -> None:
         items = session.feed.take(None)
         if items:
-            for pipeline in session.pipelines:
-                for item in items:
-                    pipeline.push(item)
+            session.push(items)
 
     def _supervise(self) -> None:
         """Look after sessions, parts and members."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import resource
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +11,7 @@ from typing import Any
 
 from fusedge.bundle.archive import Bundle
 from fusedge.bundle.errors import FusedgeError, UnknownNameError, printable
+from fusedge.bundle.sample import Rejection, Sample
 from fusedge.devices.capture.source import Source, Wanted, open_source
 from fusedge.runtime.backend import OnnxPart
 from fusedge.runtime.chaos import Chaos
@@ -19,6 +20,7 @@ from fusedge.runtime.decision import Decision
 from fusedge.runtime.feed import Feed, MergedFeed, PumpedFeed
 from fusedge.runtime.histogram import DurationHistogram
 from fusedge.runtime.journal import Entry, Swapped
+from fusedge.runtime.latency import LatencyPair, LatencyProbe
 from fusedge.runtime.pipeline import Loader, Pipeline
 from fusedge.runtime.sinks.lane import SinkLane
 from fusedge.runtime.sinks.sink import Sink
@@ -54,7 +56,9 @@ class Session:
     missing from every decision; `warnings` says so of the former. A live source that is silent for
     `silence_s` is opened again; a part that computes for longer than `hang_s` is given up and
     loaded again. With `watch`, another bundle that comes to lie at the bundle's path is changed to
-    (real time only). `open_uri` and `load` open the sources and load the parts; `chaos` lets both fail.
+    (real time only). `latency_s` are known delays of stamps that replace the manifest's, by modality;
+    `latency_pairs` are channels by which such a delay is measured. `open_uri` and `load` open the
+    sources and load the parts; `chaos` lets both fail.
     """
 
     def __init__(
@@ -66,6 +70,8 @@ class Session:
         provider: str = "cpu",
         precision: str = "fp32",
         without: Sequence[str] = (),
+        latency_s: Mapping[str, float] | None = None,
+        latency_pairs: Sequence[LatencyPair] = (),
         silence_s: float = SILENCE_S,
         hang_s: float = HANG_S,
         open_uri: Opener = open_source,
@@ -75,9 +81,11 @@ class Session:
         name: str = "",
     ) -> None:
         known = {m.name for m in bundle.manifest.modalities}
-        for modality in without:
+        self._latency_s = dict(latency_s or {})
+        for modality in (*without, *self._latency_s):
             if modality not in known:
                 raise UnknownNameError("modality", modality, known)
+        self._probes = [LatencyProbe(pair, bundle.manifest) for pair in latency_pairs]
         if known <= set(without):
             raise FusedgeError("every modality is left out", hint="keep one of them")
         self.name = name
@@ -143,6 +151,7 @@ class Session:
             "weights_licence": bundle.manifest.provenance.weights_licence,
             "sources": list(uris),
             "without": list(without),
+            "latency_s": self._latency_s,
             "clock": clock.kind,
             "parts": {
                 part: {"backend": "onnxruntime", "provider": achieved, "precision": precision}
@@ -159,6 +168,7 @@ class Session:
             provider=self._provider,
             precision=self._precision,
             concurrent=self.clock.real,
+            latency_s=self._latency_s,
             load=load,
         )
 
@@ -230,6 +240,14 @@ class Session:
         if not self.feed.ended or self.clock.real:
             self.pipeline.start(now_ns)
 
+    def push(self, items: Sequence[Sample | Rejection]) -> None:
+        """Give what has arrived to all who want it."""
+        for pipeline in self.pipelines:
+            for item in items:
+                pipeline.push(item)
+        for probe in self._probes:
+            probe.observe(items)
+
     def _note(self, entry: Entry) -> None:
         for lane in self._journal_lanes:
             lane.put(entry)
@@ -295,6 +313,8 @@ class Session:
         self.feed.stop()
         left = [f"source {uri}" for uri in self.feed.join(patience_s)]
         summary = {"ended": ended, **self.pipeline.statistics(), "sources": self.feed.report()}
+        if self._probes:
+            summary["latency_estimates"] = [probe.report() for probe in self._probes]
         if self._swaps:
             summary["swaps"] = [swap.report() for swap in self._swaps]
             summary["retired"] = [

@@ -180,7 +180,7 @@ class Soak:
         """What the session's report and what was seen meanwhile say."""
         probe, summary, sound = self._probe, report.summary, self._sound
         looks = probe.looks
-        if not len(looks):
+        if not summary["decisions"]:
             raise FusedgeError(
                 "the soak made no decision", where=", ".join(report.header["sources"])
             )

@@ -109,7 +109,8 @@ class Swap:
                     if pipeline is self.active:
                         given.append(result)
                     continue
-                if pipeline is self.active and result.timestamp_ns > self._given_ns:
+                fails = is_new and self.state == "probation" and bool(result.problem)
+                if pipeline is self.active and not fails and result.timestamp_ns > self._given_ns:
                     self._given_ns = result.timestamp_ns
                     given.append(result)
                 if self.new is not None and not self.ended:
@@ -141,9 +142,9 @@ class Swap:
             self.state = "probation"
             self.switched_ns = tick_ns
             return self._rest(True)
-        if self.state == "probation" and self.switched_ns is not None:
-            if tick_ns - self.switched_ns >= self._probation_s * NANOSECONDS:
-                return self._end("done", "")
+        since_ns = None if self.switched_ns is None else tick_ns - self.switched_ns
+        if since_ns is not None and since_ns >= self._probation_s * NANOSECONDS:
+            return self._end("done", "")
         return []
 
     def _end(self, state: Literal["done", "refused", "returned"], reason: str) -> list[Result]:

@@ -20,6 +20,7 @@ from fusedge.runtime.sinks.sink import Sink
 MAX_ITEMS = 4096
 MAX_BYTES = 64 << 20  # of samples that wait for a recorder: two seconds of VGA at 30 Hz
 STUCK_NS = to_ns(2.0)
+IDLE_S = 0.25
 
 Item = Decision | Event | Entry
 
@@ -107,11 +108,25 @@ class SinkLane:
         return not self._thread.is_alive()
 
     def _serve(self) -> None:
-        while (item := self._queue.get()) is not None:
+        while True:
+            try:
+                item = self._queue.get(timeout=IDLE_S)
+            except Empty:
+                self._idle()
+                continue
+            if item is None:
+                break
             with self._lock:
                 self._got_bytes += _bytes(item)
             self._give(item)
         self._end()
+
+    def _idle(self) -> None:
+        if self._retry_ns is None:
+            try:
+                self.sink.flush()
+            except Exception as error:
+                self._fail(str(error), 0, item=False)
 
     def _give(self, item: Item) -> None:
         with self._lock:

@@ -28,7 +28,7 @@ from fusedge.bundle.window import to_ns
 from fusedge.runtime.clock import stopwatch_ns
 from fusedge.runtime.decision import Decision
 from fusedge.runtime.events import Event
-from fusedge.runtime.journal import Cut, Entry, Finish
+from fusedge.runtime.journal import Cut, Entry, Finish, Tick
 from fusedge.runtime.sinks.sink import Sink
 
 Item = Decision | Event | Entry
@@ -152,8 +152,10 @@ class Recorder(Sink):
             return document_message(channel, self._now_ns, item.timestamp_ns, item.as_dict())
         if isinstance(item, Finish):
             about_ns = self._now_ns = item.now_ns
-        else:
+        elif isinstance(item, Cut | Tick):
             about_ns = item.end_ns if isinstance(item, Cut) else item.tick_ns
+        else:
+            about_ns = self._now_ns
         fields = {"type": type(item).__name__.lower(), **item._asdict()}
         return document_message(JOURNAL, self._now_ns, about_ns, fields)
 

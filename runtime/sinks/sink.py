@@ -38,6 +38,9 @@ class Sink(ABC):
     def lost(self, count: int) -> None:  # noqa: B027  # most sinks have nothing to say about it
         """So many items were dropped before the next one, since the sink was too slow or failed."""
 
+    def flush(self) -> None:  # noqa: B027  # most sinks keep nothing back
+        """Nothing has come for a while: keep nothing back."""
+
     @abstractmethod
     def close(self, summary: dict[str, Any]) -> None:
         """End the session; `summary` holds the counts and the ledger."""

@@ -72,7 +72,7 @@ def test_all_kinds_of_entries_keep_their_order(tmp_path: Path) -> None:
         imu(1),
         Rejection("imu", 5, "torn", "line 3", 2),
         Cut("imu", 10, 2, ""),
-        Tick(20, 0, "part_failed"),
+        Tick(20, 0, "part_failed", 21),
         Finish("head", "", 30),
         Event("jolt", 1, "start", 25, 1, 2.0, 0.5),
     ):

@@ -1,0 +1,135 @@
+"""What one process runs, as one YAML file describes it: pipelines, each with bundle, sources and sinks."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from fusedge.bundle.errors import FusedgeError
+from fusedge.runtime.session import HANG_S, SILENCE_S
+
+MAX_BYTES = 1 << 20
+Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.\-]*$", max_length=80)]
+Seconds = Annotated[float, Field(gt=0, le=86_400, allow_inf_nan=False)]
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+class LatencySetting(_Strict):
+    """Channels by which the delay of a modality's stamps is measured: see LatencyPair."""
+
+    speed: str
+    acceleration: str
+    highpass_hz: float = Field(default=0, ge=0, le=1000)
+
+
+class PipelineSetting(_Strict):
+    """One pipeline."""
+
+    name: Name
+    bundle: str = Field(description="a shipped bundle's name, or a path")
+    sources: tuple[str, ...] = Field(min_length=1, description="URIs")
+    without: tuple[str, ...] = ()
+    provider: str = "cpu"
+    precision: str = "fp32"
+    latency_s: dict[str, Annotated[float, Field(ge=0, le=86_400)]] = Field(
+        default_factory=dict, description="delay of a modality's stamps, instead of the manifest's"
+    )
+    measure_latency: tuple[LatencySetting, ...] = ()
+    silence_s: Seconds = Field(default=SILENCE_S, description="a silent source is opened again")
+    hang_s: Seconds = Field(default=HANG_S, description="a part that computes longer is given up")
+    watch: bool = Field(default=False, description="change to another bundle put at this path")
+    out: Path | None = Field(default=None, description="decisions as JSON Lines")
+    picture: Path | None = None
+    record: Path | None = Field(default=None, description="new MCAP file")
+    record_events: str | None = Field(default=None, description="time before and after, as 10s")
+    clips: Path = Path("clips")
+    jpeg: int | None = Field(default=None, ge=1, le=95, description="quality of recorded images")
+
+
+class Appliance(_Strict):
+    """The whole file. Relative paths are from its folder."""
+
+    speed: str = Field(default="live", description="live, max, or a number")
+    threads: int = Field(default=0, ge=0, le=256, description="of the crew; 0: by the cores")
+    cores: tuple[Annotated[int, Field(ge=0, le=4095)], ...] = Field(
+        default=(), description="to which the crew is bound"
+    )
+    pipelines: tuple[PipelineSetting, ...] = Field(min_length=1, max_length=64)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _number_as_text(cls, value: Any) -> Any:
+        if isinstance(value, dict) and isinstance(value.get("speed"), int | float):
+            return {**value, "speed": f"{value['speed']:g}"}
+        return value
+
+    @model_validator(mode="after")
+    def _distinct(self) -> Appliance:
+        names = [pipeline.name for pipeline in self.pipelines]
+        if len(set(names)) != len(names):
+            raise ValueError("two pipelines have one name")
+        files = [p for s in self.pipelines for p in (s.out, s.picture, s.record) if p is not None]
+        if len(set(files)) != len(files):
+            raise ValueError("two outputs go to one file")
+        return self
+
+
+class _Loader(yaml.SafeLoader):  # type: ignore[misc]
+    """Without aliases, by which a small file can stand for a huge one, and without repeated keys."""
+
+    def compose_node(self, parent: Any, index: Any) -> Any:
+        if self.check_event(yaml.AliasEvent):
+            raise yaml.YAMLError("aliases (*name) are not taken")
+        return super().compose_node(parent, index)
+
+    def construct_mapping(self, node: Any, deep: bool = False) -> Any:
+        keys = [getattr(key, "value", None) for key, _ in node.value]
+        repeated = [key for key in keys if keys.count(key) > 1]
+        if repeated:
+            raise yaml.YAMLError(f"{str(repeated[0])[:80]!r} is given twice")
+        return super().construct_mapping(node, deep)
+
+
+def load_appliance(path: Path) -> Appliance:
+    """Read the file; raises FusedgeError with the first thing that is wrong in it."""
+    where = str(path)
+    try:
+        if path.stat().st_size > MAX_BYTES:
+            raise FusedgeError(f"has more than {MAX_BYTES} bytes", where=where)
+        raw = yaml.load(path.read_text("utf-8"), _Loader)  # a SafeLoader
+    except OSError as error:
+        raise FusedgeError(f"cannot be read: {error.strerror or error}", where=where) from None
+    except (yaml.YAMLError, UnicodeDecodeError, RecursionError, ValueError) as error:
+        raise FusedgeError(f"is no YAML that can be taken: {error}", where=where) from None
+    try:
+        appliance = Appliance.model_validate(raw)
+    except ValidationError as error:
+        first = error.errors()[0]
+        place = ".".join(str(step)[:80] for step in first["loc"])
+        raise FusedgeError(
+            f"{place + ': ' if place else ''}{first['msg']}",
+            where=where,
+            hint="see 'Several pipelines' in the README",
+        ) from None
+    folder = path.parent
+    return appliance.model_copy(
+        update={"pipelines": tuple(_placed(p, folder) for p in appliance.pipelines)}
+    )
+
+
+def _placed(setting: PipelineSetting, folder: Path) -> PipelineSetting:
+    """With paths that do not depend on the working folder."""
+    paths: dict[str, Any] = {
+        name: folder / value
+        for name in ("out", "picture", "record", "clips")
+        if (value := getattr(setting, name)) is not None
+    }
+    if (folder / setting.bundle).exists():
+        paths["bundle"] = str(folder / setting.bundle)
+    return setting.model_copy(update=paths)
