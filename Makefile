@@ -6,7 +6,7 @@ PYTEST_ARGS ?=
 BENCH_SOURCE ?= sim:?duration_s=900
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint bench format clean
+.PHONY: help demo test lint bench soak format clean
 .NOTPARALLEL:  # the two installs would write the same fusedge.egg-info
 
 help:
@@ -14,6 +14,7 @@ help:
 	@echo "make test    lint, then all tests (options for pytest in PYTEST_ARGS)"
 	@echo "make lint    ruff, mypy, import rules"
 	@echo "make bench   speed, memory and repeatability of a replay (another drive in BENCH_SOURCE)"
+	@echo "make soak    all kinds of fault 100 times each, then a day on a virtual clock; 20 minutes"
 	@echo "make format  rewrite the code in the project's format"
 	@echo "make clean   remove the environments, caches and outputs that make has made"
 
@@ -31,6 +32,11 @@ lint: .venv/ready .types/fusedge
 
 bench: .venv/ready
 	.venv/bin/python benchmarks/replay.py '$(BENCH_SOURCE)'
+
+soak: .venv/ready
+	.venv/bin/python benchmarks/soak_faults.py
+	.venv/bin/python benchmarks/reference_bundle.py .venv/reference.fusedge
+	.venv/bin/fusedge soak .venv/reference.fusedge --hours 24
 
 format: .venv/ready
 	.venv/bin/ruff check --fix .

@@ -14,6 +14,7 @@ from fusedge.cli.console import console, print_json
 from fusedge.cli.main import INTERRUPTED
 from fusedge.cli.options import (
     BundleArgument,
+    ChaosEveryOption,
     ChaosOption,
     ChaosSeedOption,
     JsonOption,
@@ -24,8 +25,6 @@ from fusedge.cli.options import (
 from fusedge.cli.run import run_sessions
 from fusedge.runtime.clock import VirtualClock
 from fusedge.runtime.soak import MAX_SKEW_MS, MAX_SLOPE_MB, Soak, SoakReport
-
-CHAOS_EVERY_S = 600.0
 
 
 def soak(
@@ -43,14 +42,14 @@ def soak(
     precision: PrecisionOption = "fp32",
     chaos: ChaosOption = "",
     chaos_seed: ChaosSeedOption = 0,
+    chaos_every: ChaosEveryOption = 600.0,
     as_json: JsonOption = False,
 ) -> None:
     """Run a bundle over a day of input in minutes, and see whether anything grows or drifts.
 
     Time is virtual, so it goes as fast as the machine does. Exit status 1 where a sample is
     unaccounted for, memory grows by more than 1 MB a day, threads or open files grow, or sound is
-    placed more than 5 ms from where the synthetic devices know it to be. With --chaos each kind of
-    fault strikes each target every ten minutes, and the place of sound is not judged.
+    placed more than 5 ms from where the synthetic devices know it to be (not judged with --chaos).
 
     Examples:
 
@@ -58,7 +57,7 @@ def soak(
     - `fusedge soak driving --source sim:?duration_s=600 --hours 2 --chaos all`
     """
     clock = VirtualClock()
-    faults = chaos_of(chaos, clock, chaos_seed, CHAOS_EVERY_S)
+    faults = chaos_of(chaos, clock, chaos_seed, chaos_every)
     columns = (
         TextColumn("soak"),
         BarColumn(),

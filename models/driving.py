@@ -28,10 +28,14 @@ GPS_LATENCY_S = (
     0.85  # median of the 32 of 33 trips that tell it, a tenth below 0.5 and a tenth above 1.1
 )
 
+# An accelerometer is never still. In 33 trips one stood still once for longer than 0.4 s: for 8 s.
+_FROZEN_S = 10.0
 _IMU_CHANNELS = (
-    Channel(name="longitudinal_acceleration", unit="m/s2", minimum=-20, maximum=20),
-    Channel(name="lateral_acceleration", unit="m/s2", minimum=-20, maximum=20),
-    Channel(name="vertical_acceleration", unit="m/s2", minimum=-40, maximum=40),
+    Channel(
+        name="longitudinal_acceleration", unit="m/s2", minimum=-20, maximum=20, frozen_s=_FROZEN_S
+    ),
+    Channel(name="lateral_acceleration", unit="m/s2", minimum=-20, maximum=20, frozen_s=_FROZEN_S),
+    Channel(name="vertical_acceleration", unit="m/s2", minimum=-40, maximum=40, frozen_s=_FROZEN_S),
     Channel(name="roll", unit="rad", minimum=-3.2, maximum=3.2),
     Channel(name="pitch", unit="rad", minimum=-3.2, maximum=3.2),
     Channel(name="yaw", unit="rad", minimum=-3.2, maximum=3.2),

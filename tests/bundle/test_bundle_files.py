@@ -439,7 +439,9 @@ def edited(folder: Path, edit: Callable[[dict[str, object]], object]) -> Path:
 
 
 def test_a_later_version_is_refused_before_anything_else(folder: Path) -> None:
-    line = refusal(edited(folder, lambda raw: raw.update(format_version=FORMAT_VERSION + 1, surprise=1)))
+    line = refusal(
+        edited(folder, lambda raw: raw.update(format_version=FORMAT_VERSION + 1, surprise=1))
+    )
     newer = f"bundle format {FORMAT_VERSION + 1} is newer than this program, which reads {FORMAT_VERSION}"
     assert newer in line
     assert "upgrade" in line

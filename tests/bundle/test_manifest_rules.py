@@ -107,6 +107,26 @@ BROKEN: dict[str, tuple[Edit, str]] = {
         in_modality(rate_hz=1_000_000, max_age_s=86_400),
         "samples to keep",
     ),
+    "image without a size": (in_modality(kind="image"), "an image has a height and a width"),
+    "series with a size": (in_modality(height=2, width=2), "an image has a height and a width"),
+    "sound with holes": (in_modality(kind="audio"), "sound alone is contiguous"),
+    "series without holes": (in_modality(resample="contiguous"), "sound alone is contiguous"),
+    "exact stamps in no time": (
+        in_modality(resample="exact", max_hold_s=0.2),
+        "lateness_s must be as long",
+    ),
+    "images beyond all memory": (
+        in_modality(kind="image", height=8192, width=8192, rate_hz=20),
+        "bytes to keep",
+    ),
+    "window of bytes in a series": (
+        in_part(FAST, "inputs", 0, dtype="uint8"),
+        "needs one float32 window input",
+    ),
+    "frozen at once": (
+        lambda raw: raw["modalities"][0]["channels"][0].update(frozen_s=0),
+        "frozen_s",
+    ),
     "no window in a row": (in_modality(return_windows=0), "return_windows"),
     "more than all of a window": (in_modality(min_valid=1.01), "min_valid"),
     "unknown kind": (in_modality(kind="video"), "kind"),
@@ -137,13 +157,13 @@ BROKEN: dict[str, tuple[Edit, str]] = {
     ),
     "window of another shape": (
         in_part(FAST, "inputs", 0, shape=["batch", 4, 2]),
-        "needs one window input",
+        "needs one float32 window input",
     ),
     "valid of another shape": (
         in_part(FAST, "inputs", 1, shape=["batch", 5]),
-        "needs one valid input",
+        "needs one float32 valid input",
     ),
-    "no window": (in_part(FAST, "inputs", 0, role="valid"), "needs one window input"),
+    "no window": (in_part(FAST, "inputs", 0, role="valid"), "needs one float32 window input"),
     "embedding of another size": (
         in_part(FAST, "outputs", 0, shape=["batch", 3]),
         "embedding differs from fusion.embedding_size",

@@ -84,8 +84,15 @@ def test_all_kinds_of_entries_keep_their_order(tmp_path: Path) -> None:
     fields = [entry.fields() for entry in documents if isinstance(entry, Document)]
     assert fields == [
         {"type": "cut", "modality": "imu", "end_ns": 10, "skipped": 2, "reason": ""},
-        {"type": "tick", "tick_ns": 20, "skipped": 0, "reason": "part_failed"},
-        {"type": "finish", "part": "head", "failure": "", "now_ns": 30},
+        {"type": "tick", "tick_ns": 20, "skipped": 0, "reason": "part_failed", "now_ns": 21},
+        {
+            "type": "finish",
+            "part": "head",
+            "failure": "",
+            "now_ns": 30,
+            "rows": 1,
+            "row": 0,
+        },
         Event("jolt", 1, "start", 25, 1, 2.0, 0.5).as_dict(),
     ]
 
