@@ -6,14 +6,15 @@ PYTEST_ARGS ?=
 BENCH_SOURCE ?= sim:?duration_s=900
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint bench soak format clean
+.PHONY: help demo test lint bench bench-peers soak format clean
 .NOTPARALLEL:  # the two installs would write the same fusedge.egg-info
 
 help:
 	@echo "make demo    run the shipped driving model on a simulated drive; results in $(DEMO_OUT)/"
 	@echo "make test    lint, then all tests (options for pytest in PYTEST_ARGS)"
 	@echo "make lint    ruff, mypy, import rules"
-	@echo "make bench   speed, memory and repeatability of a replay (another drive in BENCH_SOURCE)"
+	@echo "make bench   what the runtime costs and keeps to, replay speed (another drive in BENCH_SOURCE)"
+	@echo "make bench-peers  the same scenarios on other runtimes, each in its own environment; hours, 10 GB"
 	@echo "make soak    all kinds of fault 100 times each, then a day on a virtual clock; 20 minutes"
 	@echo "make format  rewrite the code in the project's format"
 	@echo "make clean   remove the environments, caches and outputs that make has made"
@@ -31,11 +32,16 @@ lint: .venv/ready .types/fusedge
 	PYTHONPATH=.types .venv/bin/lint-imports
 
 bench: .venv/ready
-	.venv/bin/python benchmarks/replay.py '$(BENCH_SOURCE)'
+	.venv/bin/python -m benchmarks.overhead
+	.venv/bin/python -m benchmarks.runtime
+	.venv/bin/python -m benchmarks.replay '$(BENCH_SOURCE)'
+
+bench-peers: .venv/ready
+	.venv/bin/python benchmarks/peers/run.py
 
 soak: .venv/ready
-	.venv/bin/python benchmarks/soak_faults.py
-	.venv/bin/python benchmarks/reference_bundle.py .venv/reference.fusedge
+	.venv/bin/python -m benchmarks.soak_faults
+	.venv/bin/python -m benchmarks.reference_bundle .venv/reference.fusedge
 	.venv/bin/fusedge soak .venv/reference.fusedge --hours 24
 
 format: .venv/ready
@@ -43,7 +49,7 @@ format: .venv/ready
 	.venv/bin/ruff format .
 
 .venv-demo/ready: EXTRAS := cpu,plot
-.venv/ready: EXTRAS := cpu,export,train,rtx,plot,dev
+.venv/ready: EXTRAS := cpu,export,train,rtx,plot,record,dev
 .venv-demo/ready .venv/ready: pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(not (3, 10) <= sys.version_info < (3, 14))' || \
 	  { echo "Fusedge needs Python 3.10 to 3.13: make PYTHON=python3.12 (here: $(PYTHON), `$(PYTHON) -V 2>&1`)"; exit 1; }
@@ -58,5 +64,5 @@ format: .venv/ready
 	@mkdir -p $(@D) && ln -sfn .. $@
 
 clean:
-	rm -rf .venv .venv-demo .types build fusedge.egg-info $(DEMO_OUT) \
+	rm -rf .venv .venv-demo .types build fusedge.egg-info $(DEMO_OUT) bench-out benchmarks/peers/.venv \
 	  .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ProcessPoolExecutor
+from contextlib import contextmanager
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +25,8 @@ from fusedge.runtime.part import Backend
 from fusedge.runtime.session import Session
 from fusedge.runtime.sinks.sink import Sink
 
+TICK_HZ = 20.0
+TICK_NS = to_ns(1 / TICK_HZ)
 RATES_HZ = {"video": 30, "sound": 50, "sensor": 100}  # items a second
 _DICE = np.random.default_rng(1)
 DATA: dict[str, Any] = {
@@ -31,7 +36,7 @@ DATA: dict[str, Any] = {
 }
 
 
-def live_bundle(path: Path, decision_rate_hz: float = 20, **changes: Any) -> Bundle:
+def live_bundle(path: Path, decision_rate_hz: float = TICK_HZ, **changes: Any) -> Bundle:
     """The reference bundle, fields of its manifest changed in memory."""
     bundle = write_reference_bundle(path, decision_rate_hz)
     bundle.manifest = bundle.manifest.model_copy(update=changes)
@@ -154,21 +159,35 @@ class Arrivals(Sink):
         pass
 
 
-def bare_timer(seconds: float, period_ns: int) -> list[int]:
-    """When a thread woke that did nothing but wait for every whole multiple of a period."""
+def bare_timer(seconds: float, period_ns: int = TICK_NS) -> list[int]:
+    """When a process woke that did nothing but wait for every whole multiple of a period."""
+    wake_punctually()
     times_ns: list[int] = []
-
-    def wait() -> None:
-        wake_punctually()
-        never = threading.Event()
-        due_ns = (time.monotonic_ns() // period_ns + 1) * period_ns
-        end_ns = due_ns + to_ns(seconds)
-        while due_ns < end_ns:
-            never.wait(max(0, due_ns - time.monotonic_ns()) / 1e9)
-            times_ns.append(time.monotonic_ns())
-            due_ns += period_ns
-
-    thread = threading.Thread(target=wait)
-    thread.start()
-    thread.join()
+    never = threading.Event()
+    due_ns = (time.monotonic_ns() // period_ns + 1) * period_ns
+    end_ns = due_ns + to_ns(seconds)
+    while due_ns < end_ns:
+        never.wait(max(0, due_ns - time.monotonic_ns()) / 1e9)
+        times_ns.append(time.monotonic_ns())
+        due_ns += period_ns
     return times_ns
+
+
+@contextmanager
+def bare_process() -> Iterator[Callable[[float], Future[list[int]]]]:
+    """A process of its own, ready to run `bare_timer` while something else is measured."""
+    with ProcessPoolExecutor(1, get_context("spawn")) as pool:
+        pool.submit(bare_timer, 0).result()
+        yield lambda seconds: pool.submit(bare_timer, seconds)
+
+
+def rsd_percent(times_ns: Sequence[int]) -> float:
+    """Relative standard deviation of the intervals."""
+    intervals = np.diff(times_ns)
+    return float(100 * intervals.std() / intervals.mean())
+
+
+def spread(times_ns: Sequence[int]) -> float:
+    """The longest interval over the shortest."""
+    intervals = np.diff(times_ns)
+    return float(intervals.max() / intervals.min())

@@ -10,6 +10,8 @@ from rich.table import Table
 
 from fusedge.runtime.session import SessionReport
 
+MAX_FAULTS = 20  # that are shown
+
 
 def print_report(report: SessionReport, console: Console) -> None:
     """Decisions, times, the ledger: what ran, how long it took and what became of every sample."""
@@ -34,9 +36,21 @@ def print_report(report: SessionReport, console: Console) -> None:
         f"{timing['wall_s']:.1f} s, {timing['cpu_s']:.1f} s of CPU, "
         f"{timing['peak_rss_mb']:.0f} MB at most"
     )
+    if "chaos" in summary:
+        _print_faults(summary["chaos"], console)
     for name, modality in summary["modalities"].items():
         for channel, count in modality["implausible_values"].items():
             console.print(f"[yellow]{name}.{channel}: {count} values out of range, not used[/]")
+
+
+def _print_faults(chaos: dict[str, Any], console: Console) -> None:
+    faults, total = chaos["faults"], sum(chaos["count"].values())
+    console.print(f"chaos: {total} faults")
+    for fault in faults[:MAX_FAULTS]:
+        times = f"{fault['start_s']:.1f} to {fault['end_s']:.1f} s"
+        console.print(f"  {times}: {fault['kind']} of {fault['target']}", markup=False)
+    if total > MAX_FAULTS:
+        console.print("  the others are in the summary of --json or --out")
 
 
 def _counts(labels: dict[str, int]) -> str:

@@ -2,6 +2,7 @@
 
 Every ```console block is run, in order, in one folder for each document. `$ command` is run and must
 succeed; the lines under it must appear in its output, in that order, where `...` stands for anything.
+A block of another language whose first line is `# NAME` is first written to the file of that name.
 `TRIP` and `DATA` stand for a recorded trip and the folder of recordings. A block under a comment
 `<!-- not run: reason -->` is left out, for that reason.
 """
@@ -89,7 +90,17 @@ ALL = [block for file in DOCUMENTS for block in blocks(file, file.read_text("utf
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Callable[[Path], Path]:
     """One folder for each document, so that a block can use what an earlier one has written."""
-    return functools.cache(lambda file: tmp_path_factory.mktemp(file.stem))
+
+    @functools.cache
+    def make(file: Path) -> Path:
+        made = tmp_path_factory.mktemp(file.stem)
+        for block in ALL:
+            name = re.match(r"# ([\w.-]+\.\w+)\n", block.body)
+            if block.document == file and block.language != "console" and name:
+                (made / name[1]).write_text(block.body, "utf-8")
+        return made
+
+    return make
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,7 @@ from fusedge.models import driving
 from fusedge.models.dataset import Drive, make_drive
 from fusedge.models.fusion_model import FusionModel
 from fusedge.models.prediction import predict
-from fusedge.runtime.stream import ModalityStream
+from fusedge.runtime.sample_stream import SampleStream
 from tests.models.synthetic import recording
 
 MODALITIES = driving.modalities(gps_latency_s=1.45)
@@ -67,12 +67,12 @@ def test_windows_of_any_rate_are_those_of_the_runtime(
     trip = replace(recording(0, "A", 0), series={modality.name: Series(stamps, values)})
     drive = make_drive(trip, [modality], driving.LABELS)
 
-    stream, track = ModalityStream(modality), drive.tracks[modality.name]
+    stream, track = SampleStream(modality), drive.tracks[modality.name]
     size, compared = modality.window_samples, 0
     for stamp, data in zip(stamps.tolist(), values, strict=True):
-        while (due := stream.next_due_ns) is not None and due < stamp:
-            end_ns, window = stream.next_end_ns, stream.cut(due)
-            assert end_ns is not None and window is not None
+        while stream.due_ns < stamp:
+            end_ns, window = stream.next_end_ns, stream.cut()
+            assert end_ns is not None
             row = end_ns // stream.hop_ns - first_hop(drive, stamps, stream.hop_ns)
             if row * size >= len(track.window):  # windows after the last tick serve none
                 continue

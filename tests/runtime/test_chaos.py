@@ -12,16 +12,19 @@ import pytest
 
 from fusedge.bundle.archive import Bundle
 from fusedge.bundle.errors import FusedgeError, UnknownNameError
+from fusedge.bundle.recording import tracks_of
 from fusedge.bundle.sample import Sample
 from fusedge.bundle.window import to_ns
 from fusedge.devices.capture.synthetic import SyntheticSource
 from fusedge.runtime.chaos import KINDS, MAX_TOLD, Chaos, parse_kinds
 from fusedge.runtime.clock import Clock, PacedClock, VirtualClock
 from fusedge.runtime.journal import Entry
+from fusedge.runtime.replay import replay_exactly
 from fusedge.runtime.runner import run
 from fusedge.runtime.session import Session, SessionReport
 from fusedge.runtime.sinks.jsonl import JsonLinesSink
 from fusedge.runtime.sinks.memory import MemorySink
+from fusedge.runtime.sinks.recorder import Recorder
 from fusedge.runtime.sinks.sink import Sink
 from fusedge.runtime.soak import finite
 from tests.media_bundle import MODALITIES, PERIOD_S, write_media_bundle
@@ -218,3 +221,16 @@ def test_a_sink_that_fails_on_a_virtual_clock_is_counted(bundle: Bundle, tmp_pat
     assert sink["dropped"]["sink_failed"] >= 1
     lines = out.read_text().splitlines()
     assert len(lines) == sink["used"] + 2 and '"type":"summary"' in lines[-1]
+
+
+@pytest.mark.parametrize("seed", range(2))
+def test_what_was_recorded_under_chaos_is_replayed_to_the_bit(
+    bundle: Bundle, tmp_path: Path, seed: int
+) -> None:
+    # A part that gave NaN by chance does not give it again.
+    chaotic = Chaotic(bundle, [k for k in KINDS if k != "part-nan"], seed, VirtualClock(), 30)
+    recorder = Recorder(tmp_path / "trip.mcap", tracks_of(bundle.manifest))
+    run(chaotic.session, [chaotic.memory, recorder])
+    replayed = replay_exactly(bundle, tmp_path / "trip.mcap")
+    assert replayed.identical, replayed.difference
+    assert replayed.decisions == len(chaotic.memory.decisions) > 100
