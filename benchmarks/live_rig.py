@@ -15,13 +15,12 @@ import numpy as np
 
 from benchmarks.reference_bundle import write_reference_bundle
 from fusedge.bundle.archive import Bundle
-from fusedge.bundle.manifest import Manifest, Part
+from fusedge.bundle.manifest import Manifest
 from fusedge.bundle.sample import Sample
 from fusedge.bundle.window import to_ns
 from fusedge.runtime.backend import OnnxPart
 from fusedge.runtime.clock import Clock, LiveClock, wake_punctually
 from fusedge.runtime.decision import Decision
-from fusedge.runtime.part import Backend
 from fusedge.runtime.session import Session
 from fusedge.runtime.sinks.sink import Sink
 
@@ -86,26 +85,23 @@ class Device:
         self._closed.set()
 
 
+def device(uri: str, wanted: object, now_ns: Callable[[], int]) -> Device:
+    return Device(uri.partition(":")[2], now_ns)
+
+
 def live_session(
     bundle: Bundle,
     *,
     clock: Clock | None = None,
-    faults: Mapping[str, Callable[[int], object]] | None = None,
-    load: Callable[[Part], Backend] | None = None,
+    open_uri: Callable[..., Device] = device,
     **options: Any,
 ) -> Session:
     """A session over a device for each modality of the reference bundle."""
-
-    def open_uri(uri: str, wanted: object, now_ns: Callable[[], int]) -> Device:
-        name = uri.partition(":")[2]
-        return Device(name, now_ns, (faults or {}).get(name, lambda number: None))
-
     return Session(
         bundle,
         [f"bench:{name}" for name in RATES_HZ],
         clock or LiveClock(),
         open_uri=open_uri,
-        load=load,
         **options,
     )
 

@@ -1,8 +1,9 @@
 """How old what a decision rests on becomes where an encoder is too slow: `python -m benchmarks.overload`.
 
 The camera encoder (a window every 67 ms) takes 3.1 times as long as its period, asleep, as if another
-device computed (at 3 times, runs keep step with the ticks, and ages tell nothing of a trend); sound, sensor and decisions at 20 Hz go on beside it, on a crew of two, in real time.
-Once it is stateless, once it carries a state that counts its steps. Measured are
+device computed (at 3 times, runs keep step with the ticks, so that ages tell of no trend); sound, sensor
+and decisions at 20 Hz go on beside it, on a crew of two, in real time. Once it is stateless, once it
+carries a state that counts its steps. Measured are
 
 - freshness: how old the newest sample of a window is when its embedding comes. Asked: at most a
   period, the time a window waits for late samples, and the longest run;
@@ -257,6 +258,8 @@ def measure(arguments: argparse.Namespace) -> list[Figure]:
     factor, seconds = arguments.factor, arguments.seconds
     with tempfile.TemporaryDirectory() as folder, bare_process() as bare:
         bundle = live_bundle(Path(folder) / "b.fusedge")
+        specs = tuple(m.model_copy(update={"max_age_s": 1.0}) for m in bundle.manifest.modalities)
+        bundle.manifest = bundle.manifest.model_copy(update={"modalities": specs})
         return [
             *in_real_time("stateless", bundle, factor, seconds, bare),
             *in_real_time("stateful", stateful(bundle), factor, seconds, bare),

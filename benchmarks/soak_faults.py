@@ -2,8 +2,8 @@
 
     python benchmarks/soak_faults.py [--seeds 100] [--kinds stall,nan]
 
-A run is a session of 30 s over the reference bundle with synthetic devices and faults of one kind
-every 10 s at each source, part and sink; `all` is every kind together. Kinds that need time to go by
+A run is a session of 20 s over the reference bundle with synthetic devices and faults of one kind
+every 6 s at each source, part and sink; `all` is every kind together. Kinds that need time to go by
 run at 10 times its pace, the others on a virtual clock. Whether all samples are accounted for is
 looked at before each change of the pipeline.
 """
@@ -37,8 +37,8 @@ from fusedge.runtime.sinks.jsonl import JsonLinesSink
 from fusedge.runtime.sinks.memory import MemorySink
 from fusedge.runtime.soak import finite
 
-SECONDS = 30.0
-EVERY_S = 10.0
+SECONDS = 20.0
+EVERY_S = 6.0
 SPEED = 10.0
 HANG_S = 60.0
 

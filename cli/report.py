@@ -8,6 +8,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from fusedge.bundle.errors import printable
 from fusedge.runtime.session import SessionReport
 
 MAX_FAULTS = 20  # that are shown
@@ -25,7 +26,7 @@ def print_report(report: SessionReport, console: Console) -> None:
         )
     )
     console.print(_time_table(timing))
-    console.print(_ledger_table(summary["ledger"]))
+    console.print(_ledger_table(summary))
     balance = (
         "[green]balances to the sample[/]"
         if summary["ledger_balanced"]
@@ -39,8 +40,36 @@ def print_report(report: SessionReport, console: Console) -> None:
     if "chaos" in summary:
         _print_faults(summary["chaos"], console)
     for name, modality in summary["modalities"].items():
-        for channel, count in modality["implausible_values"].items():
-            console.print(f"[yellow]{name}.{channel}: {count} values out of range, not used[/]")
+        for what, counts in (
+            ("out of range", modality["implausible_values"]),
+            ("frozen", modality["frozen_values"]),
+        ):
+            for channel, count in counts.items():
+                console.print(f"[yellow]{name}.{channel}: {count} values {what}, not used[/]")
+        _print_clock(name, modality["clock"], console)
+    for estimate in summary.get("latency_estimates", ()):
+        lag = estimate["seconds"]
+        told = "cannot be told" if lag is None else f"{lag:.2f} s, as measured"
+        console.print(f"delay of {estimate['speed']}: {told} by {estimate['acceleration']}")
+    for swap in summary.get("swaps", ()):
+        console.print(
+            f"change of bundle: {swap['state']}, {swap['agreed']} of {swap['compared']} ticks agreed"
+            + escape(f"; {swap['reason']}" if swap["reason"] else "")
+        )
+    if timing["left_behind"]:
+        left = escape(", ".join(timing["left_behind"]))
+        console.print(f"[yellow]left behind, since it did not end in time: {left}[/]")
+
+
+def _print_clock(name: str, clock: dict[str, Any], console: Console) -> None:
+    """What the clock of a source did, where it did anything."""
+    if clock.get("drift_ppm"):
+        console.print(f"{name}: drift {clock['drift_ppm']:+.1f} ppm, {clock['steps']} steps")
+    elif clock.get("epoch"):
+        steps = ", ".join(f"{kind} {count}" for kind, count in clock["steps"].items())
+        console.print(
+            f"[yellow]{name}: its clock stepped ({steps}), now {clock['offset_s']:+.3f} s[/]"
+        )
 
 
 def _print_faults(chaos: dict[str, Any], console: Console) -> None:
@@ -73,17 +102,23 @@ def _time_table(timing: dict[str, Any]) -> Table:
     return table
 
 
-def _ledger_table(ledger: dict[str, Any]) -> Table:
-    table = Table(title="samples", title_justify="left")
-    for column in ("modality", "received", "used", "dropped", "in flight"):
-        table.add_column(column, justify="left" if column in ("modality", "dropped") else "right")
-    for name, account in ledger.items():
+def _ledger_table(summary: dict[str, Any]) -> Table:
+    """Samples by modality, then what of runs, sources and sinks was lost, where anything was."""
+    table = Table(title="ledger", title_justify="left")
+    for column in ("", "received", "used", "dropped", "in flight"):
+        table.add_column(column, justify="left" if column in ("", "dropped") else "right")
+    rows = {f"samples of {name}": account for name, account in summary["ledger"].items()}
+    others = {f"runs of {name}": part["runs"] for name, part in summary["parts"].items()}
+    others |= {f"from {name}": account for name, account in summary["sources"].items()}
+    others |= {f"to {name}": account for name, account in summary["sinks"].items()}
+    rows |= {name: account for name, account in others.items() if account["dropped"]}
+    for name, account in rows.items():
         dropped = ", ".join(f"{reason} {n}" for reason, n in account["dropped"].items())
         table.add_row(
-            name,
+            escape(printable(name)),
             str(account["received"]),
             str(account["used"]),
-            escape(dropped) or "none",
+            escape(printable(dropped)) or "none",
             str(account["in_flight"]),
         )
     return table

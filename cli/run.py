@@ -202,6 +202,10 @@ def run_appliance(appliance: Appliance, as_json: bool) -> None:
     finish_all(dict(zip((s.name for s in appliance.pipelines), reports, strict=True)), as_json)
 
 
+def _notice(line: str) -> None:
+    console.print(line, style="yellow", markup=False, soft_wrap=True)
+
+
 def _warn(session: Session) -> None:
     label = f"{session.name}: " if session.name else ""
     for warning in session.warnings:
@@ -262,7 +266,7 @@ def run_sessions(
         if handler is not signal.SIG_IGN:
             signal.signal(number, stop)
     try:
-        return run_all(sessions, threads=threads, cores=cores)
+        return run_all(sessions, threads=threads, cores=cores, notice=_notice)
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)

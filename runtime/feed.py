@@ -51,6 +51,9 @@ class Feed(Protocol):
     def join(self, timeout_s: float) -> list[str]:
         """Wait for the sources to end; those that did not."""
 
+    def first_failures(self) -> dict[str, str]:
+        """What went wrong first with each source, by URI; empty where nothing has."""
+
     def report(self) -> dict[str, Any]:
         """What each source gave, by URI, for the summary."""
 
@@ -149,6 +152,10 @@ class MergedFeed:
         """There is nothing to wait for."""
         return []
 
+    def first_failures(self) -> dict[str, str]:
+        """See Feed."""
+        return {tally.uri: tally.first_failure for tally in self._tallies}
+
     def report(self) -> dict[str, Any]:
         """See Feed."""
         return {tally.uri: tally.report() for tally in self._tallies}
@@ -209,6 +216,10 @@ class PumpedFeed:
             for pump in self._pumps
             if not pump.join(max(0, end_ns - stopwatch_ns()) / NANOSECONDS)
         ]
+
+    def first_failures(self) -> dict[str, str]:
+        """See Feed."""
+        return {pump.tally.uri: pump.tally.first_failure for pump in self._pumps}
 
     def report(self) -> dict[str, Any]:
         """See Feed."""

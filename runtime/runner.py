@@ -27,10 +27,15 @@ MAX_BATCH = 16
 
 
 def run(
-    session: Session, sinks: Sequence[Sink], *, threads: int = 0, cores: Sequence[int] = ()
+    session: Session,
+    sinks: Sequence[Sink],
+    *,
+    threads: int = 0,
+    cores: Sequence[int] = (),
+    notice: Callable[[str], object] = lambda line: None,
 ) -> SessionReport:
     """Run one session; see `run_all`."""
-    return run_all([(session, sinks)], threads=threads, cores=cores)[0]
+    return run_all([(session, sinks)], threads=threads, cores=cores, notice=notice)[0]
 
 
 def run_all(
@@ -38,11 +43,13 @@ def run_all(
     *,
     threads: int = 0,
     cores: Sequence[int] = (),
+    notice: Callable[[str], object] = lambda line: None,
 ) -> list[SessionReport]:
     """Run sessions until their sources end or `Session.stop` is called; KeyboardInterrupt stops too.
 
     On a virtual clock one after the other, in this thread. In real time all at once, on a crew of
-    `threads` (0: as many as there are cores, at most 4, at least 2) that are bound to `cores`.
+    `threads` (0: as many as there are cores, at most 4, at least 2) that are bound to `cores`. What
+    fails is told to `notice` once, in a line, from the thread that called.
     """
     clocks = {session.clock.real for session, _ in sessions}
     if clocks == {False}:
@@ -55,7 +62,7 @@ def run_all(
     try:
         for session, sinks in sessions:
             session.open(sinks)
-        ended = crew.run()
+        ended = crew.run(notice)
     except KeyboardInterrupt:
         ended = "interrupted"
     finally:
@@ -241,12 +248,16 @@ class Crew:
         for session in sessions:
             session.feed.deliver = partial(self._deliver, session)
 
-    def run(self) -> str:
+    def run(self, notice: Callable[[str], object]) -> str:
         """Work until all input has ended or a stop is asked for; how it ended."""
         with self._baton:
             for _ in range(self._size):
                 self._add_member()
         while not self._ended.wait(POLL_S):
+            for session in self._sessions:
+                while session.notices:
+                    line = session.notices.popleft()
+                    notice(f"{session.name}: {line}" if session.name else line)
             if all(session.stopping for session in self._active):
                 return "interrupted"
             with self._baton:  # all members may be computing, or hang

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import resource
+from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -29,6 +30,7 @@ from fusedge.runtime.swap import BundleWatch, Swap
 Opener = Callable[[str, Wanted, Callable[[], int]], Source]
 """As `open_source`: a URI, the wanted channels, the clock for arrivals."""
 
+MAX_NOTICES = 100
 SILENCE_S = 5.0
 HANG_S = 2.0
 
@@ -144,6 +146,9 @@ class Session:
         self.lanes: list[SinkLane] = []
         self._journal_lanes: list[SinkLane] = []
         self.stopping = False
+        self.notices: deque[str] = deque(maxlen=MAX_NOTICES)
+        """What has failed, a line each, to be shown and taken out by whoever runs the session."""
+        self._said: set[str] = set()
         self.step_time, self._tick_to_decision = DurationHistogram(), DurationHistogram()
         self.header: dict[str, Any] = {
             "bundle": bundle.manifest.name,
@@ -282,6 +287,7 @@ class Session:
     def supervise(self, now_ns: int) -> None:
         """Look after what may fail: to be called every now and then while time is real."""
         self.feed.supervise(now_ns)
+        self._say_failures()
         for lane in self.lanes:
             lane.supervise(now_ns)
             if lane.reader_gone:
@@ -291,6 +297,21 @@ class Session:
         if self._watch is not None and self._swap is None and self._watch.changed(now_ns):
             self.swap(self._watch.path)
         self.emit()
+
+    def _say_failures(self) -> None:
+        """Each source, part, sink and change of bundle that has failed, once."""
+        failed = {f"source {uri}": first for uri, first in self.feed.first_failures().items()}
+        for pipeline in self.pipelines:
+            failed |= {f"part {part.name}": part.first_failure for part in pipeline.parts}
+        failed |= {f"sink {lane.sink.name}": lane.first_failure for lane in self.lanes}
+        failed |= {
+            f"bundle {number}": f"the change was {swap.state}: {swap.reason}" if swap.reason else ""
+            for number, swap in enumerate(self._swaps, start=2)
+        }
+        for what, first in failed.items():
+            if first and what not in self._said:
+                self._said.add(what)
+                self.notices.append(f"{what}: {first}; going on without, and trying again")
 
     @property
     def finished(self) -> bool:

@@ -35,7 +35,9 @@ SETTLING_NS = to_ns(30.0)  # after a start or a step, before the skew counts
 _LOOKS = 720  # at memory: every two minutes of a day
 _BATCHES = 12
 _STUDENT = 2.228  # 97.5 % of Student's t with 10 degrees of freedom
-_LONGEST_WARM_UP_S = 7200.0  # the allocator's last steps came after two hours of the driving bundle
+# Without a leak memory still grows in steps: by up to 2.1 MB in the first hours, then by 0.5 MB.
+_LONGEST_WARM_UP_S = 7200.0
+_WARM_UP_MB = 4.0
 _SKEW_LOOK_NS = to_ns(1.0)
 _DAY_S = 86_400.0
 
@@ -220,7 +222,9 @@ def _missed(report: SoakReport, probe: _Probe) -> Iterator[str]:
     if probe.not_finite:
         yield f"{probe.not_finite} decisions hold a value that is not finite"
     grown_mb = report.end.rss_mb - report.warm.rss_mb
-    if report.slope is not None and report.slope.low > MAX_SLOPE_MB and grown_mb > MAX_SLOPE_MB:
+    warm = probe.warm_up_s == _LONGEST_WARM_UP_S
+    allowed_mb = MAX_SLOPE_MB if warm else _WARM_UP_MB
+    if report.slope is not None and report.slope.low > MAX_SLOPE_MB and grown_mb > allowed_mb:
         yield (
             f"memory grew by {grown_mb:.1f} MB: {report.slope.mb_per_day:.1f} MB a day, "
             f"at least {report.slope.low:.1f}"

@@ -15,6 +15,7 @@ from fusedge.runtime.stream import ModalityStream, Window
 
 LATEST_STAMP_NS = to_ns(10)  # a stamp that is further from its arrival says nothing
 MAX_BLOCK_S = 10.0
+STEP_FOUND_S = 5.0  # the latest that SampleClock finds a step: what came since is placed rightly
 
 
 class SoundStream(ModalityStream):
@@ -23,7 +24,7 @@ class SoundStream(ModalityStream):
     Sound cards count well and stamp badly: a block's stamp is when it was handed over, late by any
     amount. So samples are counted, and the window that ends at `e` holds the `T` samples up to the
     one that the SampleClock places at `e`. Where the clock finds a step (sound was lost, or the
-    device stood still), what came before cannot be placed any more and is dropped as `clock_step`.
+    device stood still), what came before it cannot be placed any more and is dropped as `clock_step`.
     """
 
     def __init__(self, spec: Modality) -> None:
@@ -35,6 +36,7 @@ class SoundStream(ModalityStream):
         self._status = np.empty(2 * self._capacity, np.uint8)
         self._start = self._stop = 0
         self._received = 0  # the count of the sample after the last one in the buffer
+        self._kept_at_step = round(STEP_FOUND_S * spec.rate_hz)
         self._max_block = round(MAX_BLOCK_S * spec.rate_hz)
         self._not_finite_below = 0  # samples from this count on are finite
         self._late_below = 0  # samples before this count belong to a window that was cut
@@ -65,12 +67,14 @@ class SoundStream(ModalityStream):
         clock.observe(self._received, stamp_ns)
         if clock.steps != self._steps:
             self._steps = clock.steps
-            self._evict(len(self), "clock_step")
+            self._evict(max(0, len(self) - self._kept_at_step), "clock_step")
         end_ns = clock.time_ns(self._received) - self.latency_ns
         if self.next_end_ns is None:
             begin_ns = clock.time_ns(self._received - count) - self.latency_ns
-            if not self._await(begin_ns, sample.arrival_ns):
-                self._await(end_ns, sample.arrival_ns)
+            arrival_ns = sample.arrival_ns
+            if not (self._await(begin_ns, arrival_ns) or self._await(end_ns, arrival_ns)):
+                account.drop("late", count)
+                return
         guarded = self.guard.check(data, end_ns)
         if guarded is not data:
             self._not_finite_below = self._received
@@ -94,6 +98,7 @@ class SoundStream(ModalityStream):
         self._stop += count
 
     def _fill(self, end_ns: int) -> Window:
+        self._forget(end_ns, "superseded")  # what came, or moved, before it since the last window
         stop = round(self.sample_clock.count_at(end_ns + self.latency_ns))
         self._late_below = max(self._late_below, stop)
         oldest = self._received - len(self)
@@ -126,8 +131,11 @@ class SoundStream(ModalityStream):
         stop = round(self.sample_clock.count_at(next_end_ns + self.latency_ns))
         oldest = self._received - len(self)
         count = min(max(stop - self._length - oldest, 0), len(self))
-        late = pending_reason == "superseded" and oldest < self._late_below
-        self._evict(count, "late" if late else pending_reason)
+        if pending_reason == "superseded":
+            late = min(max(self._late_below - oldest, 0), count)
+            self._evict(late, "late")
+            count -= late
+        self._evict(count, pending_reason)
 
     def _evict(self, count: int, pending_reason: str) -> None:
         gone = self._status[self._start : self._start + count]

@@ -112,7 +112,8 @@ class ModalityStream(ABC):
     def skip(self, count: int, reason: str) -> None:
         """Give up the next `count` windows."""
         if count:
-            self.tidy()
+            assert self.next_end_ns is not None, "nothing is due before the first sample"
+            self._forget(self.next_end_ns, "superseded")
             self._pass(count)
             self._forget(self.due_ns - self.delay_ns, reason)
 

@@ -36,19 +36,13 @@ def load_driver(name: str) -> Any:
     return module
 
 
-def resident_mb() -> float:
-    """Resident memory of this process."""
-    pages = int(Path("/proc/self/statm").read_text().split()[1])
-    return pages * os.sysconf("SC_PAGE_SIZE") / 2**20
-
-
 def cycles(driver: Any, spec: dict[str, Any]) -> dict[str, Any]:
     """Start and stop again and again, until the number or the time is reached.
 
     Memory, threads and file descriptors are compared from the fifth cycle, when what is loaded once
     is loaded, to the last.
     """
-    from workload import Run
+    from workload import Run, rss_mb
 
     done: list[tuple[float, float, int]] = []
     marks = []
@@ -60,7 +54,7 @@ def cycles(driver: Any, spec: dict[str, Any]) -> dict[str, Any]:
         if len(done) == 5 or (len(done) > 5 and len(done) % 10 == 0):
             gc.collect()
             descriptors = len(list(Path("/proc/self/fd").iterdir()))
-            marks.append((len(done), resident_mb(), threading.active_count(), descriptors))
+            marks.append((len(done), rss_mb(False), threading.active_count(), descriptors))
     return {"cycles": done, "marks": marks}
 
 
@@ -69,7 +63,9 @@ def main() -> None:
     started = time.perf_counter()
     module, _, name = spec["package"].partition(":")
     getattr(importlib.import_module(module), name or "__name__")
-    imported = {"import_s": time.perf_counter() - started, "import_mb": resident_mb()}
+    imported = {"import_s": time.perf_counter() - started}
+    pages = int(Path("/proc/self/statm").read_text().split()[1])
+    imported["import_mb"] = pages * os.sysconf("SC_PAGE_SIZE") / 2**20
 
     sys.path.insert(0, str(HERE))
     from workload import Run

@@ -17,6 +17,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -77,7 +78,7 @@ def install(name: str) -> str:
                 status.update(f"{name}: {line.strip()[:90]}")
     if process.wait():
         errors = [line for line in log.read_text().splitlines() if line.startswith("ERROR")]
-        return f"cannot be installed: {errors[0] if errors else 'see ' + str(log)}"
+        return f"cannot be installed: {errors[0] if errors else 'see ' + log.name}"
     ready.write_text(wanted)
     console.print(f"{name}: environment made in {time.monotonic() - started:.0f} s")
     return ""
@@ -125,8 +126,9 @@ def drive(name: str, scenario: str, options: argparse.Namespace, files: dict[str
                     else ""
                 )
             except subprocess.TimeoutExpired:
-                os.killpg(process.pid, signal.SIGKILL)
                 died = f"hung: killed after {limit_s:.0f} s"
+            with suppress(ProcessLookupError):  # what hangs, and what a peer has left behind
+                os.killpg(process.pid, signal.SIGKILL)
         record = json.loads(out.read_text()) if out.exists() else {"outputs": []}
         if died:
             last = (log.read_text().strip().splitlines() or [""])[-1]

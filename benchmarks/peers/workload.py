@@ -140,7 +140,7 @@ class Run:
         self.outputs: list[Output] = []
         self.errors: list[str] = []
         self.told: dict[str, Any] = {}
-        self.usage: dict[str, float] = {}
+        self.usage: dict[str, Any] = {}
         self.epoch_ns = self._asked_ns = 0
         self.foreign = (
             False  # the work is done by child processes, the driver itself does not count
@@ -166,8 +166,7 @@ class Run:
         with self._lock:
             if not self._begun.is_set():
                 self.epoch_ns = self.spec.get("epoch_ns") or time.monotonic_ns() + int(in_s * 1e9)
-                if self.scenario != "cycles":
-                    self._cpu_s = children_cpu_s() + self._own_cpu_s()
+                self._cpu_s = cpu_s(self.foreign)
                 self._begun.set()
 
     def wait_s(self, event: Event) -> float:
@@ -209,15 +208,17 @@ class Run:
     def wait_for_end(self) -> None:
         """Sleep until it is time to stop; then close the account of processor time and memory."""
         self._begun.wait()
+        series = []
         while not self.over():
+            if self.scenario != "cycles" and self._since_s() >= len(series):
+                series.append(round(rss_mb(self.foreign), 2))
             time.sleep(0.001 if self.scenario == "cycles" else 0.02)
-        if self.scenario != "cycles":
-            used_s = self._own_cpu_s() + children_cpu_s() - self._cpu_s
-            self.usage = {"cpu_s": used_s, "rss_mb": rss_mb(self.foreign)}
+        self.usage = {
+            "cpu_s": cpu_s(self.foreign) - self._cpu_s,
+            "rss_mb": rss_mb(self.foreign),
+            "rss_mb_each_second": series,
+        }
         self._asked_ns = time.monotonic_ns()
-
-    def _own_cpu_s(self) -> float:
-        return 0.0 if self.foreign else time.process_time()
 
     def stopped(self) -> float:
         """Seconds since the peer was told to stop, which is when `wait_for_end` returned."""
@@ -292,7 +293,10 @@ class Run:
 
     def save(self, error: str = "", **more: Any) -> None:
         """Write the record as JSON; times of outputs from the start."""
-        outputs = [(o[0] - self.epoch_ns, o[1] - self.epoch_ns, *o[2:]) for o in self.outputs]
+        outputs = [
+            (o[0] - self.epoch_ns, o[1] - self.epoch_ns, *(None if x != x else x for x in o[2:]))
+            for o in self.outputs
+        ]
         record = {
             "scheduled": {m: sum(e.modality == m for e in self.events) for m in MODALITIES},
             "fed": {name: len(put) for name, put in self.put_ns.items()},
@@ -325,8 +329,8 @@ def imu(rows: list[Any]) -> Any:
     return window
 
 
-def processes(foreign: bool) -> list[int]:
-    """This process and all below it; only those below, if `foreign`."""
+def children() -> list[int]:
+    """All processes below this one."""
     parents = {}
     for entry in Path("/proc").iterdir():
         if entry.name.isdigit():
@@ -337,7 +341,7 @@ def processes(foreign: bool) -> list[int]:
     found = [os.getpid()]
     for pid in found:
         found += [child for child, parent in parents.items() if parent == pid]
-    return found[1:] if foreign else found
+    return found[1:]
 
 
 def _stat(pid: int) -> list[str]:
@@ -345,10 +349,12 @@ def _stat(pid: int) -> list[str]:
     return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
 
 
-def children_cpu_s() -> float:
-    """Processor time of the processes below this one so far, in steps of 10 ms for each."""
+def cpu_s(foreign: bool) -> float:
+    """Processor time of this process; or of those below it, in steps of 10 ms for each."""
+    if not foreign:
+        return time.process_time()
     ticks = 0
-    for pid in processes(foreign=True):
+    for pid in children():
         try:
             ticks += sum(map(int, _stat(pid)[11:13]))
         except OSError:
@@ -356,10 +362,10 @@ def children_cpu_s() -> float:
     return ticks / os.sysconf("SC_CLK_TCK")
 
 
-def rss_mb(foreign: bool = False) -> float:
-    """Resident memory, summed over processes; a page that two share counts twice."""
+def rss_mb(foreign: bool) -> float:
+    """Resident memory of this process; or of those below it, a page that two share counted twice."""
     pages = 0
-    for pid in processes(foreign):
+    for pid in children() if foreign else [os.getpid()]:
         try:
             pages += int(Path(f"/proc/{pid}/statm").read_text().split()[1])
         except OSError:

@@ -31,7 +31,7 @@ class SyntheticSource:
     - A camera gives 30 frames a second, or as many as its grid has if that is more.
     - A series comes at the rate of its grid, as noise in the middle of each channel's range.
     - Sound comes in blocks of 20 ms that are stamped on arrival, from a card that is fast by
-      `drift_ppm`. At `step_s`, in the middle, it loses 50 ms of sound.
+      `drift_ppm`. It loses 50 ms of sound at `step_s`: after an eighth of the duration, or an hour.
 
     Samples arrive in order, late by up to 20 ms where the modality's lateness allows it.
     `sound_ns` tells the truth about the sound card's clock.
@@ -55,7 +55,7 @@ class SyntheticSource:
             spec.name: tuple(channel.name for channel in spec.channels) for spec in specs
         }
         self.duration_s = duration_s
-        self.step_s = duration_s / 2
+        self.step_s = min(3600.0, duration_s / 8)
         random = np.random.default_rng(seed)
         self._devices = {spec.name: _Device(spec, random, drift_ppm, self.step_s) for spec in specs}
         self._closed = False

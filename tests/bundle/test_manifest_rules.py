@@ -109,8 +109,8 @@ BROKEN: dict[str, tuple[Edit, str]] = {
     ),
     "image without a size": (in_modality(kind="image"), "an image has a height and a width"),
     "series with a size": (in_modality(height=2, width=2), "an image has a height and a width"),
-    "sound with holes": (in_modality(kind="audio"), "sound alone is contiguous"),
-    "series without holes": (in_modality(resample="contiguous"), "sound alone is contiguous"),
+    "sound with holes": (in_modality(kind="audio"), "sound alone, is contiguous"),
+    "series without holes": (in_modality(resample="contiguous"), "sound alone, is contiguous"),
     "exact stamps in no time": (
         in_modality(resample="exact", max_hold_s=0.2),
         "lateness_s must be as long",

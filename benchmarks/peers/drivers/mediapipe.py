@@ -8,8 +8,6 @@ up the node that it observes, so another node stands between it and the limiter.
 
 from __future__ import annotations
 
-import threading
-
 import mediapipe
 from mediapipe.python import packet_creator, packet_getter
 from workload import MODALITIES, Event, Run
@@ -74,7 +72,7 @@ def stream(run: Run) -> None:
     for name in MODALITIES:
         graph.observe_output_stream(f"{name}_out", observe)
     graph.start_run()
-    threading.Thread(target=run.feed, args=[push], daemon=True).start()
+    run.feed(push)
     run.wait_for_end()
     try:
         graph.close()
