@@ -154,23 +154,33 @@ class Pipeline:
     @property
     def next_due_ns(self) -> int | None:
         """The time of the next step that need not wait for a job; None where there is none."""
+        return self.next_due(True)
+
+    def next_due(self, heavy: bool) -> int | None:
+        """As `next_due_ns`; without `heavy`, the windows of heavy encoders wait."""
         due = self.next_tick_ns if self.head_part.job is None else None
         earliest = NEVER_NS if due is None else due
         for lane in self._lanes:
-            if lane.stream.due_ns < earliest and lane.part.job is None:
+            free = lane.part.job is None and (heavy or not self._heavy(lane))
+            if free and lane.stream.due_ns < earliest:
                 due = earliest = lane.stream.due_ns
         return due
 
-    def choose(self, now_ns: int) -> Step | None:
-        """The step to take at `now_ns`; None where nothing is due, or all that is waits for a job."""
+    def choose(self, now_ns: int, heavy: bool = True) -> Step | None:
+        """The step to take at `now_ns`; None where nothing is due, or all that is waits for a job.
+
+        Without `heavy`, the windows of heavy encoders wait.
+        """
         first: Lane | None = None
         awaited = False
         for lane in self._lanes:
             job = lane.part.job
             if job is not None:
                 awaited |= not self._heavy(lane) and now_ns - job.begun_ns < WAIT_NS
-            elif lane.stream.due_ns <= now_ns and (
-                first is None or self._order(lane) < self._order(first)
+            elif (
+                lane.stream.due_ns <= now_ns
+                and (heavy or not self._heavy(lane))
+                and (first is None or self._order(lane) < self._order(first))
             ):
                 first = lane
         tick_ns = self.next_tick_ns
@@ -178,8 +188,8 @@ class Pipeline:
             return None if first is None else self._cut(first, now_ns)
         skipped = (now_ns - tick_ns) // self.period_ns
         if first is not None:
-            heavy, due_ns = self._order(first)
-            in_time = not heavy and due_ns <= tick_ns
+            long, due_ns = self._order(first)
+            in_time = not long and due_ns <= tick_ns
             if self._jumped if skipped else in_time or awaited:
                 return self._cut(first, now_ns)
         elif awaited and not skipped:

@@ -223,7 +223,8 @@ class Crew:
     touches the sessions; it is put down while a part computes. One member at a time, the leader,
     waits for the next due time. Before a long computation the leader wakes another to lead;
     should a short one turn out long, another notices within a tenth of a second. So a part that
-    hangs costs a thread, which is replaced, and nothing else.
+    hangs costs a thread, which is replaced, and nothing else. One member of two or more is kept
+    free of long computations, so that decisions come in time; sessions take turns.
 
     Encoders of several sessions that are due together and share a bundle run as one batch.
     """
@@ -244,6 +245,7 @@ class Crew:
         """Members whose computation was given up, and who have been replaced."""
         self._number = 0
         self._supervised_ns = 0
+        self._long = 0  # members that compute for long
         self._error: BaseException | None = None
         for session in sessions:
             session.feed.deliver = partial(self._deliver, session)
@@ -305,13 +307,16 @@ class Crew:
                         continue
                     if work.heavy and not self._leading:
                         self._baton.notify()
+                    heavy = work.heavy
                     self._members[me] = work
+                    self._long += heavy
                     self._baton.release()
                     try:
                         outcome: Any = work.compute()
                     finally:
                         self._baton.acquire()
                         self._members[me] = None
+                        self._long -= heavy and me not in self._left_behind
                     work.hand_in(outcome)
             except BaseException as error:  # a fault of ours: tell it in the main thread
                 self._error = error
@@ -327,7 +332,7 @@ class Crew:
             return
         wait_s = SUPERVISE_NS / 1e9
         for session in self._active:
-            due_ns = session.next_due_ns
+            due_ns = session.next_due(self._may_take_long)
             if due_ns is not None:
                 left_s = session.clock.seconds_until(due_ns)
                 # what is due and cannot be done yet waits for a short job of another member
@@ -350,17 +355,25 @@ class Crew:
             for pipeline in session.pipelines:
                 work = self._due(session, pipeline)
                 if work is not None:
+                    if len(self._active) > 1:
+                        self._active.remove(session)
+                        self._active.append(session)
                     return work
         return None
+
+    @property
+    def _may_take_long(self) -> bool:
+        return self._long < max(1, self._size - 1)
 
     def _due(self, session: Session, pipeline: Pipeline) -> _Work | None:
         """What is due in a pipeline; all that needs no computing is done at once."""
         now_ns = session.clock.now_ns()
-        due_ns = pipeline.next_due_ns
+        heavy = self._may_take_long
+        due_ns = pipeline.next_due(heavy)
         if due_ns is None or due_ns > now_ns:
             return None
         self._drain(session)
-        while (step := pipeline.choose(now_ns)) is not None:
+        while (step := pipeline.choose(now_ns, heavy)) is not None:
             job = pipeline.begin(step, now_ns)
             if job is not None:
                 run = _Run(session, pipeline, job)
@@ -394,6 +407,7 @@ class Crew:
                 self._active.remove(session)
         for member, work in list(self._members.items()):
             if work is not None and work.abandoned and member not in self._left_behind:
+                self._long -= work.heavy
                 self._left_behind.add(member)
                 self._add_member()
         if not self._active:

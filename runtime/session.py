@@ -324,9 +324,13 @@ class Session:
     @property
     def next_due_ns(self) -> int | None:
         """The time of the next step that need not wait for a job; None where there is none."""
+        return self.next_due(True)
+
+    def next_due(self, heavy: bool) -> int | None:
+        """As `next_due_ns`; without `heavy`, the windows of heavy encoders wait."""
         if self._swap is None:
-            return self.pipeline.next_due_ns
-        due = [pipeline.next_due_ns for pipeline in self.pipelines]
+            return self.pipeline.next_due(heavy)
+        due = [pipeline.next_due(heavy) for pipeline in self.pipelines]
         return min((due_ns for due_ns in due if due_ns is not None), default=None)
 
     def close(self, ended: str, patience_s: float) -> SessionReport:

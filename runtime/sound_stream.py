@@ -138,9 +138,10 @@ class SoundStream(ModalityStream):
         self._evict(count, pending_reason)
 
     def _evict(self, count: int, pending_reason: str) -> None:
-        gone = self._status[self._start : self._start + count]
-        self._start += count
-        self._settle(gone, pending_reason)
+        if count:
+            gone = self._status[self._start : self._start + count]
+            self._start += count
+            self._settle(gone, pending_reason)
 
     def clock_report(self) -> dict[str, object]:
         """Drift of the sound card against the session's clock, and steps in its count."""

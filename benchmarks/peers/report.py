@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from workload import PERIOD_S, SCENARIOS
+from workload import PERIOD_S, SCENARIOS, length_s
 
 NAN = float("nan")
 FIELDS = ("emitted", "handed", "model", "video", "audio", "imu", "finite", "said")
@@ -43,7 +43,7 @@ def percentile(values: Any, q: float) -> float:
 
 def figures(record: dict[str, Any], scenario: str, seconds: float) -> dict[str, float]:
     """The figures of one run; times in ms unless their name says otherwise."""
-    seconds = 3.0 if scenario == "handover" else seconds
+    seconds = length_s(scenario, seconds)
     o = outputs(record, seconds)
     handover_us = (o["emitted"] - o["handed"] - o["model"]) * 1e6
     first = after_fault(scenario, seconds)
@@ -63,7 +63,9 @@ def figures(record: dict[str, Any], scenario: str, seconds: float) -> dict[str, 
         "outputs": len(after),
         "after_percent": 100 * after.sum() / due,
         "first_after": (o["emitted"][after][0] - first) * 1e3 if after.any() else NAN,
-        "during_stall": float(((o["emitted"] > first - seconds / 2 + 0.1) & ~after).sum()),
+        "during_stall": float(
+            ((o["emitted"] > first - seconds / 2 + 0.1) & (o["emitted"] < first)).sum()
+        ),
         "handover_p50_us": percentile(handover_us, 50),
         "handover_p99_us": percentile(handover_us, 99),
         "cpu": record.get("cpu_s", NAN) / max(len(after), 1) * 1e3,
@@ -151,7 +153,7 @@ def _cycles(cell: Cell) -> str:
 
 FAULTS: dict[str, tuple[str, Callable[[Cell], str]]] = {
     "overload": (
-        "outputs of what the model can do; age of the newest frame p50, max, growth; of the sound p50",
+        "outputs of what the model can do in series; age of the frame p50, max, growth; of the sound",
         lambda c: (
             f"{c.text('after_percent')} %; {c.text('video_p50')}, {c.text('video_max')} ms, "
             f"{c.text('video_slope')} ms/s; {c.text('audio_p50')} ms"
@@ -203,13 +205,19 @@ def versions(peer: dict[str, Any]) -> str:
     return ", ".join(f"{k} {v}" for k, v in found[0].items()) if found else "-"
 
 
+def load(*peers: dict[str, Any]) -> str:
+    """From the smallest to the largest load average before a run; what else ran is in it."""
+    loads = [r["load_average"] for peer in peers for runs in peer["runs"].values() for r in runs]
+    return f"{min(loads):.1f} to {max(loads):.1f}" if loads else "-"
+
+
 def markdown(results: dict[str, Any]) -> str:
     """The report."""
     machine, seconds, peers = results["machine"], results["seconds"], results["peers"]
     lines = [
         f"Processor {machine['processor']}, {machine['cores']} cores; {machine['system']}; "
-        f"Python {machine['python']}; load average {machine['load_average_before']:.2f} before, "
-        f"{machine['load_average_after']:.2f} after. {results['repeat']} run(s) of {seconds:g} s: "
+        f"Python {machine['python']}; load average {machine['load_average_before']:.1f} before the first, "
+        f"{machine['load_average_after']:.1f} after the last. {results['repeat']} run(s) of {seconds:g} s: "
         "median, (smallest to largest). ONNX Runtime has one thread everywhere.",
         "",
     ]
@@ -218,8 +226,11 @@ def markdown(results: dict[str, Any]) -> str:
     ]
     ran = {name: peer for name, peer in peers.items() if not peer["not_run"]}
     lines += table(
-        ["peer", "versions", "environment, MB"],
-        [[name, versions(peer), f"{peer['size_mb']:.0f}"] for name, peer in ran.items()],
+        ["peer", "versions", "environment, MB", "load average before its runs"],
+        [
+            [name, versions(peer), f"{peer['size_mb']:.0f}", load(peer)]
+            for name, peer in ran.items()
+        ],
     )
 
     def cells(scenario: str) -> dict[str, Cell]:
@@ -253,7 +264,11 @@ def markdown(results: dict[str, Any]) -> str:
             ],
         )
     if "nominal" in results["scenarios"]:
-        lines += ["**Real time**: 30 frames/s, 50 blocks of sound/s, 100 IMU rows/s.", ""]
+        lines += [
+            "**Real time**: 30 frames/s, 50 blocks of sound/s, 100 IMU rows/s. Fusedge decides at ticks of its own, "
+            "about half a period after a frame; the others with each frame.",
+            "",
+        ]
         lines += table(
             [
                 "peer",
@@ -325,7 +340,7 @@ def plot(results: dict[str, Any], path: Path) -> None:
             cost.text(p99, i, f"  {p50:.0f} / {p99:.0f} µs", va="center")
     cost.set(title="Hand-over without a model: p50 (bar) and p99 (mark)", xlabel="µs")
     cost.set_yticks(range(len(names)), names)
-    cost.margins(x=0.25)
+    cost.margins(x=0.35)
     cost.set_xlim(left=0)
     cost.invert_yaxis()
 
@@ -358,9 +373,8 @@ def plot(results: dict[str, Any], path: Path) -> None:
     silent.set_ylim(len(names) - 0.4, -0.6)
     silent.legend(fontsize=8, loc="upper center", bbox_to_anchor=(0.5, -0.1), ncol=2)
 
-    faults = [
-        name for name in results["scenarios"] if name in FAULTS and name not in ("drift", "cycles")
-    ]
+    others = ("overload", "drift", "cycles")
+    faults = [name for name in results["scenarios"] if name in FAULTS and name not in others]
     share = np.array(
         [[Cell(ran[n], f, seconds).median("after_percent") for f in faults] for n in names]
     ).reshape(len(names), len(faults))
@@ -377,9 +391,8 @@ def plot(results: dict[str, Any], path: Path) -> None:
 
     machine = results["machine"]
     figure.suptitle(
-        f"{machine['processor']}, {machine['cores']} cores, load average "
-        f"{machine['load_average_before']:.2f} to {machine['load_average_after']:.2f}; "
-        f"{results['repeat']} run(s) of {seconds:g} s"
+        f"{machine['processor']}, {machine['cores']} cores, load average before the runs "
+        f"{load(*ran.values())}; {results['repeat']} run(s) of {seconds:g} s"
     )
     figure.tight_layout()
     figure.savefig(path, dpi=100)

@@ -24,7 +24,7 @@ from typing import Any, NamedTuple
 from model import fusion_model
 from report import markdown, plot
 from rich.console import Console
-from workload import SCENARIOS
+from workload import SCENARIOS, length_s
 
 from bundle import write_fusion_bundle
 
@@ -104,7 +104,8 @@ def drive(name: str, scenario: str, options: argparse.Namespace, files: dict[str
                 }
             )
         )
-        limit_s = 60 + (options.cycle_budget if scenario == "cycles" else 2 * options.seconds)
+        length = options.cycle_budget if scenario == "cycles" else options.seconds
+        limit_s = 60 + 2 * length_s(scenario, length)
         with log.open("w") as lines:
             process = subprocess.Popen(
                 [environment / "bin" / "python", HERE / "drive.py", spec],

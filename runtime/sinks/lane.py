@@ -143,6 +143,8 @@ class SinkLane:
         except BrokenPipeError:
             self.reader_gone = True
             self._fail("the reader of standard output went away", lost)
+            if self._thread is None:
+                raise
         except Exception as error:  # a sink may raise anything; the session goes on without it
             self._fail(str(error), lost)
         else:

@@ -38,7 +38,7 @@ def test_a_recording_is_repeated_and_survives_chaos() -> None:
 
 
 class Leak(Sink):
-    """Keeps 20 kB of every decision."""
+    """Keeps 100 kB with every decision, beyond what the process has free."""
 
     name = "leak"
 
@@ -46,7 +46,7 @@ class Leak(Sink):
         self.kept: list[bytearray] = []
 
     def write(self, item: Any) -> None:
-        self.kept.append(bytearray(b"x" * 20_000))
+        self.kept.append(bytearray(b"x" * 100_000))
 
     def close(self, summary: dict[str, Any]) -> None:
         """Nothing to end."""

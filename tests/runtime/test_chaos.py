@@ -234,3 +234,14 @@ def test_what_was_recorded_under_chaos_is_replayed_to_the_bit(
     replayed = replay_exactly(bundle, tmp_path / "trip.mcap")
     assert replayed.identical, replayed.difference
     assert replayed.decisions == len(chaotic.memory.decisions) > 100
+
+
+def test_a_reader_that_went_away_ends_the_session(bundle: Bundle) -> None:
+    class Gone(MemorySink):
+        def write(self, item: Any) -> None:
+            raise BrokenPipeError
+
+    chaotic = Chaotic(bundle, ["sink-crash"], 0, VirtualClock())
+    with pytest.raises(BrokenPipeError):
+        run(chaotic.session, [chaotic.memory, *chaotic.chaos.sinks([Gone()])])
+    assert len(chaotic.memory.decisions) == 1

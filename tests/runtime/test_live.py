@@ -293,6 +293,20 @@ def test_a_slow_encoder_does_not_delay_decisions(bundle: Bundle) -> None:
     assert overload >= 10
 
 
+def test_sessions_that_overload_the_machine_take_turns(bundle: Bundle) -> None:
+    lives = [Live(bundle, parts={"fast_encoder": lambda: time.sleep(0.08)}) for _ in range(4)]
+    timer = threading.Timer(3.0, lambda: [live.session.stop() for live in lives])
+    timer.start()
+    reports = run_all([(live.session, [live.memory]) for live in lives], threads=2)
+    for live, report in zip(lives, reports, strict=True):
+        assert report.summary["ledger_balanced"]
+        assert live.longest_gap() <= GAP and len(live.decisions) > 40
+        assert np.median([d.latency_ns / 1e6 for d in live.decisions]) < 10
+        # All four share one member for their long runs: 0.32 s a turn.
+        assert report.summary["parts"]["fast_encoder"]["runs"]["used"] >= 5
+        assert all(live.present("slow")[5:])
+
+
 def test_a_thousand_starts_and_stops_in_small(bundle: Bundle) -> None:
     for _ in range(5):
         live = Live(bundle)

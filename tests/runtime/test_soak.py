@@ -52,7 +52,7 @@ class Leak(Sink):
 
     def write(self, item: Any) -> None:
         if self._what == "memory":
-            self._kept.append(bytearray(b"x" * 20_000))
+            self._kept.append(bytearray(b"x" * 100_000))
         elif len(self._kept) < 3:
             if self._what == "threads":
                 self._kept.append(threading.Thread(target=self._end.wait, daemon=True))

@@ -4,7 +4,7 @@ A decision comes at each tick of its own clock, not with each frame, so an outpu
 the moment at which its tick was due, and the frames of the scenario lie about halfway between two
 ticks. The model's time is that in which any part was computing between the tick and the sink. The
 scenarios that slow the model or make it raise do so in the encoder of the frames. An age is that of
-the newest sample in the window behind an embedding.
+the newest sample in the window behind an embedding; of sound that is where Fusedge places its end.
 """
 
 from __future__ import annotations
