@@ -15,7 +15,7 @@ import numpy as np
 
 from benchmarks.reference_bundle import write_reference_bundle
 from fusedge.bundle.archive import Bundle
-from fusedge.bundle.manifest import Manifest
+from fusedge.bundle.manifest import Manifest, Part
 from fusedge.bundle.sample import Sample
 from fusedge.bundle.window import to_ns
 from fusedge.runtime.backend import OnnxPart
@@ -132,6 +132,22 @@ class SlowPart:
             return outputs
         self.states.append(float(state[0, 0]))
         return [*outputs, state + 1]
+
+
+class Nothing:
+    """A part that gives zeros, at once."""
+
+    provider = "none"
+
+    def __init__(self, part: Part) -> None:
+        rows = 1 + len(RATES_HZ) if part.kind == "head" else 1
+        self._outputs = [
+            np.zeros([rows if isinstance(d, str) else d for d in spec.shape], np.float32)
+            for spec in part.outputs
+        ]
+
+    def run(self, feeds: dict[str, Any]) -> list[Any]:
+        return self._outputs
 
 
 class Arrivals(Sink):

@@ -31,6 +31,7 @@ import numpy as np
 from benchmarks.figures import Figure, at_most, exactly, main, told
 from benchmarks.live_rig import (
     Arrivals,
+    Nothing,
     SlowPart,
     bare_process,
     live_bundle,
@@ -179,28 +180,12 @@ def largest(ages: Ages, bound_ms: float, run_ms: float) -> Iterator[Figure]:
     yield at_most("  age at a decision, largest", decided, bound_ms + run_ms, "ms")
 
 
-class Still:
-    """A part that gives zeros, at once."""
-
-    provider = "none"
-
-    def __init__(self, part: Part) -> None:
-        rows = 4 if part.kind == "head" else 1
-        self._outputs = [
-            np.zeros([rows if isinstance(d, str) else d for d in spec.shape], np.float32)
-            for spec in part.outputs
-        ]
-
-    def run(self, feeds: dict[str, Any]) -> list[Any]:
-        return self._outputs
-
-
 class Machine:
     """The pipeline alone, where a run of the slow encoder takes `run_ns` and all else nothing."""
 
     def __init__(self, bundle: Bundle, run_ns: int) -> None:
         self.ages = Ages([], [])
-        self.pipeline = Pipeline(bundle, concurrent=True, load=Still)
+        self.pipeline = Pipeline(bundle, concurrent=True, load=Nothing)
         self._run_ns = run_ns
         self._slow = self.pipeline.lanes[SLOWED].part
         self._slow.cost_ns = run_ns

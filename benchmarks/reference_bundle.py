@@ -4,7 +4,7 @@ Video 1x112x112x3 uint8 at 15 Hz, sound 8000 samples at 16 kHz every 0.1 s, sens
 every 0.1 s, a decision every 0.1 s. Small enough that what is measured is the pipeline: all parts
 together take 0.2 ms in a tight loop on one thread, 0.3 ms between other work. It recognises nothing.
 
-    python benchmarks/reference_bundle.py OUT.fusedge
+    python -m benchmarks.reference_bundle OUT.fusedge
 """
 
 from __future__ import annotations

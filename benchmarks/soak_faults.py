@@ -1,6 +1,6 @@
 """Every kind of fault with many seeds: counts crashes, hangs, unaccounted samples and missed ticks.
 
-    python benchmarks/soak_faults.py [--seeds 100] [--kinds stall,nan]
+    python -m benchmarks.soak_faults [--seeds 100] [--kinds stall,nan]
 
 A run is a session of 20 s over the reference bundle with synthetic devices and faults of one kind
 every 6 s at each source, part and sink; `all` is every kind together. Kinds that need time to go by
@@ -22,10 +22,10 @@ from concurrent.futures import Future, ProcessPoolExecutor, as_completed
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from reference_bundle import write_reference_bundle
 from rich.console import Console
 from rich.table import Table
 
+from benchmarks.reference_bundle import write_reference_bundle
 from fusedge.bundle.archive import Bundle
 from fusedge.bundle.window import to_ns
 from fusedge.devices.capture.synthetic import SyntheticSource

@@ -262,7 +262,7 @@ def pillow() -> Any:
 
 
 def _encode_audio(data: NDArray[np.float32]) -> tuple[bytes, str]:
-    with np.errstate(invalid="ignore"):
+    with np.errstate(invalid="ignore", over="ignore"):
         integers = (data * np.float32(32768)).astype("<i2")
     if _from_s16(integers).tobytes() == data.tobytes():
         return integers.tobytes(), "pcm-s16"

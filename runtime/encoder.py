@@ -53,7 +53,7 @@ class Encoder:
         self._returned = True  # nothing was lost before the first embedding
         self.end_ns: int | None = None
         self.embedding: Array | None = None
-        self.resets = self.not_finite = 0
+        self.resets = 0
 
     def feeds(self, window: Window) -> dict[str, Any] | None:
         """What the part takes for a window; None where it need not run."""
@@ -70,7 +70,6 @@ class Encoder:
         """Take what the part made of a window; False where that is not finite."""
         embedding = outputs[self._embedding]
         if not np.isfinite(embedding).all():
-            self.not_finite += 1
             self.lose()
             return False
         self._state.advance(outputs)

@@ -63,10 +63,11 @@ class _Tally:
     waiting.
     """
 
-    def __init__(self, source: Source, waiting: Callable[[], int]) -> None:
+    def __init__(self, source: Source) -> None:
         self.uri = source.uri
         self.modalities = source.modalities
-        self.account = Account(waiting)
+        self.waiting = 0
+        self.account = Account(lambda: self.waiting)
         self.failures = self.restarts = self.silences = 0
         self.first_failure = ""
 
@@ -92,31 +93,32 @@ class MergedFeed:
 
     def __init__(self, sources: Sequence[Source]) -> None:
         self._sources = sources
-        self._tallies = [_Tally(source, lambda: 0) for source in sources]
+        self._tallies = [_Tally(source) for source in sources]
         streams = [
             self._read(source, tally) for source, tally in zip(sources, self._tallies, strict=True)
         ]
-        self._items = heapq.merge(*streams, key=lambda item: item.arrival_ns)
-        self._next: Item | None = None
+        self._items = heapq.merge(*streams, key=lambda pair: pair[0].arrival_ns)
+        self._next: tuple[Item, _Tally] | None = None
         self.deliver: Callable[[], None] = lambda: None
         self.ended = False
         self.last_ns = 0
 
     @staticmethod
-    def _read(source: Source, tally: _Tally) -> Iterator[Item]:
+    def _read(source: Source, tally: _Tally) -> Iterator[tuple[Item, _Tally]]:
         account = tally.account
         try:
             for item in source.samples():
-                account.received += size(item)
-                account.used += size(item)
-                yield item
+                count = size(item)
+                account.received += count
+                tally.waiting += count
+                yield item, tally
         except Exception as error:  # a source may raise anything
             tally.fail(f"{type(error).__name__}: {error}")
 
     def start(self) -> int:
         """See Feed."""
         self._advance()
-        return self._next.arrival_ns if self._next is not None else 0
+        return self._next[0].arrival_ns if self._next is not None else 0
 
     def _advance(self) -> None:
         self._next = next(self._items, None)
@@ -124,19 +126,24 @@ class MergedFeed:
 
     def take(self, until_ns: int | None) -> Sequence[Item]:
         """See Feed."""
-        item = self._next
-        if item is None:
+        pair = self._next
+        if pair is None:
             return ()
+        first_ns = pair[0].arrival_ns
         if until_ns is None:
-            until_ns = item.arrival_ns
-        elif item.arrival_ns > until_ns:
+            until_ns = first_ns
+        elif first_ns > until_ns:
             return ()
         items: list[Item] = []
-        while item is not None and item.arrival_ns <= until_ns and len(items) < CHUNK:
+        while pair is not None and pair[0].arrival_ns <= until_ns and len(items) < CHUNK:
+            item, tally = pair
             items.append(item)
-            item = next(self._items, None)
-        self._next = item
-        self.ended = item is None
+            count = size(item)
+            tally.waiting -= count
+            tally.account.used += count
+            pair = next(self._items, None)
+        self._next = pair
+        self.ended = pair is None
         self.last_ns = items[-1].arrival_ns
         return items
 
@@ -261,8 +268,7 @@ class Pump:
         self._thread: threading.Thread | None = None
         self._left_behind: list[threading.Thread] = []
         self._finished = False
-        self._waiting = 0
-        self.tally = _Tally(source, lambda: self._waiting)
+        self.tally = _Tally(source)
         self._backoff = Backoff(source.uri)
 
     @property
@@ -294,7 +300,7 @@ class Pump:
         self._launch(now_ns, self._source)
 
     def _launch(self, now_ns: int, source: Source | None) -> None:
-        self._heard_ns = now_ns
+        self._heard_ns, self._reading = now_ns, False
         self._retired = threading.Event()
         self._thread = threading.Thread(
             target=self._serve,
@@ -327,7 +333,7 @@ class Pump:
             self.tally.fail(str(error))
             return None
         finally:
-            self._reading = False
+            self._rest(retired)
         if retired.is_set():
             source.close()
             return None
@@ -353,9 +359,14 @@ class Pump:
         except Exception as error:  # a source may raise anything
             return f"{type(error).__name__}: {error}"
         finally:
-            self._reading = False
+            self._rest(retired)
             source.close()
         return "the stream ended" if live else ""
+
+    def _rest(self, retired: threading.Event) -> None:
+        with self._lock:
+            if not retired.is_set():  # else it is another thread that reads
+                self._reading = False
 
     def _put(self, item: Item, retired: threading.Event) -> bool:
         count = size(item)
@@ -365,14 +376,14 @@ class Pump:
             self._heard_ns = item.arrival_ns
             queue, account = self._queue, self.tally.account
             account.received += count
-            self._waiting += count
+            self.tally.waiting += count
             queue.append(item)
             oldest_ns = item.arrival_ns - QUEUE_AGE_NS
             while queue[0].arrival_ns < oldest_ns or len(queue) > QUEUE_ITEMS:
                 old = queue.popleft()
                 lost = size(old)
                 account.drop("overflow", lost)
-                self._waiting -= lost
+                self.tally.waiting -= lost
                 self._lost[old.modality] = self._lost.get(old.modality, 0) + lost
         return True
 
@@ -383,8 +394,8 @@ class Pump:
         with self._lock:
             items: list[Item] = list(self._queue)
             self._queue.clear()
-            self.tally.account.used += self._waiting
-            self._waiting = 0
+            self.tally.account.used += self.tally.waiting
+            self.tally.waiting = 0
             lost, self._lost = self._lost, {}
         newest_ns = items[-1].arrival_ns
         items += [Rejection(name, newest_ns, "overflow", "", n) for name, n in lost.items()]

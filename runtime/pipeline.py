@@ -270,9 +270,6 @@ class Pipeline:
             return
         part = job.part
         failure = outcome if isinstance(outcome, Failure) else None
-        if self.journal is not None:
-            reason = failure.reason if failure else ""
-            self.journal(Finish(part.name, reason, now_ns, job.rows, job.row))
         if isinstance(job.context, Window):
             encoder = self.lanes[str(part.part.modality)].encoder
             if isinstance(outcome, Failure):
@@ -287,6 +284,9 @@ class Pipeline:
             if not finite:
                 failure = Failure("not_finite")
             self._decide(job.context, logits, failure.reason if failure else "", now_ns)
+        if self.journal is not None:
+            reason = failure.reason if failure else ""
+            self.journal(Finish(part.name, reason, now_ns, job.rows, job.row))
         part.end(failure, now_ns)
 
     @property
@@ -372,7 +372,7 @@ class Pipeline:
                 name: {
                     "encoder_steps": lane.part.account.used,
                     "state_resets": lane.encoder.resets,
-                    "embeddings_not_finite": lane.encoder.not_finite,
+                    "embeddings_not_finite": lane.part.account.dropped.get("not_finite", 0),
                     "implausible_values": _counted(lane.stream.guard.implausible),
                     "frozen_values": _counted(lane.stream.guard.frozen),
                     "clock": lane.stream.clock_report(),

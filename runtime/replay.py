@@ -11,6 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from fusedge.bundle.archive import Bundle
 from fusedge.bundle.errors import FusedgeError
 from fusedge.bundle.recording import DECISIONS, EVENTS, JOURNAL, Document
@@ -221,7 +223,7 @@ class _Replay:
         if not 0 <= finish.row < finish.rows <= MAX_BATCH:
             raise ValueError(f"row {finish.row} of {finish.rows}")
         job.rows, job.row = finish.rows, finish.row
-        if finish.failure:
+        if finish.failure and finish.failure != "not_finite":
             outcome = Failure(finish.failure)
         else:
             try:
@@ -229,6 +231,9 @@ class _Replay:
             except Exception as error:  # a backend raises what it likes
                 self._differ(finish.now_ns, f"part {finish.part} fails: {error}")
                 outcome = Failure("failed", str(error))
+            else:
+                if finish.failure and all(np.isfinite(output).all() for output in outcome):
+                    outcome = Failure(finish.failure)  # it was something else that gave NaN then
         self._pipeline.finish(job, outcome, finish.now_ns)
 
     def _collect(self) -> None:

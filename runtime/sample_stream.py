@@ -72,9 +72,8 @@ class SampleStream(ModalityStream):
             return
         if guarded is not data:
             self._not_finite_ns = max(self._not_finite_ns, time_ns)
+        self.tidy()  # so that it makes no difference to the account when else that is called
         ring = self._ring
-        if len(ring) == ring.capacity:
-            self.tidy()
         if len(ring) == ring.capacity:
             self._settle(ring.evict(1), "overflow")
         if not ring.insert(time_ns, guarded):

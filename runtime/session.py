@@ -233,8 +233,8 @@ class Session:
     def open(self, sinks: Sequence[Sink]) -> None:
         """Open the sinks and begin to read; raises what a sink raises, with the others closed."""
         self._started_ns, self._cpu_started_ns = stopwatch_ns(), process_cpu_ns()
-        for sink in sinks:
-            lane = SinkLane(sink, self.clock)
+        for number, sink in enumerate(sinks):
+            lane = SinkLane(sink, self.clock, number)
             self.lanes.append(lane)
             lane.open(self.header)
         self._journal_lanes = [lane for lane in self.lanes if lane.sink.journal]

@@ -113,7 +113,7 @@ class ModalityStream(ABC):
         """Give up the next `count` windows."""
         if count:
             assert self.next_end_ns is not None, "nothing is due before the first sample"
-            self.tidy()
+            self._forget(self.next_end_ns, "superseded")
             self._pass(count)
             self._forget(self.due_ns - self.delay_ns, reason)
 

@@ -265,8 +265,8 @@ def markdown(results: dict[str, Any]) -> str:
         )
     if "nominal" in results["scenarios"]:
         lines += [
-            "**Real time**: 30 frames/s, 50 blocks of sound/s, 100 IMU rows/s. Fusedge decides at ticks of its own, "
-            "about half a period after a frame; the others with each frame.",
+            "**Real time**: 30 frames/s, 50 blocks of sound/s, 100 IMU rows/s. Fusedge decides at "
+            "ticks of its own, half a period after a frame; the others decide with each frame.",
             "",
         ]
         lines += table(
@@ -349,13 +349,8 @@ def plot(results: dict[str, Any], path: Path) -> None:
             o = outputs(record, seconds)
             age.plot(o["emitted"], o["video"], ".-", color=colors[name], label=name, ms=3, lw=1)
     age.axhline(4 * PERIOD_S, color="gray", ls=":", label="a period and the model")
-    age.set(
-        title="Model three times too slow: age of the newest frame",
-        xlabel="s",
-        ylabel="s",
-        yscale="log",
-    )
-    age.legend(fontsize=8, ncol=2)
+    age.set(title="Model three times too slow: age of the newest frame over time, s", yscale="log")
+    age.legend(fontsize=8, loc="upper center", bbox_to_anchor=(0.5, -0.08), ncol=4)
 
     for i, name in enumerate(names):
         for record in ran[name]["runs"].get("imu-silent", [])[:1]:
@@ -378,15 +373,16 @@ def plot(results: dict[str, Any], path: Path) -> None:
     share = np.array(
         [[Cell(ran[n], f, seconds).median("after_percent") for f in faults] for n in names]
     ).reshape(len(names), len(faults))
-    kept.imshow(np.clip(share, 0, 100), cmap="RdYlGn", vmin=0, vmax=100, aspect="auto")
-    for i in range(len(names)):
-        for j in range(len(faults)):
-            value = share[i, j]
-            kept.text(
-                j, i, "n/a" if math.isnan(value) else f"{value:.0f}", ha="center", va="center"
-            )
-    kept.set_xticks(range(len(faults)), faults, rotation=20)
-    kept.set_yticks(range(len(names)), names)
+    if faults and names:
+        kept.imshow(np.clip(share, 0, 100), cmap="RdYlGn", vmin=0, vmax=100, aspect="auto")
+        for i in range(len(names)):
+            for j in range(len(faults)):
+                value = share[i, j]
+                kept.text(
+                    j, i, "n/a" if math.isnan(value) else f"{value:.0f}", ha="center", va="center"
+                )
+        kept.set_xticks(range(len(faults)), faults, rotation=20)
+        kept.set_yticks(range(len(names)), names)
     kept.set(title="Outputs without NaN after the fault, % of those due")
 
     machine = results["machine"]

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
+from io import FileIO
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -16,14 +18,16 @@ _BEGINNING = b'{"type":"session"'
 
 
 class JsonLinesSink(Sink):
-    """Writes to a file, or to an open stream such as standard output. Every line is flushed, so that
-    what was decided stays on disk whatever happens next.
+    """Writes to a file, or to an open stream such as standard output. Every line is on its way to the
+    disk when `write` returns, whatever happens next. Where a line cannot be written (a full disk),
+    `write` raises, the file stays whole, and goes on as soon as there is room again.
     """
 
     def __init__(self, target: Path | TextIO) -> None:
         self.name = str(target) if isinstance(target, Path) else "standard output"
         self._target = target
-        self._stream: TextIO | None = None
+        self._write: Callable[[str], None] | None = None
+        self._file: FileIO | None = None
 
     def open(self, header: dict[str, Any]) -> None:
         """Create the file and write the session line."""
@@ -31,11 +35,12 @@ class JsonLinesSink(Sink):
             try:
                 self._refuse_other_file(self._target)
                 self._target.parent.mkdir(parents=True, exist_ok=True)
-                self._stream = self._target.open("w", encoding="utf-8", newline="\n")
+                self._file = FileIO(self._target, "w")
             except OSError as error:
                 raise _cannot_write(self._target, error) from None
+            self._write = self._to_file
         else:
-            self._stream = self._target
+            self._write = self._to_stream
         self._line({"type": "session", **header})
 
     @staticmethod
@@ -58,23 +63,40 @@ class JsonLinesSink(Sink):
 
     def close(self, summary: dict[str, Any]) -> None:
         """Write the summary line and close the file."""
-        if self._stream is None:
+        if self._write is None:
             return
-        self._line({"type": "summary", **summary})
-        if isinstance(self._target, Path):
-            self._stream.close()
-        self._stream = None
+        try:
+            self._line({"type": "summary", **summary})
+        finally:
+            self._write = None
+            if self._file is not None:
+                self._file.close()
 
     def _line(self, record: dict[str, Any]) -> None:
-        assert self._stream is not None, "open the sink first"
+        assert self._write is not None, "open the sink first"
         try:
-            self._stream.write(json.dumps(record, separators=(",", ":"), allow_nan=False) + "\n")
-            self._stream.flush()
+            self._write(json.dumps(record, separators=(",", ":"), allow_nan=False) + "\n")
+        except BrokenPipeError:
+            raise  # the reader of standard output went away: not an error of ours
         except OSError as error:
-            self._stream = None
-            if isinstance(error, BrokenPipeError):
-                raise  # the reader of standard output went away: not an error of ours
             raise _cannot_write(self._target, error) from None
+
+    def _to_stream(self, line: str) -> None:
+        assert not isinstance(self._target, Path)
+        self._target.write(line)
+        self._target.flush()
+
+    def _to_file(self, line: str) -> None:
+        """All of the line or nothing: a full disk takes the beginning of one."""
+        assert self._file is not None
+        start, left = self._file.tell(), memoryview(line.encode())
+        try:
+            while left:
+                left = left[self._file.write(left) or 0 :]
+        except OSError:
+            self._file.truncate(start)
+            self._file.seek(start)
+            raise
 
 
 def _cannot_write(target: Path | TextIO, error: OSError) -> FusedgeError:

@@ -34,7 +34,7 @@ class SinkLane:
     up for as long as it needs, and what it raises ends the session, unless the sink `may_fail`.
     """
 
-    def __init__(self, sink: Sink, clock: Clock) -> None:
+    def __init__(self, sink: Sink, clock: Clock, number: int = 0) -> None:
         self.sink = sink
         self._clock = clock
         self._queue: SimpleQueue[Item | None] = SimpleQueue()
@@ -44,10 +44,11 @@ class SinkLane:
         self._busy_since_ns: int | None = None
         self._warned_stuck = False
         self._retry_ns: int | None = None
-        self._backoff = Backoff(sink.name)
+        self._backoff = Backoff(f"sink {number}")
         self._summary: dict[str, Any] = {}
         self._lock = threading.Lock()
-        self.account = Account(self._queue.qsize)
+        self._waiting = 0  # with the one that the sink is writing
+        self.account = Account(lambda: self._waiting)
         self.failures = self.stuck = 0
         self.first_failure = ""
         self.reader_gone = False
@@ -66,16 +67,19 @@ class SinkLane:
         """Give an item to the sink, now or soon."""
         if self._thread is None:
             self.account.received += 1
+            self._waiting += 1
             if self.sink.may_fail:
                 self._give(item)
                 return
             self.sink.write(item)
+            self._waiting -= 1
             self.account.used += 1
             return
         self._put_bytes += _bytes(item)
         queue = self._queue
         with self._lock:
             self.account.received += 1
+            self._waiting += 1
             queue.put(item)
             while queue.qsize() > MAX_ITEMS or self._put_bytes - self._got_bytes > MAX_BYTES:
                 try:
@@ -84,6 +88,7 @@ class SinkLane:
                     break
                 self._got_bytes += _bytes(oldest)
                 self._lost += 1
+                self._waiting -= 1
                 self.account.drop("overflow")
 
     def supervise(self, now_ns: int) -> None:
@@ -149,6 +154,7 @@ class SinkLane:
             self._fail(str(error), lost)
         else:
             with self._lock:
+                self._waiting -= 1
                 self.account.used += 1
             if self._retry_ns is not None:
                 self._retry_ns = None
@@ -157,12 +163,15 @@ class SinkLane:
 
     def _end(self) -> None:
         try:
+            if self._lost:
+                self.sink.lost(self._lost)
             self.sink.close(self._summary)
         except Exception as error:
             self._fail(str(error), 0, item=False)
 
     def _drop(self, lost: int) -> None:
         with self._lock:
+            self._waiting -= 1
             self.account.drop("sink_failed")
             self._lost += lost + 1
 

@@ -26,7 +26,9 @@ HEIGHT, WIDTH = 2, 3
 
 def series(resample: str, **changes: Any) -> Modality:
     """10 Hz, windows of 0.5 s, a sample is taken up to 0.1 s away and may be 0.2 s late."""
-    return modality("fast", **{"resample": resample, "max_hold_s": 0.1, "lateness_s": 0.2} | changes)
+    return modality(
+        "fast", **{"resample": resample, "max_hold_s": 0.1, "lateness_s": 0.2} | changes
+    )
 
 
 def camera(resample: str, **changes: Any) -> Modality:
@@ -81,7 +83,9 @@ def picks(spec: Modality, times_ns: Sequence[int], end_ns: int) -> list[int]:
         if spec.resample == "hold":
             near = [(point - t, i) for i, t in enumerate(times_ns) if 0 <= point - t <= hold_ns]
         else:
-            near = [(abs(t - point), i) for i, t in enumerate(times_ns) if abs(t - point) <= hold_ns]
+            near = [
+                (abs(t - point), i) for i, t in enumerate(times_ns) if abs(t - point) <= hold_ns
+            ]
         picked.append(min(near)[1] if near else -1)
     return picked
 
@@ -325,7 +329,9 @@ def odd_data(spec: Modality, what: str, number: int) -> NDArray[Any]:
 
 
 @given(
-    spec=specs, frozen_s=st.sampled_from([None, 0.3]), actions=st.lists(pushes | others, max_size=60)
+    spec=specs,
+    frozen_s=st.sampled_from([None, 0.3]),
+    actions=st.lists(pushes | others, max_size=60),
 )
 def test_every_sample_is_accounted_for_at_every_moment(
     spec: Modality, frozen_s: float | None, actions: list[tuple[str, int, int, str]]
@@ -369,7 +375,9 @@ def test_when_it_is_tidied_changes_nothing(
     for tidy in (-1, 0, tidied):
         stream = SampleStream(spec)
         windows: list[tuple[int, bytes, bytes]] = []
-        for number, (time_ms, late_ms, values) in enumerate(sorted(rows, key=lambda r: r[0] + r[1])):
+        for number, (time_ms, late_ms, values) in enumerate(
+            sorted(rows, key=lambda r: r[0] + r[1])
+        ):
             data = picture(abs(values[0]) % 251) if spec.kind == "image" else np.float32(values)
             item = sample(spec, time_ms, data, late_ms)
             waiting = stream.due(item.arrival_ns)

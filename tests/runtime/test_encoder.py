@@ -29,13 +29,13 @@ class RunEncoder(Encoder):
     def __init__(self, spec: Modality, part: Part, backend: OnnxPart) -> None:
         super().__init__(spec, part)
         self.backend = backend
-        self.runs = 0
+        self.runs = self.not_finite = 0
 
     def step(self, window: Window) -> None:
         feeds = self.feeds(window)
         if feeds is not None:
             self.runs += 1
-            self.take(window, self.backend.run(feeds))
+            self.not_finite += not self.take(window, self.backend.run(feeds))
 
 
 @pytest.fixture

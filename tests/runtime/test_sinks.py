@@ -1,9 +1,11 @@
-"""What people see: the live table and the picture."""
+"""What people see: the live table, the picture, and lines in a file."""
 
 from __future__ import annotations
 
 import io
+import json
 from collections.abc import Sequence
+from io import FileIO
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +17,8 @@ from fusedge.bundle.errors import FusedgeError, MissingExtraError
 from fusedge.bundle.window import to_ns
 from fusedge.runtime.decision import Classification, Decision, ModalityShare
 from fusedge.runtime.events import Event
-from fusedge.runtime.sinks import timeline
+from fusedge.runtime.sinks import jsonl, timeline
+from fusedge.runtime.sinks.jsonl import JsonLinesSink
 from fusedge.runtime.sinks.sink import Sink
 from fusedge.runtime.sinks.table import TableSink
 from fusedge.runtime.sinks.timeline import TimelineSink
@@ -138,3 +141,35 @@ def test_the_picture_keeps_a_bounded_number_of_decisions(
     for second in range(timeline.MAX_DECISIONS + 10):
         sink.write(decision(second))
     assert len(sink._decisions) == timeline.MAX_DECISIONS
+
+
+def test_a_file_goes_on_whole_when_a_full_disk_has_room_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    room: list[int | None] = [None]
+
+    class Disk(FileIO):
+        def write(self, data: Any) -> int:
+            if room[0] is None:
+                return super().write(data)
+            taken = min(room[0], len(data))
+            room[0] -= taken
+            if not taken:
+                raise OSError(28, "No space left on device")
+            return super().write(bytes(data)[:taken])
+
+    monkeypatch.setattr(jsonl, "FileIO", Disk)
+    path = tmp_path / "out.jsonl"
+    sink = JsonLinesSink(path)
+    sink.open(HEADER)
+    sink.write(decision(1))
+    room[0] = 20  # the beginning of a line
+    for _ in range(3):
+        with pytest.raises(FusedgeError, match="No space left"):
+            sink.write(decision(2))
+    room[0] = None
+    sink.write(decision(3))
+    sink.close({"ended": "end of input"})
+    lines = [json.loads(line) for line in path.read_text("utf-8").splitlines()]
+    assert [line["type"] for line in lines] == ["session", "decision", "decision", "summary"]
+    assert [line["t_s"] for line in lines[1:3]] == [1, 3]
