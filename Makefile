@@ -14,7 +14,7 @@ help:
 	@echo "make test    lint, then all tests (options for pytest in PYTEST_ARGS)"
 	@echo "make lint    ruff, mypy, import rules"
 	@echo "make bench   what the runtime costs and keeps to, replay speed (another drive in BENCH_SOURCE)"
-	@echo "make bench-peers  the same scenarios on other runtimes, each in its own environment; hours, 10 GB"
+	@echo "make bench-peers  the same scenarios on other runtimes, each in its own environment; 20 minutes, 10 GB"
 	@echo "make soak    all kinds of fault 100 times each, then a day on a virtual clock; 20 minutes"
 	@echo "make format  rewrite the code in the project's format"
 	@echo "make clean   remove the environments, caches and outputs that make has made"

@@ -167,6 +167,7 @@ def run_appliance(appliance: Appliance, as_json: bool) -> None:
     """Run all pipelines of a file at once, and report on each."""
     shared = SharedParts()
     clock = parse_speed(appliance.speed)
+    _check_cores(appliance.cores)
     sessions: list[tuple[Session, Sequence[Sink]]] = []
     for setting in appliance.pipelines:
         bundle = open_bundle(setting.bundle)
@@ -225,12 +226,17 @@ def _parse_cores(text: str) -> list[int]:
         cores = [int(core) for core in text.split(",") if core]
     except ValueError:
         raise FusedgeError(f"--cores {text!r} names no cores", hint="write 0,1") from None
-    available = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else set(cores)
+    _check_cores(cores)
+    return cores
+
+
+def _check_cores(cores: Sequence[int]) -> None:
+    available = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else set()
     if not set(cores) <= available:
         raise FusedgeError(
-            f"--cores {text}: this process may use {', '.join(map(str, sorted(available)))}"
+            f"cores {', '.join(map(str, cores))}: this process may use "
+            f"{', '.join(map(str, sorted(available))) or 'any, and cannot be bound'}"
         )
-    return cores
 
 
 def parse_speed(text: str) -> Clock:

@@ -2,11 +2,20 @@
 
 from __future__ import annotations
 
+import os
+from collections import Counter
 from pathlib import Path
 from typing import Annotated, Any
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationError,
+    model_validator,
+)
 
 from fusedge.bundle.errors import FusedgeError
 from fusedge.runtime.session import HANG_S, SILENCE_S
@@ -14,6 +23,15 @@ from fusedge.runtime.session import HANG_S, SILENCE_S
 MAX_BYTES = 1 << 20
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.\-]*$", max_length=80)]
 Seconds = Annotated[float, Field(gt=0, le=86_400, allow_inf_nan=False)]
+
+
+def _usable(path: Path) -> Path:
+    if "\0" in str(path):
+        raise ValueError("a path cannot hold a zero byte")
+    return path
+
+
+Output = Annotated[Path, AfterValidator(_usable)]
 
 
 class _Strict(BaseModel):
@@ -44,11 +62,11 @@ class PipelineSetting(_Strict):
     silence_s: Seconds = Field(default=SILENCE_S, description="a silent source is opened again")
     hang_s: Seconds = Field(default=HANG_S, description="a part that computes longer is given up")
     watch: bool = Field(default=False, description="change to another bundle put at this path")
-    out: Path | None = Field(default=None, description="decisions as JSON Lines")
-    picture: Path | None = None
-    record: Path | None = Field(default=None, description="new MCAP file")
+    out: Output | None = Field(default=None, description="decisions as JSON Lines")
+    picture: Output | None = None
+    record: Output | None = Field(default=None, description="new MCAP file")
     record_events: str | None = Field(default=None, description="time before and after, as 10s")
-    clips: Path = Path("clips")
+    clips: Output = Path("clips")
     jpeg: int | None = Field(default=None, ge=1, le=95, description="quality of recorded images")
 
 
@@ -74,9 +92,6 @@ class Appliance(_Strict):
         names = [pipeline.name for pipeline in self.pipelines]
         if len(set(names)) != len(names):
             raise ValueError("two pipelines have one name")
-        files = [p for s in self.pipelines for p in (s.out, s.picture, s.record) if p is not None]
-        if len(set(files)) != len(files):
-            raise ValueError("two outputs go to one file")
         return self
 
 
@@ -89,10 +104,10 @@ class _Loader(yaml.SafeLoader):  # type: ignore[misc]
         return super().compose_node(parent, index)
 
     def construct_mapping(self, node: Any, deep: bool = False) -> Any:
-        keys = [getattr(key, "value", None) for key, _ in node.value]
-        repeated = [key for key in keys if keys.count(key) > 1]
-        if repeated:
-            raise yaml.YAMLError(f"{str(repeated[0])[:80]!r} is given twice")
+        keys = Counter(str(key.value) for key, _ in node.value)
+        key, count = keys.most_common(1)[0] if keys else ("", 0)
+        if count > 1:
+            raise yaml.YAMLError(f"{key[:80]!r} is given twice")
         return super().construct_mapping(node, deep)
 
 
@@ -100,9 +115,11 @@ def load_appliance(path: Path) -> Appliance:
     """Read the file; raises FusedgeError with the first thing that is wrong in it."""
     where = str(path)
     try:
-        if path.stat().st_size > MAX_BYTES:
+        with path.open("rb") as stream:
+            content = stream.read(MAX_BYTES + 1)
+        if len(content) > MAX_BYTES:
             raise FusedgeError(f"has more than {MAX_BYTES} bytes", where=where)
-        raw = yaml.load(path.read_text("utf-8"), _Loader)  # a SafeLoader
+        raw = yaml.load(content.decode(), _Loader)  # a SafeLoader
     except OSError as error:
         raise FusedgeError(f"cannot be read: {error.strerror or error}", where=where) from None
     except (yaml.YAMLError, UnicodeDecodeError, RecursionError, ValueError) as error:
@@ -117,10 +134,11 @@ def load_appliance(path: Path) -> Appliance:
             where=where,
             hint="see 'Several pipelines' in the README",
         ) from None
-    folder = path.parent
-    return appliance.model_copy(
-        update={"pipelines": tuple(_placed(p, folder) for p in appliance.pipelines)}
-    )
+    pipelines = tuple(_placed(setting, path.parent) for setting in appliance.pipelines)
+    outputs = [output for s in pipelines for output in (s.out, s.picture, s.record) if output]
+    if len({os.path.normpath(output) for output in outputs}) != len(outputs):
+        raise FusedgeError("two outputs go to one file", where=where)
+    return appliance.model_copy(update={"pipelines": pipelines})
 
 
 def _placed(setting: PipelineSetting, folder: Path) -> PipelineSetting:

@@ -9,6 +9,7 @@ import numpy as np
 from fusedge.bundle.manifest import Modality, Part
 from fusedge.bundle.window import to_ns
 from fusedge.runtime.backend import Array
+from fusedge.runtime.guard import all_finite
 from fusedge.runtime.stream import Window
 
 
@@ -69,7 +70,7 @@ class Encoder:
     def take(self, window: Window, outputs: list[Array]) -> bool:
         """Take what the part made of a window; False where that is not finite."""
         embedding = outputs[self._embedding]
-        if not np.isfinite(embedding).all():
+        if not all_finite(embedding):
             self.lose()
             return False
         self._state.advance(outputs)

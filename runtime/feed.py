@@ -176,8 +176,9 @@ class PumpedFeed:
     ) -> None:
         self._clock = clock
         self.deliver: Callable[[], None] = lambda: None
+        self._arrived = False
         self._pumps = [
-            Pump(source, reopen, clock, silence_s, lambda: self.deliver())
+            Pump(source, reopen, clock, silence_s, self._something_came)
             for source, reopen in sources
         ]
         self.last_ns = 0
@@ -198,12 +199,19 @@ class PumpedFeed:
 
     def take(self, until_ns: int | None) -> Sequence[Item]:
         """See Feed; all that has come, since the future has not."""
+        if not self._arrived:
+            return ()
+        self._arrived = False  # before looking, so that what comes meanwhile is seen next time
         items: list[Item] = []
         for pump in self._pumps:
             items += pump.drain()
         if items:
             self.last_ns = max(self.last_ns, max(item.arrival_ns for item in items))
         return items
+
+    def _something_came(self) -> None:
+        self._arrived = True
+        self.deliver()
 
     def supervise(self, now_ns: int) -> None:
         """See Feed."""

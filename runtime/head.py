@@ -9,6 +9,7 @@ import numpy as np
 from fusedge.bundle.manifest import Manifest
 from fusedge.runtime.backend import Array
 from fusedge.runtime.encoder import PartState
+from fusedge.runtime.guard import all_finite
 
 
 class FusionHead:
@@ -67,7 +68,7 @@ class FusionHead:
         is not finite.
         """
         logits = {name: outputs[self._outputs[name]] for name in self._logits}
-        finite = all(np.isfinite(value[0]).all() for value in logits.values())
+        finite = all(all_finite(value[0]) for value in logits.values())
         if finite:
             self._state.advance(outputs)
         else:

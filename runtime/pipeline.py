@@ -7,7 +7,6 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
-import numpy as np
 from pydantic import ValidationError
 
 from fusedge.bundle.archive import Bundle
@@ -19,6 +18,7 @@ from fusedge.runtime.backend import Array, OnnxPart
 from fusedge.runtime.decision import Classification, Decision, ModalityShare
 from fusedge.runtime.encoder import Encoder
 from fusedge.runtime.events import Event, EventDetector
+from fusedge.runtime.guard import all_finite
 from fusedge.runtime.head import FusionHead
 from fusedge.runtime.journal import Cut, Entry, Finish, Step, Tick
 from fusedge.runtime.label import SteadyLabel, softmax
@@ -337,7 +337,7 @@ class Pipeline:
 
     def _classify(self, spec: Output, logits: Array | None) -> Classification:
         """One output from its logits `[1 + M, K]`."""
-        if logits is None or not np.isfinite(logits[0]).all():
+        if logits is None or not all_finite(logits[0]):
             return Classification(spec.labels, None, None, None, dict.fromkeys(self.order))
         rows = softmax(logits, spec.temperature)
         label, mean = self._steady[spec.name].update(rows[0], self._periods)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import threading
 from collections.abc import Callable, Sequence
@@ -51,6 +52,7 @@ def run_all(
     `threads` (0: as many as there are cores, at most 4, at least 2) that are bound to `cores`. What
     fails is told to `notice` once, in a line, from the thread that called.
     """
+    gc.collect()  # earlier sessions hold large buffers, and refer to themselves in circles
     clocks = {session.clock.real for session, _ in sessions}
     if clocks == {False}:
         return [_run_virtual(session, sinks) for session, sinks in sessions]
@@ -137,7 +139,8 @@ class _Run(NamedTuple):
     @property
     def heavy(self) -> bool:
         """Whether another member had better lead meanwhile."""
-        return self.job.part.cost_ns >= LIGHT_NS or not self.job.part.run_time.count
+        cost_ns = self.job.part.cost_ns
+        return cost_ns >= LIGHT_NS or not cost_ns  # a first run may take any time
 
     @property
     def abandoned(self) -> bool:
@@ -294,20 +297,20 @@ class Crew:
         member.start()
 
     def _serve(self) -> None:
-        wake_punctually()
-        if self._cores:
-            os.sched_setaffinity(0, self._cores)
         me = threading.current_thread()
         with self._baton:
             try:
+                wake_punctually()
+                if self._cores:
+                    os.sched_setaffinity(0, self._cores)
                 while not self._closed and me not in self._left_behind:
                     work = self._next_work()
                     if work is None:
                         self._rest()
                         continue
-                    if work.heavy and not self._leading:
-                        self._baton.notify()
                     heavy = work.heavy
+                    if heavy and not self._leading:
+                        self._baton.notify()
                     self._members[me] = work
                     self._long += heavy
                     self._baton.release()
@@ -368,12 +371,8 @@ class Crew:
     def _due(self, session: Session, pipeline: Pipeline) -> _Work | None:
         """What is due in a pipeline; all that needs no computing is done at once."""
         now_ns = session.clock.now_ns()
-        heavy = self._may_take_long
-        due_ns = pipeline.next_due(heavy)
-        if due_ns is None or due_ns > now_ns:
-            return None
         self._drain(session)
-        while (step := pipeline.choose(now_ns, heavy)) is not None:
+        while (step := pipeline.choose(now_ns, self._may_take_long)) is not None:
             job = pipeline.begin(step, now_ns)
             if job is not None:
                 run = _Run(session, pipeline, job)

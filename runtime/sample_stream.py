@@ -82,7 +82,7 @@ class SampleStream(ModalityStream):
     def _fill(self, end_ns: int) -> Window:
         ring = self._ring
         picked = self._alignment.pick(ring.timestamps_ns, end_ns)
-        if len(ring) and picked.min() >= 0:
+        if len(ring) and np.minimum.reduce(picked) >= 0:
             if self._images:
                 ring.status[picked] = USED
                 return Window(end_ns, self._stack(picked), self._all_valid, True)

@@ -122,7 +122,14 @@ class Session:
                 raise FusedgeError(
                     "a live source cannot be run faster than it is",
                     where=", ".join(live),
-                    hint="leave --speed out",
+                    hint="--speed live",
+                )
+            recorded = [source.uri for source in sources if not source.live]
+            if recorded and clock.kind == "live":
+                raise FusedgeError(
+                    "has a time of its own, not the machine's",
+                    where=", ".join(recorded),
+                    hint="--speed 1, or max",
                 )
             self._check_modalities(sources)
             if chaos is not None and chaos.left_out:
@@ -149,6 +156,7 @@ class Session:
         self.notices: deque[str] = deque(maxlen=MAX_NOTICES)
         """What has failed, a line each, to be shown and taken out by whoever runs the session."""
         self._said: set[str] = set()
+        self._started_ns, self._cpu_started_ns = stopwatch_ns(), process_cpu_ns()
         self.step_time, self._tick_to_decision = DurationHistogram(), DurationHistogram()
         self.header: dict[str, Any] = {
             "bundle": bundle.manifest.name,
