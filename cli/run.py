@@ -31,7 +31,7 @@ from fusedge.cli.options import (
 )
 from fusedge.cli.record import recorders
 from fusedge.cli.report import print_report
-from fusedge.runtime.appliance import Appliance, load_appliance
+from fusedge.runtime.appliance import Appliance, PipelineSetting, load_appliance
 from fusedge.runtime.backend import SharedParts
 from fusedge.runtime.chaos import EVERY_S
 from fusedge.runtime.clock import Clock, LiveClock, PacedClock, VirtualClock
@@ -170,37 +170,47 @@ def run_appliance(appliance: Appliance, as_json: bool) -> None:
     _check_cores(appliance.cores)
     sessions: list[tuple[Session, Sequence[Sink]]] = []
     for setting in appliance.pipelines:
-        bundle = open_bundle(setting.bundle)
-        session = Session(
-            bundle,
-            setting.sources,
-            clock if clock.real else VirtualClock(),
-            provider=setting.provider,
-            precision=setting.precision,
-            without=setting.without,
-            latency_s=setting.latency_s,
-            latency_pairs=[
-                LatencyPair(pair.speed, pair.acceleration, pair.highpass_hz)
-                for pair in setting.measure_latency
-            ],
-            silence_s=setting.silence_s,
-            hang_s=setting.hang_s,
-            load=shared.loader(bundle, setting.provider, setting.precision),
-            watch=setting.watch,
-            name=setting.name,
-        )
-        sinks: list[Sink] = []
-        if setting.out is not None:
-            sinks.append(JsonLinesSink(setting.out))
-        if setting.picture is not None:
-            sinks.append(TimelineSink(setting.picture))
-        sinks += recorders(
-            bundle.manifest, setting.record, setting.record_events, setting.clips, setting.jpeg
-        )
-        _warn(session)
-        sessions.append((session, sinks))
+        try:
+            sessions.append(_open(setting, clock if clock.real else VirtualClock(), shared))
+        except FusedgeError as error:
+            where = f"pipeline {setting.name}" + (f": {error.where}" if error.where else "")
+            raise FusedgeError(error.what, where=where, hint=error.hint) from None
     reports = run_sessions(sessions, threads=appliance.threads, cores=appliance.cores)
     finish_all(dict(zip((s.name for s in appliance.pipelines), reports, strict=True)), as_json)
+
+
+def _open(
+    setting: PipelineSetting, clock: Clock, shared: SharedParts
+) -> tuple[Session, Sequence[Sink]]:
+    """The session and the sinks of one pipeline of an appliance."""
+    bundle = open_bundle(setting.bundle)
+    session = Session(
+        bundle,
+        setting.sources,
+        clock,
+        provider=setting.provider,
+        precision=setting.precision,
+        without=setting.without,
+        latency_s=setting.latency_s,
+        latency_pairs=[
+            LatencyPair(pair.speed, pair.acceleration, pair.highpass_hz)
+            for pair in setting.measure_latency
+        ],
+        silence_s=setting.silence_s,
+        hang_s=setting.hang_s,
+        load=shared.loader(bundle, setting.provider, setting.precision),
+        watch=setting.watch,
+        name=setting.name,
+    )
+    sinks: list[Sink] = []
+    if setting.out is not None:
+        sinks.append(JsonLinesSink(setting.out))
+    if setting.picture is not None:
+        sinks.append(TimelineSink(setting.picture))
+    clips = setting.clips or Path("clips")
+    sinks += recorders(bundle.manifest, setting.record, setting.record_events, clips, setting.jpeg)
+    _warn(session)
+    return session, sinks
 
 
 def _notice(line: str) -> None:

@@ -13,7 +13,16 @@ from pydantic import ValidationError
 
 from fusedge.bundle.archive import Bundle, check_destination, file_entry, write_bundle
 from fusedge.bundle.errors import FusedgeError
-from fusedge.bundle.manifest import FORMAT_VERSION, Engine, Fusion, Graph, Manifest, Part, PartParity, Precision
+from fusedge.bundle.manifest import (
+    FORMAT_VERSION,
+    Engine,
+    Fusion,
+    Graph,
+    Manifest,
+    Part,
+    PartParity,
+    Precision,
+)
 from fusedge.devices.targets.table import Target, find_target
 from fusedge.export.audit import Audit, AuditRow
 from fusedge.export.engine import BuildLimits, BuiltEngine, EngineRequest, build_engine

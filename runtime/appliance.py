@@ -66,7 +66,7 @@ class PipelineSetting(_Strict):
     picture: Output | None = None
     record: Output | None = Field(default=None, description="new MCAP file")
     record_events: str | None = Field(default=None, description="time before and after, as 10s")
-    clips: Output = Path("clips")
+    clips: Output | None = Field(default=None, description="folder; else clips/NAME")
     jpeg: int | None = Field(default=None, ge=1, le=95, description="quality of recorded images")
 
 
@@ -145,9 +145,10 @@ def _placed(setting: PipelineSetting, folder: Path) -> PipelineSetting:
     """With paths that do not depend on the working folder."""
     paths: dict[str, Any] = {
         name: folder / value
-        for name in ("out", "picture", "record", "clips")
+        for name in ("out", "picture", "record")
         if (value := getattr(setting, name)) is not None
     }
+    paths["clips"] = folder / (setting.clips or Path("clips", setting.name))
     if (folder / setting.bundle).exists():
         paths["bundle"] = str(folder / setting.bundle)
     return setting.model_copy(update=paths)

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from fusedge.bundle.manifest import Modality
 from fusedge.bundle.window import mask_implausible, to_ns
 
+_FLOAT32 = np.finfo(np.float32)
 _FROZEN_PIXELS = 32  # rows and columns in which two images are compared
 
 
@@ -26,8 +27,10 @@ class ValueGuard:
 
     def __init__(self, spec: Modality) -> None:
         self._names = [channel.name for channel in spec.channels]
-        self._minimum = np.array([c.minimum for c in spec.channels], np.float32)
-        self._maximum = np.array([c.maximum for c in spec.channels], np.float32)
+        # A limit that float32 cannot hold would become an infinity, and let one pass.
+        least, most = (float(limit) for limit in (_FLOAT32.min, _FLOAT32.max))
+        self._minimum = np.array([max(c.minimum, least) for c in spec.channels], np.float32)
+        self._maximum = np.array([min(c.maximum, most) for c in spec.channels], np.float32)
         self._ranges = list(zip(self._minimum.tolist(), self._maximum.tolist(), strict=True))
         self._common = float(self._minimum.max()), float(self._maximum.min())
         limits = [c.frozen_s for c in spec.channels]

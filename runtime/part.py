@@ -77,7 +77,8 @@ class Job:
         else:
             feeds = {name: np.repeat(feed, self.rows, axis=0) for name, feed in self.feeds.items()}
             outputs = [o[self.row : self.row + 1] for o in self.backend.run(feeds)]
-        self.part.ran(stopwatch_ns() - started)
+        if not self.abandoned:
+            self.part.ran(stopwatch_ns() - started)
         return outputs
 
 
