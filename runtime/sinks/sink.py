@@ -36,7 +36,7 @@ class Sink(ABC):
         """Take one item."""
 
     def lost(self, count: int) -> None:  # noqa: B027  # most sinks have nothing to say about it
-        """So many items were dropped since the last one that was written, the sink being slow or failing."""
+        """So many items were dropped since the last one that was written: it was too slow, or failed."""
 
     def flush(self) -> None:  # noqa: B027  # most sinks keep nothing back
         """Nothing has come for a while: keep nothing back."""

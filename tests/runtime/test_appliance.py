@@ -44,7 +44,7 @@ def test_what_is_left_out_has_a_default(tmp_path: Path) -> None:
     assert (cab.provider, cab.precision, cab.without) == ("cpu", "fp32", ())
     assert (cab.silence_s, cab.hang_s, cab.watch) == (SILENCE_S, HANG_S, False)
     assert (cab.out, cab.picture, cab.record, cab.record_events, cab.jpeg) == (None,) * 5
-    assert cab.clips == tmp_path / "clips"
+    assert cab.clips == tmp_path / "clips/cab"
 
 
 def test_everything_that_can_be_said_is_taken(tmp_path: Path) -> None:
