@@ -27,6 +27,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
 from benchmarks.figures import Figure, at_most, exactly, main, told
 from benchmarks.live_rig import (
@@ -88,7 +89,7 @@ def stateful(bundle: Bundle) -> Bundle:
     def changed(part: Part) -> Part:
         if part.modality != SLOWED:
             return part
-        state = {"dtype": "float32", "shape": ("batch", 1)}
+        state: dict[str, Any] = {"dtype": "float32", "shape": ("batch", 1)}
         return part.model_copy(
             update={
                 "inputs": (
@@ -116,10 +117,11 @@ def ages_of(decisions: list[Decision]) -> list[tuple[float, float]]:
     return [(time_s, 1e3 * age_s) for time_s, age_s in shares if age_s is not None]
 
 
-def settled(pairs: list[tuple[float, float]]) -> np.ndarray[Any, Any]:
+def settled(pairs: list[tuple[float, float]]) -> NDArray[np.float64]:
     """float64 `[N, 2]` without the beginning."""
-    rows = np.array(pairs)
-    return rows[rows[:, 0] > rows[0, 0] + SETTLED_S]
+    rows: NDArray[np.float64] = np.array(pairs)
+    kept: NDArray[np.float64] = rows[rows[:, 0] > rows[0, 0] + SETTLED_S]
+    return kept
 
 
 def trend(name: str, pairs: list[tuple[float, float]], judged: bool) -> Figure:

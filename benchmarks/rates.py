@@ -98,8 +98,8 @@ def _sensor() -> bytes:
         value = b.node("Relu", b.node("Conv", value, weight, strides=[2], pads=[2, 2]))
     value = b.node("Flatten", b.node("GlobalAveragePool", value))
     b.dense(value, 64, EMBEDDING, "embedding")
-    inputs = [_value("window", 50, 6), _value("valid", 50, 6)]
-    return b.model(inputs, [_value("embedding", EMBEDDING)])
+    windows = [_value("window", 50, 6), _value("valid", 50, 6)]
+    return b.model(windows, [_value("embedding", EMBEDDING)])
 
 
 def usual_bundle(path: Path) -> Bundle:

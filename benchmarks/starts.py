@@ -19,7 +19,7 @@ import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
@@ -31,20 +31,22 @@ from fusedge.runtime.soak import Footprint, footprint
 
 HANG_EVERY = 20
 COLLECT_EVERY = 10
+HANG_S = 30.0
 ENDED_S = 5.0
 
 
 class Hanging(Device):
     """Does not come back from a call before it is let go."""
 
-    def __init__(self, *arguments: Any, in_close: bool, let_go: threading.Event) -> None:
-        self._hang = lambda: let_go.wait(30)
-        super().__init__(*arguments, fault=lambda number: None if in_close else self._hang())
-        self._in_close = in_close
+    def __init__(
+        self, modality: str, now_ns: Callable[[], int], *, in_close: bool, let_go: threading.Event
+    ) -> None:
+        super().__init__(modality, now_ns, lambda number: in_close or let_go.wait(HANG_S))
+        self._in_close, self._let_go = in_close, let_go
 
     def close(self) -> None:
         if self._in_close:
-            self._hang()
+            self._let_go.wait(HANG_S)
         super().close()
 
 

@@ -6,9 +6,9 @@ bundle is good (another calibration of the same graphs); is no bundle at all; na
 way round, where agreement is asked; fails in the first run of its head, as a shadow; or fails in the
 fourth, when it decides already.
 
-Asked: each tick is decided exactly once and with a result, whoever decides it. Memory is compared after a
-tenth of the changes and at the end, when garbage has been collected (not before: it stops all threads
-for 10 to 30 ms) and the session is still there.
+Asked: each tick is decided exactly once and with a result, whoever decides it. At the end, when garbage
+has been collected (not before: it stops all threads for 10 to 30 ms) and the session is still there, it
+may hold on to no more than two pipelines.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ import gc
 import tempfile
 import threading
 import time
+import weakref
 from collections import Counter
 from itertools import pairwise
 from pathlib import Path
@@ -66,10 +67,12 @@ class Changer:
     def __init__(self, session: Session, bundle: Bundle) -> None:
         self._session, self._bundle = session, bundle
         self._make, self._fails_in_run = session._make_pipeline, 0
-        session._make_pipeline = self._pipeline  # type: ignore[method-assign]
+        session._make_pipeline = self._pipeline  # type: ignore[method-assign,assignment]
+        self.alive: weakref.WeakSet[Pipeline] = weakref.WeakSet()
 
     def _pipeline(self, bundle: Bundle) -> Pipeline:
         pipeline = self._make(bundle)
+        self.alive.add(pipeline)
         if self._fails_in_run:
             head = pipeline.head_part
             head.backend = Failing(head.backend, self._fails_in_run)
@@ -120,6 +123,7 @@ def measure(arguments: argparse.Namespace) -> list[Figure]:
         thread.join()
         gc.collect()
         rss_mb.append(footprint().rss_mb)
+        alive = len(changer.alive)
     ticks = [decision.timestamp_ns // TICK_NS for decision in sink.decisions]
     steps = [after - before for before, after in pairwise(ticks)]
     good = [
@@ -141,9 +145,8 @@ def measure(arguments: argparse.Namespace) -> list[Figure]:
         told("  tick to tick, rsd", rsd_percent(sink.times_ns[20:]), "%"),
         told("ticks compared with those of a good one", compared),
         told("  of which the labels agreed", 100 * agreed / max(1, compared), "%"),
-        at_most(
-            "memory a change, after the first tenth", growth_mb / (len(ends) - tenth), 0.02, "MB"
-        ),
+        at_most("pipelines that are held on to at the end", alive, 2),
+        told("memory a change, after the first tenth", growth_mb / (len(ends) - tenth), "MB"),
         exactly("ledger balances", str(report.summary["ledger_balanced"]), "True"),
     ]
 

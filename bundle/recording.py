@@ -477,11 +477,13 @@ SCHEMAS: Mapping[str, Mapping[str, Any]] = {
             detail=_TEXT,
             samples=_WHOLE,
             arrival_ns=_WHOLE,
+            timestamp_ns=_WHOLE,
         ),
         _object(
             "fusedge.Journal",
-            "A step that the pipeline began (cut, tick), or the end of a part's run (finish)",
-            type={"enum": ["cut", "tick", "finish"]},
+            "A step that the pipeline began (cut, tick), the end of a part's run (finish), "
+            "or a change of the bundle (swapped)",
+            type={"enum": ["cut", "tick", "finish", "swapped"]},
             modality=_TEXT,
             end_ns=_WHOLE,
             tick_ns=_WHOLE,
@@ -490,6 +492,9 @@ SCHEMAS: Mapping[str, Mapping[str, Any]] = {
             part=_TEXT,
             failure=_TEXT,
             now_ns=_WHOLE,
+            rows=_WHOLE,
+            row=_WHOLE,
+            bundle_sha256=_TEXT,
         ),
         _object(
             "fusedge.Decision",
@@ -499,6 +504,7 @@ SCHEMAS: Mapping[str, Mapping[str, Any]] = {
             outputs={"type": "object"},
             modalities={"type": "object"},
             latency_ms=_NUMBER,
+            problem={"type": ["string", "null"]},
         ),
         _object(
             "fusedge.Event",

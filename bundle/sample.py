@@ -45,6 +45,11 @@ class Rejection(NamedTuple):
     samples: int = 1
 
 
+def data_bytes(item: object) -> int:
+    """The memory that a sample's data takes; of anything else 0."""
+    return item.data.nbytes if isinstance(item, Sample) else 0
+
+
 def size(item: Sample | Rejection) -> int:
     """How many samples of the account an item is, at least one: a block of sound has many."""
     if isinstance(item, Rejection):

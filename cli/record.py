@@ -42,7 +42,8 @@ def record(
 ) -> None:
     """Record what sources give, without a bundle, as MCAP that Foxglove opens.
 
-    Ctrl-C ends a recording. Whatever happens, it is readable up to a second before.
+    Ctrl-C ends a recording. Whatever happens, it is readable up to a second before. Exit status 1 if
+    a source failed.
 
     Examples:
 
@@ -74,8 +75,20 @@ def record(
         for number, handler in before.items():
             signal.signal(number, handler)
     _print(report, out, as_json)
+    failed = {
+        uri: given["first_failure"] for uri, given in report.sources.items() if given["failures"]
+    }
+    for uri, first in failed.items():
+        line = f"note: source {printable(uri)} failed, first: {first}"
+        console.print(line, style="yellow", markup=False, soft_wrap=True)
     if not any(account["used"] for account in report.modalities.values()):
         raise FusedgeError("not one sample came", where=", ".join(source))
+    if failed:
+        raise FusedgeError(
+            f"recorded, but {'a source' if len(failed) == 1 else f'{len(failed)} sources'} failed",
+            where=", ".join(failed),
+            hint="see the notes above; what came is in the file",
+        )
 
 
 def _print(report: RecordReport, path: Path, as_json: bool) -> None:

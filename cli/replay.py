@@ -87,10 +87,10 @@ def _bundle(recording: Path, name: str) -> Bundle:
     if name:
         return open_bundle(name)
     then = RecordingFile(recording).info.session.get("bundle")
-    if then not in shipped_bundles():
-        what = "says of no bundle" if then is None else f"was made with {str(then)[:80]}"
+    if not isinstance(then, str) or then not in shipped_bundles():
+        what = f"was made with {then[:80]}" if isinstance(then, str) else "says of no bundle"
         raise FusedgeError(what, where=str(recording), hint="name the bundle after the recording")
-    return open_bundle(str(then))
+    return open_bundle(then)
 
 
 def _print(report: ReplayReport, as_json: bool) -> None:

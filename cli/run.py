@@ -45,6 +45,7 @@ from fusedge.runtime.sinks.timeline import TimelineSink
 
 
 def run(
+    context: typer.Context,
     bundle: Annotated[
         str,
         typer.Argument(
@@ -125,8 +126,7 @@ def run(
     - `fusedge run appliance.yaml`
     """
     if bundle.endswith((".yaml", ".yml")):
-        if source:
-            raise FusedgeError("sources are in the file", where=bundle, hint="leave --source out")
+        _refuse_options(context, bundle)
         run_appliance(load_appliance(Path(bundle)), as_json)
         return
     if not source:
@@ -143,6 +143,7 @@ def run(
     if show_table:
         sinks.append(TableSink(console))
     clock = parse_speed(speed)
+    _check_watch(watch, clock)
     faults = chaos_of(chaos, clock, chaos_seed, chaos_every)
     session = Session(
         opened,
@@ -184,6 +185,8 @@ def _open(
 ) -> tuple[Session, Sequence[Sink]]:
     """The session and the sinks of one pipeline of an appliance."""
     bundle = open_bundle(setting.bundle)
+    _check_watch(setting.watch, clock)
+    faults = chaos_of(setting.chaos, clock, setting.chaos_seed, setting.chaos_every)
     session = Session(
         bundle,
         setting.sources,
@@ -198,8 +201,9 @@ def _open(
         ],
         silence_s=setting.silence_s,
         hang_s=setting.hang_s,
-        load=shared.loader(bundle, setting.provider, setting.precision),
+        loaders=shared.loader,
         watch=setting.watch,
+        chaos=faults,
         name=setting.name,
     )
     sinks: list[Sink] = []
@@ -210,7 +214,31 @@ def _open(
     clips = setting.clips or Path("clips")
     sinks += recorders(bundle.manifest, setting.record, setting.record_events, clips, setting.jpeg)
     _warn(session)
-    return session, sinks
+    return session, sinks if faults is None else faults.sinks(sinks)
+
+
+def _refuse_options(context: typer.Context, file: str) -> None:
+    """A file of pipelines says everything itself, so that what is given beside it would be lost."""
+    given = [
+        option.opts[0]
+        for option in context.command.params
+        if option.name not in ("bundle", "as_json")
+        and (source := context.get_parameter_source(str(option.name))) is not None
+        and source.name == "COMMANDLINE"
+    ]
+    if given:
+        raise FusedgeError(
+            f"{', '.join(given)}: settings are in the file",
+            where=file,
+            hint="write them there, and leave them out here",
+        )
+
+
+def _check_watch(watch: bool, clock: Clock) -> None:
+    if watch and not clock.real:
+        raise FusedgeError(
+            "a bundle is watched in real time only", hint="with speed 1 or live, or without watch"
+        )
 
 
 def _notice(line: str) -> None:

@@ -69,7 +69,7 @@ class Newest:
 
 
 def alignment(spec: Modality) -> Alignment:
-    """The policy that the manifest asks for; that of sound is in fusedge.runtime.sound."""
+    """The policy that the manifest asks for; that of sound is in fusedge.runtime.sound_stream."""
     policies: dict[str, type[Hold | Exact | Newest]] = {
         "hold": Hold,
         "exact": Exact,

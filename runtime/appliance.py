@@ -13,16 +13,20 @@ from pydantic import (
     BaseModel,
     ConfigDict,
     Field,
+    Strict,
     ValidationError,
     model_validator,
 )
 
 from fusedge.bundle.errors import FusedgeError
+from fusedge.runtime.chaos import EVERY_S
 from fusedge.runtime.session import HANG_S, SILENCE_S
 
 MAX_BYTES = 1 << 20
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.\-]*$", max_length=80)]
-Seconds = Annotated[float, Field(gt=0, le=86_400, allow_inf_nan=False)]
+Whole = Annotated[int, Strict()]  # true is no number, nor is a text
+Number = Annotated[float, Strict()]
+Seconds = Annotated[Number, Field(gt=0, le=86_400, allow_inf_nan=False)]
 
 
 def _usable(path: Path) -> Path:
@@ -43,7 +47,7 @@ class LatencySetting(_Strict):
 
     speed: str
     acceleration: str
-    highpass_hz: float = Field(default=0, ge=0, le=1000)
+    highpass_hz: Number = Field(default=0, ge=0, le=1000)
 
 
 class PipelineSetting(_Strict):
@@ -55,27 +59,32 @@ class PipelineSetting(_Strict):
     without: tuple[str, ...] = ()
     provider: str = "cpu"
     precision: str = "fp32"
-    latency_s: dict[str, Annotated[float, Field(ge=0, le=86_400)]] = Field(
+    latency_s: dict[str, Annotated[Number, Field(ge=0, le=86_400)]] = Field(
         default_factory=dict, description="delay of a modality's stamps, instead of the manifest's"
     )
     measure_latency: tuple[LatencySetting, ...] = ()
     silence_s: Seconds = Field(default=SILENCE_S, description="a silent source is opened again")
     hang_s: Seconds = Field(default=HANG_S, description="a part that computes longer is given up")
-    watch: bool = Field(default=False, description="change to another bundle put at this path")
+    watch: Annotated[bool, Strict()] = Field(
+        default=False, description="change to another bundle put at this path"
+    )
     out: Output | None = Field(default=None, description="decisions as JSON Lines")
     picture: Output | None = None
     record: Output | None = Field(default=None, description="new MCAP file")
     record_events: str | None = Field(default=None, description="time before and after, as 10s")
     clips: Output | None = Field(default=None, description="folder; else clips/NAME")
-    jpeg: int | None = Field(default=None, ge=1, le=95, description="quality of recorded images")
+    jpeg: Whole | None = Field(default=None, ge=1, le=95, description="quality of recorded images")
+    chaos: str = Field(default="", description="kinds of faults on purpose, or all")
+    chaos_seed: Whole = 0
+    chaos_every: Seconds = Field(default=EVERY_S, ge=1, description="mean time between two faults")
 
 
 class Appliance(_Strict):
     """The whole file. Relative paths are from its folder."""
 
     speed: str = Field(default="live", description="live, max, or a number")
-    threads: int = Field(default=0, ge=0, le=256, description="of the crew; 0: by the cores")
-    cores: tuple[Annotated[int, Field(ge=0, le=4095)], ...] = Field(
+    threads: Whole = Field(default=0, ge=0, le=256, description="of the crew; 0: by the cores")
+    cores: tuple[Annotated[Whole, Field(ge=0, le=4095)], ...] = Field(
         default=(), description="to which the crew is bound"
     )
     pipelines: tuple[PipelineSetting, ...] = Field(min_length=1, max_length=64)
@@ -83,7 +92,7 @@ class Appliance(_Strict):
     @model_validator(mode="before")
     @classmethod
     def _number_as_text(cls, value: Any) -> Any:
-        if isinstance(value, dict) and isinstance(value.get("speed"), int | float):
+        if isinstance(value, dict) and type(value.get("speed")) in (int, float):
             return {**value, "speed": f"{value['speed']:g}"}
         return value
 
@@ -149,6 +158,20 @@ def _placed(setting: PipelineSetting, folder: Path) -> PipelineSetting:
         if (value := getattr(setting, name)) is not None
     }
     paths["clips"] = folder / (setting.clips or Path("clips", setting.name))
-    if (folder / setting.bundle).exists():
-        paths["bundle"] = str(folder / setting.bundle)
+    paths["bundle"] = _beside(folder, setting.bundle) or setting.bundle
+    paths["sources"] = tuple(_placed_source(uri, folder) for uri in setting.sources)
     return setting.model_copy(update=paths)
+
+
+def _placed_source(uri: str, folder: Path) -> str:
+    scheme, _, target = uri.partition(":")
+    there = _beside(folder, target) if scheme == "replay" and target else ""
+    return f"replay:{there}" if there else uri
+
+
+def _beside(folder: Path, name: str) -> str:
+    """The path of a file or folder in `folder`; empty where there is none."""
+    try:
+        return str(folder / name) if (folder / name).exists() else ""
+    except (OSError, ValueError):  # a name that is too long, or that no file can have
+        return ""

@@ -449,6 +449,10 @@ class _ChaoticSink(Sink):
         """See Sink."""
         self._sink.lost(count)
 
+    def flush(self) -> None:
+        """See Sink."""
+        self._sink.flush()
+
     def close(self, summary: dict[str, Any]) -> None:
         """See Sink."""
         self._sink.close(summary)

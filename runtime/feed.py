@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Protocol
 
 from fusedge.bundle.errors import printable
-from fusedge.bundle.sample import Rejection, Sample, size
+from fusedge.bundle.sample import Rejection, Sample, data_bytes, size
 from fusedge.bundle.window import NANOSECONDS, to_ns
 from fusedge.devices.capture.source import Source
 from fusedge.runtime.backoff import Backoff
@@ -19,8 +19,10 @@ from fusedge.runtime.ledger import Account
 Item = Sample | Rejection
 
 CHUNK = 1024  # items that are taken at a time
+CHUNK_BYTES = 64 << 20
 QUEUE_AGE_NS = to_ns(2.0)  # what waits longer than this for the pipeline is given up
 QUEUE_ITEMS = 65_536
+QUEUE_BYTES = 256 << 20  # two seconds of 4K at 5 Hz
 MAX_STUCK = 4  # threads of a source that never came back, before it is given up until one does
 
 
@@ -135,9 +137,13 @@ class MergedFeed:
         elif first_ns > until_ns:
             return ()
         items: list[Item] = []
-        while pair is not None and pair[0].arrival_ns <= until_ns and len(items) < CHUNK:
+        left_bytes = CHUNK_BYTES
+        while pair is not None and pair[0].arrival_ns <= until_ns:
+            if len(items) == CHUNK or left_bytes < 0:
+                break
             item, tally = pair
             items.append(item)
+            left_bytes -= data_bytes(item)
             count = size(item)
             tally.waiting -= count
             tally.account.used += count
@@ -269,6 +275,7 @@ class Pump:
         self._silence_ns = to_ns(silence_s)
         self._lock = threading.Lock()
         self._queue: deque[Item] = deque()
+        self._queue_bytes = 0
         self._lost: dict[str, int] = {}
         self._reading = False
         self._heard_ns = 0
@@ -328,9 +335,12 @@ class Pump:
             if not self._live:
                 self._finished = True
                 return
-            wait_ns = self._backoff.retry_ns(self._clock.now_ns())
-            if retired.wait(self._clock.seconds_until(wait_ns)):
-                return
+            while True:
+                wait_ns = self._backoff.retry_ns(self._clock.now_ns())
+                if retired.wait(self._clock.seconds_until(wait_ns)):
+                    return
+                if self.stuck < MAX_STUCK:
+                    break
             source = self._open(retired)
 
     def _open(self, retired: threading.Event) -> Source | None:
@@ -343,7 +353,7 @@ class Pump:
         finally:
             self._rest(retired)
         if retired.is_set():
-            source.close()
+            self._close(source)
             return None
         self._source = source
         self.tally.restarts += 1
@@ -368,7 +378,7 @@ class Pump:
             return f"{type(error).__name__}: {error}"
         finally:
             self._rest(retired)
-            source.close()
+            self._close(source)
         return "the stream ended" if live else ""
 
     def _rest(self, retired: threading.Event) -> None:
@@ -386,9 +396,15 @@ class Pump:
             account.received += count
             self.tally.waiting += count
             queue.append(item)
+            self._queue_bytes += data_bytes(item)
             oldest_ns = item.arrival_ns - QUEUE_AGE_NS
-            while queue[0].arrival_ns < oldest_ns or len(queue) > QUEUE_ITEMS:
+            while len(queue) > 1 and (
+                queue[0].arrival_ns < oldest_ns
+                or len(queue) > QUEUE_ITEMS
+                or self._queue_bytes > QUEUE_BYTES
+            ):
                 old = queue.popleft()
+                self._queue_bytes -= data_bytes(old)
                 lost = size(old)
                 account.drop("overflow", lost)
                 self.tally.waiting -= lost
@@ -402,6 +418,7 @@ class Pump:
         with self._lock:
             items: list[Item] = list(self._queue)
             self._queue.clear()
+            self._queue_bytes = 0
             self.tally.account.used += self.tally.waiting
             self.tally.waiting = 0
             lost, self._lost = self._lost, {}
@@ -426,28 +443,31 @@ class Pump:
             with self._lock:
                 self._retired.set()
             self._left_behind.append(thread)
-            _close_in_background(self._source)
+            self._close(self._source)
             self._launch(now_ns, None)
 
     def stop(self) -> None:
         """Ask the thread to end; returns at once."""
         with self._lock:
             self._retired.set()
-        _close_in_background(self._source)
+        self._close(self._source)
 
     def join(self, timeout_s: float) -> bool:
-        """Whether the thread has ended within the time."""
-        if self._thread is not None:
-            self._thread.join(timeout_s)
+        """Whether all its threads have ended within the time."""
+        end_ns = stopwatch_ns() + to_ns(timeout_s)
+        for thread in (self._thread, *self._left_behind):
+            if thread is not None:
+                thread.join(max(0, end_ns - stopwatch_ns()) / NANOSECONDS)
         return (self._thread is None or not self._thread.is_alive()) and not self.stuck
+
+    def _close(self, source: Source | None) -> None:
+        """In a thread: a device that hangs may hang in `close` as well, and then counts as stuck."""
+        if source is not None:
+            closer = threading.Thread(target=source.close, name=f"close {source.uri}", daemon=True)
+            self._left_behind.append(closer)
+            closer.start()
 
 
 def _chain(first: Item, rest: Iterator[Item]) -> Iterator[Item]:
     yield first
     yield from rest
-
-
-def _close_in_background(source: Source | None) -> None:
-    """A device that hangs may hang in `close` as well."""
-    if source is not None:
-        threading.Thread(target=source.close, name=f"close {source.uri}", daemon=True).start()

@@ -41,8 +41,9 @@ class Failure(NamedTuple):
 class Job:
     """One run of a part, to be done outside of the pipeline and given back with `finish`.
 
-    `begun_ns` is on the session's clock. An `abandoned` job took too long and was finished as a
-    failure; what it may still bring is dropped. It is row `row` of a batch of `rows`.
+    `begun_ns` is on the session's clock, `started_ns` on the machine's. An `abandoned` job took too
+    long and was finished as a failure; what it may still bring is dropped. It is row `row` of a
+    batch of `rows`.
     """
 
     __slots__ = (
@@ -54,6 +55,7 @@ class Job:
         "part",
         "row",
         "rows",
+        "started_ns",
         "step",
     )
 
@@ -61,7 +63,7 @@ class Job:
         self, part: RunningPart, step: Step, feeds: dict[str, Any], context: Any, begun_ns: int
     ) -> None:
         self.part, self.step, self.feeds, self.context = part, step, feeds, context
-        self.begun_ns = begun_ns
+        self.begun_ns, self.started_ns = begun_ns, stopwatch_ns()
         self.backend = part.backend
         self.abandoned = False
         self.rows, self.row = 1, 0

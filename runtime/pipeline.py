@@ -15,6 +15,7 @@ from fusedge.bundle.manifest import Manifest, Modality, Output, Part
 from fusedge.bundle.sample import Rejection, Sample
 from fusedge.bundle.window import NANOSECONDS, to_ns
 from fusedge.runtime.backend import Array, OnnxPart
+from fusedge.runtime.clock import stopwatch_ns
 from fusedge.runtime.decision import Classification, Decision, ModalityShare
 from fusedge.runtime.encoder import Encoder
 from fusedge.runtime.events import Event, EventDetector
@@ -295,16 +296,20 @@ class Pipeline:
         return any(part.job is not None for part in self.parts)
 
     def abandon_overdue(self, now_ns: int, hang_s: float) -> None:
-        """Give up the jobs that have been out for longer than `hang_s`, and much longer than usual."""
+        """Give up the jobs that have been out for longer than `hang_s` of the machine's time, and for
+        much longer than usual.
+        """
         for part in self.parts:
             job = part.job
-            if job is not None and now_ns - job.begun_ns > part.allowance_ns(hang_s):
+            if job is not None and stopwatch_ns() - job.started_ns > part.allowance_ns(hang_s):
                 self.abandon(job, now_ns)
 
     def abandon(self, job: Job, now_ns: int) -> None:
         """The job takes too long: go on without it."""
         self.finish(
-            job, Failure("hangs", f"no result after {(now_ns - job.begun_ns) / 1e9:.1f} s"), now_ns
+            job,
+            Failure("hangs", f"no result after {(stopwatch_ns() - job.started_ns) / 1e9:.1f} s"),
+            now_ns,
         )
         job.abandoned = True
         job.part.stuck += 1

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import reprlib
 from collections import deque
 from collections.abc import Sequence
 from contextlib import ExitStack
@@ -29,7 +30,7 @@ from fusedge.runtime.sinks.sink import Sink
 
 MAX_TIME_NS = 1 << 62
 MAX_BATCH = 1024
-_ENTRIES: dict[object, type[Cut | Tick | Finish]] = {"cut": Cut, "tick": Tick, "finish": Finish}
+_ENTRIES: dict[str, type[Cut | Tick | Finish]] = {"cut": Cut, "tick": Tick, "finish": Finish}
 _TEXTS = ("modality", "reason", "part", "failure")
 
 
@@ -110,7 +111,7 @@ def _check(info: Info, bundle: Bundle, path: Path) -> None:
         what = "holds its images as JPEG, so no replay is exact"
         raise FusedgeError(what, where=str(path), hint=as_source)
     if info.session.get("bundle_sha256") != bundle.sha256:
-        name = str(info.session.get("bundle"))[:80]
+        name = reprlib.repr(info.session.get("bundle"))
         raise FusedgeError(
             f"was recorded with another bundle, {name} of another content",
             where=str(path),
@@ -124,14 +125,22 @@ def _backend(info: Info) -> tuple[str, str]:
     part: object = next(iter(parts.values()), {}) if isinstance(parts, dict) else {}
     names = {achieved: name for name, achieved in PROVIDERS.items()}
     known = part if isinstance(part, dict) else {}
-    return names.get(str(known.get("provider")), "cpu"), str(known.get("precision", "fp32"))[:20]
+    provider, precision = known.get("provider"), known.get("precision")
+    return (
+        names.get(provider, "cpu") if isinstance(provider, str) else "cpu",
+        precision[:20] if isinstance(precision, str) else "fp32",
+    )
 
 
 def _latency(info: Info) -> dict[str, float]:
     """Delays that the session was given instead of the manifest's."""
     given = info.session.get("latency_s")
     pairs = given.items() if isinstance(given, dict) else ()
-    return {str(name): float(value) for name, value in pairs if isinstance(value, int | float)}
+    return {
+        name: float(value)
+        for name, value in pairs
+        if type(value) is float or (type(value) is int and abs(value) < MAX_TIME_NS)
+    }
 
 
 def _close(sink: Sink, replay: _Replay) -> None:
@@ -167,7 +176,7 @@ class _Replay:
             except _StopError as stop:
                 self._stopped = str(stop)
                 return
-            except ValueError as error:
+            except (ValueError, OverflowError) as error:
                 self._stopped = f"the journal makes no sense: {error}"
                 return
         if file.problem:
@@ -281,7 +290,8 @@ class _Replay:
 
 def _entry(fields: dict[str, Any]) -> Cut | Tick | Finish:
     """A step of the journal; raises ValueError where it is none."""
-    kind = _ENTRIES.get(fields.pop("type", None))
+    name = fields.pop("type", None)
+    kind = _ENTRIES.get(name) if isinstance(name, str) else None
     if kind is None or set(fields) != set(kind._fields):
         raise ValueError("an entry of no kind")
     for name, value in fields.items():
@@ -291,7 +301,7 @@ def _entry(fields: dict[str, Any]) -> Cut | Tick | Finish:
             else type(value) is int and abs(value) < MAX_TIME_NS
         )
         if not right:
-            raise ValueError(f"{name} is {str(value)[:40]!r}")
+            raise ValueError(f"{name} is {reprlib.repr(value)}")
     return kind(**fields)
 
 
@@ -302,4 +312,4 @@ def _first_difference(then: object, now: object, place: str = "") -> str:
                 inner = f"{place}.{name}" if place else str(name)
                 return _first_difference(then.get(name), now.get(name), inner)
         return f"{place or 'the order of its fields'} differs"
-    return f"{place} was {then!r}, is {now!r}"
+    return f"{place} was {reprlib.repr(then)}, is {reprlib.repr(now)}"

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-PENDING, WINDOW_REJECTED, INVALID, USED = range(4)
+PENDING, LATE, WINDOW_REJECTED, INVALID, USED = range(5)
 
 
 class SampleRing:

@@ -14,7 +14,7 @@ import numpy as np
 from fusedge.bundle.errors import FusedgeError, printable
 from fusedge.bundle.window import to_ns
 from fusedge.runtime.backend import Array
-from fusedge.runtime.clock import Clock, stopwatch_ns, wake_punctually
+from fusedge.runtime.clock import stopwatch_ns, wake_punctually
 from fusedge.runtime.journal import Cut
 from fusedge.runtime.part import Failure, Job, RunningPart
 from fusedge.runtime.pipeline import LIGHT_NS, WAIT_NS, Pipeline
@@ -22,7 +22,8 @@ from fusedge.runtime.session import Session, SessionReport
 from fusedge.runtime.sinks.sink import Sink
 
 SUPERVISE_NS = to_ns(0.1)
-PATIENCE_S = 0.15  # for threads to end, each of: the crew, the sources, the sinks
+CREW_S = 0.1  # for the crew to finish what it computes when it is to stop
+PATIENCE_S = 0.35  # for everything to end; of the promised 0.5 s, the rest is for reports
 POLL_S = 0.05  # how often the main thread looks whether it is to stop
 MAX_BATCH = 16
 
@@ -55,7 +56,7 @@ def run_all(
     gc.collect()  # earlier sessions hold large buffers, and refer to themselves in circles
     clocks = {session.clock.real for session, _ in sessions}
     if clocks == {False}:
-        return [_run_virtual(session, sinks) for session, sinks in sessions]
+        return [_run_virtual(session, sinks, notice) for session, sinks in sessions]
     if clocks != {True}:
         raise FusedgeError("sessions on a virtual clock and in real time cannot run together")
     available = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 2
@@ -68,12 +69,38 @@ def run_all(
     except KeyboardInterrupt:
         ended = "interrupted"
     finally:
+        end_ns = stopwatch_ns() + to_ns(PATIENCE_S)
+        for session, _ in sessions:
+            session.feed.stop()
         crew.close()
-        reports = [session.close(ended, PATIENCE_S) for session, _ in sessions]
+        reports = _close([session for session, _ in sessions], ended, end_ns, notice)
+    if any(session.reader_gone for session, _ in sessions):
+        raise BrokenPipeError  # as a write to it would have done
     return reports
 
 
-def _run_virtual(session: Session, sinks: Sequence[Sink]) -> SessionReport:
+def _close(
+    sessions: Sequence[Session], ended: str, end_ns: int, notice: Callable[[str], object]
+) -> list[SessionReport]:
+    """End all sessions by one deadline, and tell what has not been told."""
+    for session in sessions:
+        session.feed.stop()
+        session.end(ended)
+    reports = [session.report(end_ns) for session in sessions]
+    _tell(sessions, notice)
+    return reports
+
+
+def _tell(sessions: Sequence[Session], notice: Callable[[str], object]) -> None:
+    for session in sessions:
+        while session.notices:
+            line = session.notices.popleft()
+            notice(f"{session.name}: {line}" if session.name else line)
+
+
+def _run_virtual(
+    session: Session, sinks: Sequence[Sink], notice: Callable[[str], object]
+) -> SessionReport:
     ended = "failed"
     try:
         session.open(sinks)
@@ -82,7 +109,7 @@ def _run_virtual(session: Session, sinks: Sequence[Sink]) -> SessionReport:
     except KeyboardInterrupt:
         ended = "interrupted"
     finally:
-        report = session.close(ended, PATIENCE_S)
+        (report,) = _close([session], ended, stopwatch_ns() + to_ns(PATIENCE_S), notice)
     return report
 
 
@@ -143,9 +170,9 @@ class _Run(NamedTuple):
         return cost_ns >= LIGHT_NS or not cost_ns  # a first run may take any time
 
     @property
-    def abandoned(self) -> bool:
-        """Whether nobody waits for it any more."""
-        return self.job.abandoned
+    def expected_ns(self) -> float:
+        """How long it has taken so far; 0 where that is not known."""
+        return self.job.part.cost_ns
 
     def compute(self) -> list[Array] | Failure:
         """To be called without the baton."""
@@ -167,12 +194,12 @@ class _Batch(NamedTuple):
     @property
     def heavy(self) -> bool:
         """See _Run."""
-        return self.runs[0].heavy
+        return self.expected_ns >= LIGHT_NS or any(run.heavy for run in self.runs)
 
     @property
-    def abandoned(self) -> bool:
+    def expected_ns(self) -> float:
         """See _Run."""
-        return all(run.job.abandoned for run in self.runs)
+        return sum(run.expected_ns for run in self.runs)
 
     def compute(self) -> list[list[Array] | Failure]:
         """See _Run."""
@@ -189,9 +216,10 @@ class _Batch(NamedTuple):
         except Exception as error:  # as for one
             failure = _failure(error)
             return [failure for _ in jobs]
-        elapsed_ns = stopwatch_ns() - started
+        elapsed_ns = (stopwatch_ns() - started) // len(jobs)
         for job in jobs:
-            job.part.ran(elapsed_ns)
+            if not job.abandoned:
+                job.part.ran(elapsed_ns)
         return [[output[row : row + 1] for output in outputs] for row in range(len(jobs))]
 
     def hand_in(self, outcomes: list[list[Array] | Failure]) -> None:
@@ -204,7 +232,7 @@ class _Reload:
     """A part that failed is loaded again."""
 
     heavy = True
-    abandoned = False
+    expected_ns = 0.0
 
     def __init__(self, session: Session, part: RunningPart) -> None:
         self.session, self.part = session, part
@@ -221,13 +249,29 @@ class _Reload:
 _Work = _Run | _Batch | _Reload
 
 
+class _Task:
+    """What a member computes, since when by the machine's time, and whether it counts as long."""
+
+    def __init__(self, work: _Work) -> None:
+        self.heavy = work.heavy
+        self.replaced = False
+        """It takes so much longer than expected that another member has taken its place."""
+        self._overdue_ns = stopwatch_ns() + max(SUPERVISE_NS, round(3 * work.expected_ns))
+
+    @property
+    def overdue(self) -> bool:
+        """Whether it takes much longer than expected."""
+        return stopwatch_ns() > self._overdue_ns
+
+
 class Crew:
     """Threads that share the work of all sessions. Contract: whoever holds the baton, and only they,
     touches the sessions; it is put down while a part computes. One member at a time, the leader,
     waits for the next due time. Before a long computation the leader wakes another to lead;
-    should a short one turn out long, another notices within a tenth of a second. So a part that
-    hangs costs a thread, which is replaced, and nothing else. One member of two or more is kept
-    free of long computations, so that decisions come in time; sessions take turns.
+    should a short one turn out long, another notices within a tenth of a second, and one that takes
+    three times as long as expected is replaced, to leave when it comes back. So a part that hangs
+    costs a thread and nothing else. One member of two or more is kept free of long computations,
+    so that decisions come in time; sessions take turns.
 
     Encoders of several sessions that are due together and share a bundle run as one batch.
     """
@@ -235,17 +279,14 @@ class Crew:
     def __init__(self, sessions: Sequence[Session], threads: int, cores: Sequence[int]) -> None:
         self._sessions = list(sessions)
         self._active = list(sessions)
-        self._clock: Clock = sessions[0].clock
         self._size = threads
         self._cores = set(cores)
         self._baton = threading.Condition()
         self._leading = False
         self._closed = False
         self._ended = threading.Event()
-        self._members: dict[threading.Thread, _Work | None] = {}
+        self._members: dict[threading.Thread, _Task | None] = {}
         """Each with what it computes."""
-        self._left_behind: set[threading.Thread] = set()
-        """Members whose computation was given up, and who have been replaced."""
         self._number = 0
         self._supervised_ns = 0
         self._long = 0  # members that compute for long
@@ -259,14 +300,10 @@ class Crew:
             for _ in range(self._size):
                 self._add_member()
         while not self._ended.wait(POLL_S):
-            for session in self._sessions:
-                while session.notices:
-                    line = session.notices.popleft()
-                    notice(f"{session.name}: {line}" if session.name else line)
-            if all(session.stopping for session in self._active):
-                return "interrupted"
+            _tell(self._sessions, notice)
             with self._baton:  # all members may be computing, or hang
-                if self._clock.now_ns() - self._supervised_ns > 2 * SUPERVISE_NS:
+                stopping = any(session.stopping for session in self._active)
+                if stopping or stopwatch_ns() - self._supervised_ns > 2 * SUPERVISE_NS:
                     self._supervise()
         if self._error is not None:
             raise self._error
@@ -275,7 +312,7 @@ class Crew:
 
     def close(self) -> None:
         """Let the members finish what they do, but not for long."""
-        end_ns = stopwatch_ns() + to_ns(PATIENCE_S)
+        end_ns = stopwatch_ns() + to_ns(CREW_S)
         with self._baton:
             self._closed = True
             self._baton.notify_all()
@@ -303,30 +340,30 @@ class Crew:
                 wake_punctually()
                 if self._cores:
                     os.sched_setaffinity(0, self._cores)
-                while not self._closed and me not in self._left_behind:
+                while not self._closed:
                     work = self._next_work()
                     if work is None:
                         self._rest()
                         continue
-                    heavy = work.heavy
-                    if heavy and not self._leading:
+                    task = self._members[me] = _Task(work)
+                    if task.heavy and not self._leading:
                         self._baton.notify()
-                    self._members[me] = work
-                    self._long += heavy
+                    self._long += task.heavy
                     self._baton.release()
                     try:
                         outcome: Any = work.compute()
                     finally:
                         self._baton.acquire()
                         self._members[me] = None
-                        self._long -= heavy and me not in self._left_behind
                     work.hand_in(outcome)
+                    if task.replaced:
+                        break
+                    self._long -= task.heavy
             except BaseException as error:  # a fault of ours: tell it in the main thread
                 self._error = error
                 self._ended.set()
             finally:
                 del self._members[me]
-                self._left_behind.discard(me)
 
     def _rest(self) -> None:
         """Wait for the next due time, or behind the one who does."""
@@ -345,8 +382,7 @@ class Crew:
         self._leading = False
 
     def _next_work(self) -> _Work | None:
-        now_ns = self._clock.now_ns()
-        if now_ns - self._supervised_ns >= SUPERVISE_NS:
+        if stopwatch_ns() - self._supervised_ns >= SUPERVISE_NS:
             self._supervise()
             for session in self._active:
                 for pipeline in session.pipelines:
@@ -398,16 +434,16 @@ class Crew:
 
     def _supervise(self) -> None:
         """Look after sessions, parts and members."""
-        self._supervised_ns = self._clock.now_ns()
+        self._supervised_ns = stopwatch_ns()
         for session in list(self._active):
             self._drain(session)
             session.supervise(session.clock.now_ns())
             if session.finished or session.stopping:
                 self._active.remove(session)
-        for member, work in list(self._members.items()):
-            if work is not None and work.abandoned and member not in self._left_behind:
-                self._long -= work.heavy
-                self._left_behind.add(member)
+        for task in list(self._members.values()):
+            if task is not None and task.overdue and not task.replaced:
+                task.replaced = True
+                self._long -= task.heavy
                 self._add_member()
         if not self._active:
             self._ended.set()
@@ -420,6 +456,7 @@ class Crew:
         for other in self._active:
             if other is run.session or len(runs) == MAX_BATCH:
                 continue
+            self._drain(other)
             now_ns = other.clock.now_ns()
             step = other.pipeline.choose(now_ns)
             if isinstance(step, Cut) and not step.reason:

@@ -8,14 +8,14 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from fusedge.bundle.archive import Bundle
 from fusedge.bundle.errors import FusedgeError, UnknownNameError, printable
 from fusedge.bundle.sample import Rejection, Sample
+from fusedge.bundle.window import NANOSECONDS
 from fusedge.devices.capture.source import Source, Wanted, open_source
 from fusedge.runtime.backend import OnnxPart
-from fusedge.runtime.chaos import Chaos
 from fusedge.runtime.clock import Clock, process_cpu_ns, stopwatch_ns
 from fusedge.runtime.decision import Decision
 from fusedge.runtime.feed import Feed, MergedFeed, PumpedFeed
@@ -29,6 +29,9 @@ from fusedge.runtime.swap import BundleWatch, Swap
 
 Opener = Callable[[str, Wanted, Callable[[], int]], Source]
 """As `open_source`: a URI, the wanted channels, the clock for arrivals."""
+
+if TYPE_CHECKING:
+    from fusedge.runtime.chaos import Chaos
 
 MAX_NOTICES = 100
 SILENCE_S = 5.0
@@ -59,8 +62,9 @@ class Session:
     `silence_s` is opened again; a part that computes for longer than `hang_s` is given up and
     loaded again. With `watch`, another bundle that comes to lie at the bundle's path is changed to
     (real time only). `latency_s` are known delays of stamps that replace the manifest's, by modality;
-    `latency_pairs` are channels by which such a delay is measured. `open_uri` and `load` open the
-    sources and load the parts; `chaos` lets both fail.
+    `latency_pairs` are channels by which such a delay is measured. `open_uri` opens the sources and
+    `load` loads the parts; `loaders` gives, for a bundle, provider and precision, what loads them, also
+    when the bundle changes. `chaos` lets all of them fail.
     """
 
     def __init__(
@@ -78,6 +82,7 @@ class Session:
         hang_s: float = HANG_S,
         open_uri: Opener = open_source,
         load: Loader | None = None,
+        loaders: Callable[[Bundle, str, str], Loader] | None = None,
         chaos: Chaos | None = None,
         watch: bool = False,
         name: str = "",
@@ -94,15 +99,19 @@ class Session:
         self.clock = clock
         self.hang_s = hang_s
         self.chaos = chaos
-        if chaos is not None:
-            open_uri = chaos.opener(open_uri)
-            load = chaos.loader(load or (lambda part: OnnxPart(bundle, part, provider, precision)))
-        self._open_uri = open_uri
-        self._provider, self._precision = provider, precision
+        self._open_uri = open_uri if chaos is None else chaos.opener(open_uri)
+        self._provider, self._precision, self._loaders = provider, precision, loaders
         self.pipeline = self._make_pipeline(bundle, load)
         self._swap: Swap | None = None
-        self._swaps: list[Swap] = []
+        self._swaps: list[Swap | dict[str, Any]] = []  # of those that are over, the reports
         self._retired: list[Pipeline] = []
+        self._retired_statistics: list[dict[str, Any]] = []
+        if watch and not (clock.real and bundle.path.is_file()):
+            raise FusedgeError(
+                "only a .fusedge file can be watched, and only in real time",
+                where=str(bundle.path),
+                hint="a folder changes under the session that runs it; for real time --speed 1 or live",
+            )
         self._watch = BundleWatch(bundle) if watch else None
         self._wanted = {
             m.name: tuple(channel.name for channel in m.channels)
@@ -153,6 +162,10 @@ class Session:
         self.lanes: list[SinkLane] = []
         self._journal_lanes: list[SinkLane] = []
         self.stopping = False
+        self.reader_gone = False
+        """Whether it was stopped since nobody reads standard output any more."""
+        self._summary: dict[str, Any] = {}
+        self._sink_errors: list[Exception] = []
         self.notices: deque[str] = deque(maxlen=MAX_NOTICES)
         """What has failed, a line each, to be shown and taken out by whoever runs the session."""
         self._said: set[str] = set()
@@ -176,10 +189,17 @@ class Session:
             self.header["chaos"] = chaos.header()
 
     def _make_pipeline(self, bundle: Bundle, load: Loader | None = None) -> Pipeline:
+        provider, precision = self._provider, self._precision
+        if load is None and self._loaders is not None:
+            load = self._loaders(bundle, provider, precision)
+        if self.chaos is not None:
+            load = self.chaos.loader(
+                load or (lambda part: OnnxPart(bundle, part, provider, precision))
+            )
         return Pipeline(
             bundle,
-            provider=self._provider,
-            precision=self._precision,
+            provider=provider,
+            precision=precision,
             concurrent=self.clock.real,
             latency_s=self._latency_s,
             load=load,
@@ -201,8 +221,7 @@ class Session:
             )
 
         def load() -> Pipeline:
-            opened = bundle if isinstance(bundle, Bundle) else Bundle(bundle)
-            return self._make_pipeline(opened)
+            return self._make_pipeline(bundle if isinstance(bundle, Bundle) else Bundle(bundle))
 
         swap = Swap(self.pipeline, load, **options)
         swap.start(wait=not self.clock.real)
@@ -290,18 +309,21 @@ class Session:
                 self._note(Swapped(active.bundle_sha256))
         if swap.ended:
             self._swap = None
-            self._retired += [p for p in (swap.old, swap.new) if p not in (None, active)]
+            self._swaps[-1] = swap.report()  # the pipelines are large
+            self._retired += [p for p in (swap.old, swap.new) if p is not None and p is not active]
 
     def supervise(self, now_ns: int) -> None:
         """Look after what may fail: to be called every now and then while time is real."""
         self.feed.supervise(now_ns)
         self._say_failures()
         for lane in self.lanes:
-            lane.supervise(now_ns)
+            lane.supervise()
             if lane.reader_gone:
-                self.stopping = True
+                self.reader_gone = self.stopping = True
         for pipeline in (*self.pipelines, *self._retired):
             pipeline.abandon_overdue(now_ns, self.hang_s)
+        if self._retired:
+            self._retire(at_once=False)
         if self._watch is not None and self._swap is None and self._watch.changed(now_ns):
             self.swap(self._watch.path)
         self.emit()
@@ -312,14 +334,15 @@ class Session:
         for pipeline in self.pipelines:
             failed |= {f"part {part.name}": part.first_failure for part in pipeline.parts}
         failed |= {f"sink {lane.sink.name}": lane.first_failure for lane in self.lanes}
-        failed |= {
-            f"bundle {number}": f"the change was {swap.state}: {swap.reason}" if swap.reason else ""
-            for number, swap in enumerate(self._swaps, start=2)
-        }
         for what, first in failed.items():
             if first and what not in self._said:
                 self._said.add(what)
                 self.notices.append(f"{what}: {first}; going on without, and trying again")
+        for number, swap in enumerate(self._swap_reports(), start=1):
+            what = f"change {number} of the bundle"
+            if swap["reason"] and what not in self._said:
+                self._said.add(what)
+                self.notices.append(f"{what}: {swap['state']}, {swap['reason']}")
 
     @property
     def finished(self) -> bool:
@@ -341,31 +364,47 @@ class Session:
         due = [pipeline.next_due(heavy) for pipeline in self.pipelines]
         return min((due_ns for due_ns in due if due_ns is not None), default=None)
 
-    def close(self, ended: str, patience_s: float) -> SessionReport:
-        """Close sources and sinks, however they are, and report."""
-        self.feed.stop()
-        left = [f"source {uri}" for uri in self.feed.join(patience_s)]
-        summary = {"ended": ended, **self.pipeline.statistics(), "sources": self.feed.report()}
+    def end(self, ended: str) -> None:
+        """Let the sinks write what waits and close, however they are. What a sink raises on a virtual clock
+        is raised by `report`.
+        """
+        self._say_failures()
+        self._summary = {
+            "ended": ended,
+            **self.pipeline.statistics(),
+            "sources": self.feed.report(),
+        }
         if self._probes:
-            summary["latency_estimates"] = [probe.report() for probe in self._probes]
+            self._summary["latency_estimates"] = [probe.report() for probe in self._probes]
         if self._swaps:
-            summary["swaps"] = [swap.report() for swap in self._swaps]
-            summary["retired"] = [
-                {"bundle_sha256": p.bundle_sha256, **p.statistics()} for p in self._retired
-            ]
-            summary["ledger_balanced"] &= all(p.balanced for p in self._retired)
+            self._retire()
+            self._summary["swaps"] = self._swap_reports()
+            self._summary["retired"] = self._retired_statistics
+            self._summary["ledger_balanced"] &= all(
+                statistics["ledger_balanced"] for statistics in self._retired_statistics
+            )
         if self.chaos is not None:
-            summary["chaos"] = self.chaos.report()
-        failures: list[BaseException] = []
+            self._summary["chaos"] = self.chaos.report()
         for lane in self.lanes:
             try:
-                if not lane.close(summary, patience_s):
-                    left.append(f"sink {lane.sink.name}")
-            except Exception as error:  # on a virtual clock: the others are closed all the same
-                failures.append(error)
-        if failures:
-            raise failures[0]
-        summary = {**summary, "sinks": {lane.sink.name: lane.report() for lane in self.lanes}}
+                lane.end(self._summary)
+            except Exception as error:  # the others are closed all the same
+                self._sink_errors.append(error)
+
+    def report(self, end_ns: int) -> SessionReport:
+        """Wait for sources and sinks to end, until `end_ns` by the machine's stopwatch, and report."""
+
+        def left_s() -> float:
+            return max(0, end_ns - stopwatch_ns()) / NANOSECONDS
+
+        left = [f"source {uri}" for uri in self.feed.join(left_s())]
+        left += [f"sink {lane.sink.name}" for lane in self.lanes if not lane.join(left_s())]
+        if self._sink_errors:
+            raise self._sink_errors[0]
+        summary = {
+            **self._summary,
+            "sinks": {lane.sink.name: lane.report() for lane in self.lanes},
+        }
         timing = {
             "wall_s": round((stopwatch_ns() - self._started_ns) / 1e9, 3),
             "cpu_s": round((process_cpu_ns() - self._cpu_started_ns) / 1e9, 3),
@@ -375,14 +414,27 @@ class Session:
             "parts": self.pipeline.compute_time(),
             "left_behind": left,
         }
-        return SessionReport(ended, self.header, summary, timing, self._problem(summary))
+        return SessionReport(summary["ended"], self.header, summary, timing, self._problem(summary))
+
+    def _swap_reports(self) -> list[dict[str, Any]]:
+        return [swap.report() if isinstance(swap, Swap) else swap for swap in self._swaps]
+
+    def _retire(self, at_once: bool = True) -> None:
+        """Keep no more than the statistics of pipelines that had to go, once they compute nothing."""
+        for pipeline in list(self._retired):
+            if at_once or not pipeline.computing:
+                self._retired.remove(pipeline)
+                statistics = pipeline.statistics()
+                self._retired_statistics.append(
+                    {"bundle_sha256": pipeline.bundle_sha256, **statistics}
+                )
 
     def _problem(self, summary: dict[str, Any]) -> str:
         if self.chaos is not None:  # what fails was meant to
             return "" if summary["ledger_balanced"] else "the ledger does not balance"
-        for swap in self._swaps:
-            if swap.state in ("refused", "returned"):
-                return f"a change of bundle was {swap.state}: {swap.reason}"
+        for swap in summary.get("swaps", ()):
+            if swap["state"] in ("refused", "returned"):
+                return f"a change of bundle was {swap['state']}: {swap['reason']}"
         for kind in ("sources", "sinks"):
             for name, report in summary[kind].items():
                 if report["failures"]:

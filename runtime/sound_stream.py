@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import deque
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -10,11 +12,13 @@ from fusedge.bundle.sample import Sample, size
 from fusedge.bundle.window import complete, to_ns
 from fusedge.runtime.drift import SampleClock
 from fusedge.runtime.guard import ValueGuard
-from fusedge.runtime.ring import INVALID, PENDING, USED, WINDOW_REJECTED
+from fusedge.runtime.ring import INVALID, LATE, PENDING, USED, WINDOW_REJECTED
 from fusedge.runtime.stream import ModalityStream, Window
 
 LATEST_STAMP_NS = to_ns(10)  # a stamp that is further from its arrival says nothing
 MAX_BLOCK_S = 10.0
+MAX_OBSERVATIONS = 4096
+SPARE_S = 0.1
 STEP_FOUND_S = 5.0  # the latest that SampleClock finds a step: what came since is placed rightly
 
 
@@ -37,9 +41,11 @@ class SoundStream(ModalityStream):
         self._start = self._stop = 0
         self._received = 0  # the count of the sample after the last one in the buffer
         self._kept_at_step = round(STEP_FOUND_S * spec.rate_hz)
+        self._spare = round(SPARE_S * spec.rate_hz)
         self._max_block = round(MAX_BLOCK_S * spec.rate_hz)
         self._not_finite_below = 0  # samples from this count on are finite
         self._late_below = 0  # samples before this count belong to a window that was cut
+        self._observations: deque[tuple[int, int]] = deque()  # (samples so far, stamp)
         self._steps = self.stamps_refused = 0
         self._stamp_kind: str | None = None
         self.sample_clock = SampleClock(spec.rate_hz)
@@ -63,11 +69,10 @@ class SoundStream(ModalityStream):
         if not 0 <= sample.arrival_ns - stamp_ns <= LATEST_STAMP_NS:
             self.stamps_refused += 1
             stamp_ns = sample.arrival_ns
+        self._observations.append((self._received, stamp_ns))
+        if self.next_end_ns is None or len(self._observations) > MAX_OBSERVATIONS:
+            self._observe(stamp_ns)
         clock = self.sample_clock
-        clock.observe(self._received, stamp_ns)
-        if clock.steps != self._steps:
-            self._steps = clock.steps
-            self._evict(max(0, len(self) - self._kept_at_step), "clock_step")
         end_ns = clock.time_ns(self._received) - self.latency_ns
         if self.next_end_ns is None:
             begin_ns = clock.time_ns(self._received - count) - self.latency_ns
@@ -80,9 +85,21 @@ class SoundStream(ModalityStream):
             self._not_finite_below = self._received
         self._append(guarded)
 
+    def _observe(self, until_ns: int) -> None:
+        """Let the clock see the blocks that are stamped up to a time.
+
+        At a cut only those up to the window's end: then the window does not depend on what else
+        has arrived by chance.
+        """
+        clock, waiting = self.sample_clock, self._observations
+        while waiting and waiting[0][1] <= until_ns:
+            clock.observe(*waiting.popleft())
+        if clock.steps != self._steps:
+            self._steps = clock.steps
+            self._evict(max(0, len(self) - self._kept_at_step), "clock_step")
+
     def _append(self, block: NDArray[np.float32]) -> None:
         count = len(block)
-        self.tidy()
         excess = len(self) + count - self._capacity
         if excess > 0:
             self._evict(excess, "overflow")
@@ -95,10 +112,13 @@ class SoundStream(ModalityStream):
             self._start, self._stop = 0, kept
         self._values[self._stop : self._stop + count] = block
         self._status[self._stop : self._stop + count] = PENDING
+        late = self._late_below - (self._received - count)
+        if late > 0:
+            self._status[self._stop : self._stop + min(late, count)] = LATE
         self._stop += count
 
     def _fill(self, end_ns: int) -> Window:
-        self._forget(end_ns, "superseded")  # what came, or moved, before it since the last window
+        self._observe(end_ns + self.latency_ns)
         stop = round(self.sample_clock.count_at(end_ns + self.latency_ns))
         self._late_below = max(self._late_below, stop)
         oldest = self._received - len(self)
@@ -130,11 +150,8 @@ class SoundStream(ModalityStream):
     def _forget(self, next_end_ns: int, pending_reason: str) -> None:
         stop = round(self.sample_clock.count_at(next_end_ns + self.latency_ns))
         oldest = self._received - len(self)
-        count = min(max(stop - self._length - oldest, 0), len(self))
-        if pending_reason == "superseded":
-            late = min(max(self._late_below - oldest, 0), count)
-            self._evict(late, "late")
-            count -= late
+        # A little more is kept: the clock may yet place the next window earlier.
+        count = min(max(stop - self._length - self._spare - oldest, 0), len(self))
         self._evict(count, pending_reason)
 
     def _evict(self, count: int, pending_reason: str) -> None:

@@ -13,7 +13,7 @@ from fusedge.bundle.sample import Sample
 from fusedge.bundle.window import to_ns
 from fusedge.runtime.guard import ValueGuard
 from fusedge.runtime.ledger import Account
-from fusedge.runtime.ring import INVALID, PENDING, USED, WINDOW_REJECTED
+from fusedge.runtime.ring import INVALID, LATE, PENDING, USED, WINDOW_REJECTED
 
 # A source may deliver faster than the grid (a 25 Hz camera on a 10 Hz grid); beyond this the oldest go.
 RATE_MARGIN = 8
@@ -141,8 +141,9 @@ class ModalityStream(ABC):
         if used == len(fates):
             account.used += used
             return
-        counts = np.bincount(fates, minlength=4).tolist()
+        counts = np.bincount(fates, minlength=5).tolist()
         account.used += used
         account.drop(pending_reason, counts[PENDING])
+        account.drop("late", counts[LATE])
         account.drop("incomplete_window", counts[WINDOW_REJECTED])
         account.drop("invalid", counts[INVALID])

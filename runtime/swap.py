@@ -93,8 +93,8 @@ class Swap:
             self._end("refused", self._loaded.line())
             return
         self.new = self._loaded
-        if self.new.order != self.old.order:
-            self._end("refused", "its modalities are not those of the running bundle")
+        if _input(self.new) != _input(self.old):
+            self._end("refused", "it takes other modalities or channels than the running bundle")
             return
         self.new.start(now_ns + 1)
         self.state = "shadow"
@@ -173,6 +173,14 @@ class Swap:
             "agreed": self.agreed,
             "switched_t_s": None if self.switched_ns is None else self.switched_ns / NANOSECONDS,
         }
+
+
+def _input(pipeline: Pipeline) -> list[tuple[object, ...]]:
+    """All that the sources were opened for."""
+    specs = [pipeline.manifest.modality(name) for name in pipeline.order]
+    return [
+        (s.name, s.kind, s.height, s.width, *((c.name, c.unit) for c in s.channels)) for s in specs
+    ]
 
 
 def _labels(decision: Decision) -> list[str | None]:

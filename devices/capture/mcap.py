@@ -9,12 +9,13 @@ from pathlib import Path
 from fusedge.bundle.errors import FusedgeError, UnknownNameError
 from fusedge.bundle.recording import Document
 from fusedge.bundle.recording_file import Gap, RecordingFile
-from fusedge.bundle.sample import Rejection, Sample
+from fusedge.bundle.sample import Rejection, Sample, size
 from fusedge.bundle.window import to_ns
 
 MAX_SILENCE_NS = to_ns(
     86_400.0
 )  # of all sources together; a longer one is no recording of a session
+MAX_TIME_NS = 1 << 61  # in 2043 if since 1970; windows around a later one leave int64
 
 
 class RecordingSource:
@@ -23,8 +24,9 @@ class RecordingSource:
     `wanted` chooses modalities and their channels by name; None takes all. Rejections come out as
     rejections. What cannot be read (`malformed`) and what the recorder missed (`recording_gap`) is one
     too, of the first modality where the file does not say of which. Arrival that falls is held, for
-    live sources do not wait for each other; where it leaps by more than a day the recording ends,
-    so that its length bounds that of a replay.
+    live sources do not wait for each other; where it leaps by more than a day, or is MAX_TIME_NS or
+    more from 0, the recording ends, so that its length bounds that of a replay. A sample with such a
+    stamp is rejected (`implausible_stamp`).
 
     Raises FusedgeError where the file is no recording or has none of the wanted modalities.
     """
@@ -75,15 +77,23 @@ class RecordingSource:
             item = self._item(entry)
             if item is None:
                 continue
-            if arrival_ns is not None and item.arrival_ns - arrival_ns > MAX_SILENCE_NS:
-                detail = f"{self._file.path}: arrival leaps ahead by more than a day"
-                yield Rejection(item.modality, arrival_ns, "implausible_stamp", detail)
+            leaps = arrival_ns is not None and item.arrival_ns - arrival_ns > MAX_SILENCE_NS
+            if leaps or abs(item.arrival_ns) >= MAX_TIME_NS:
+                what = "leaps ahead by more than a day" if leaps else f"is {item.arrival_ns} ns"
+                yield self._implausible(item, arrival_ns or 0, f"arrival {what}")
                 return
             arrival_ns = item.arrival_ns if arrival_ns is None else max(arrival_ns, item.arrival_ns)
-            yield item._replace(arrival_ns=arrival_ns)
+            if isinstance(item, Sample) and abs(item.timestamp_ns) >= MAX_TIME_NS:
+                yield self._implausible(item, arrival_ns, f"stamp is {item.timestamp_ns} ns")
+            else:
+                yield item._replace(arrival_ns=arrival_ns)
         if self._file.problem and self._file.complete:
             detail = f"{self._file.path}: {self._file.problem}"
             yield Rejection(self.modalities[0], arrival_ns or 0, "malformed", detail)
+
+    def _implausible(self, item: Sample | Rejection, arrival_ns: int, what: str) -> Rejection:
+        detail = f"{self._file.path}: {what}"
+        return Rejection(item.modality, arrival_ns, "implausible_stamp", detail, size(item))
 
     def _item(self, entry: Sample | Rejection | Document | Gap) -> Sample | Rejection | None:
         if isinstance(entry, Gap) and not entry.modality:

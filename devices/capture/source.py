@@ -9,7 +9,6 @@ from urllib.parse import parse_qsl
 
 from fusedge.bundle.errors import FusedgeError, UnknownNameError
 from fusedge.bundle.sample import Rejection, Sample
-from fusedge.devices.capture.mcap import RecordingSource
 from fusedge.devices.capture.sim import OPTIONS, SimulatedDrive, parse_options
 from fusedge.devices.capture.uah import TripSource
 
@@ -69,7 +68,11 @@ class Scheme(NamedTuple):
 
 
 def _recorded(uri: str, path: Path, wanted: Wanted) -> Source:
-    return (RecordingSource if path.suffix == ".mcap" else TripSource)(uri, path, wanted)
+    if path.suffix != ".mcap":
+        return TripSource(uri, path, wanted)
+    from fusedge.devices.capture.mcap import RecordingSource  # a tenth of the runtime's import
+
+    return RecordingSource(uri, path, wanted)
 
 
 SCHEMES: Mapping[str, Scheme] = {

@@ -40,7 +40,12 @@ class JsonLinesSink(Sink):
                 raise _cannot_write(self._target, error) from None
             self._write = self._to_file
         else:
-            self._write = self._to_stream
+            self._target.flush()
+            try:  # past the stream's buffer, whose lock a reader that does not read would hold for ever
+                self._file = FileIO(self._target.fileno(), "w", closefd=False)
+                self._write = self._to_file
+            except (OSError, ValueError):  # a stream of text in memory
+                self._write = self._to_stream
         self._line({"type": "session", **header})
 
     @staticmethod
@@ -89,13 +94,15 @@ class JsonLinesSink(Sink):
     def _to_file(self, line: str) -> None:
         """All of the line or nothing: a full disk takes the beginning of one."""
         assert self._file is not None
-        start, left = self._file.tell(), memoryview(line.encode())
+        file, left = self._file, memoryview(line.encode())
+        start = file.tell() if isinstance(self._target, Path) else None
         try:
             while left:
-                left = left[self._file.write(left) or 0 :]
+                left = left[file.write(left) or 0 :]
         except OSError:
-            self._file.truncate(start)
-            self._file.seek(start)
+            if start is not None:
+                file.truncate(start)
+                file.seek(start)
             raise
 
 

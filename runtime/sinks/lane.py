@@ -7,10 +7,10 @@ from queue import Empty, SimpleQueue
 from typing import Any
 
 from fusedge.bundle.errors import printable
-from fusedge.bundle.sample import Sample
+from fusedge.bundle.sample import data_bytes
 from fusedge.bundle.window import to_ns
 from fusedge.runtime.backoff import Backoff
-from fusedge.runtime.clock import Clock
+from fusedge.runtime.clock import Clock, stopwatch_ns
 from fusedge.runtime.decision import Decision
 from fusedge.runtime.events import Event
 from fusedge.runtime.journal import Entry
@@ -20,6 +20,7 @@ from fusedge.runtime.sinks.sink import Sink
 MAX_ITEMS = 4096
 MAX_BYTES = 64 << 20  # of samples that wait for a recorder: two seconds of VGA at 30 Hz
 STUCK_NS = to_ns(2.0)
+HANGS_NS = to_ns(0.2)  # at the end, when there is no time to be sure
 IDLE_S = 0.25
 
 Item = Decision | Event | Entry
@@ -75,7 +76,7 @@ class SinkLane:
             self._waiting -= 1
             self.account.used += 1
             return
-        self._put_bytes += _bytes(item)
+        self._put_bytes += data_bytes(item)
         queue = self._queue
         with self._lock:
             self.account.received += 1
@@ -86,30 +87,40 @@ class SinkLane:
                     oldest = queue.get_nowait()
                 except Empty:
                     break
-                self._got_bytes += _bytes(oldest)
+                self._got_bytes += data_bytes(oldest)
                 self._lost += 1
                 self._waiting -= 1
                 self.account.drop("overflow")
 
-    def supervise(self, now_ns: int) -> None:
+    def supervise(self) -> None:
         """Count a sink that hangs, once each time."""
-        since_ns = self._busy_since_ns
-        hangs = since_ns is not None and now_ns - since_ns > STUCK_NS
+        hangs = self._busy_for_ns() > STUCK_NS
         if hangs and not self._warned_stuck:
             self.stuck += 1
         self._warned_stuck = hangs
 
-    def close(self, summary: dict[str, Any], patience_s: float) -> bool:
-        """Let the sink write what waits and close; False where it does not within its time."""
+    def _busy_for_ns(self) -> int:
+        """How long the sink has been at the item that it writes."""
+        since_ns = self._busy_since_ns
+        return 0 if since_ns is None else stopwatch_ns() - since_ns
+
+    def end(self, summary: dict[str, Any]) -> None:
+        """Let the sink write what waits, and close; what it raises on a virtual clock is raised."""
         self._summary = summary
+        if self._thread is not None:
+            self._queue.put(None)
+        elif self.sink.may_fail:
+            self._end()
+        else:
+            self.sink.close(summary)
+
+    def join(self, timeout_s: float) -> bool:
+        """Whether the sink has closed within the time; one that makes headway has its own `closing_s`."""
         if self._thread is None:
-            if self.sink.may_fail:
-                self._end()
-            else:
-                self.sink.close(summary)
             return True
-        self._queue.put(None)
-        self._thread.join(max(patience_s, self.sink.closing_s))
+        self._thread.join(timeout_s)
+        if self._thread.is_alive() and self._busy_for_ns() < HANGS_NS:
+            self._thread.join(max(0.0, self.sink.closing_s - timeout_s))
         return not self._thread.is_alive()
 
     def _serve(self) -> None:
@@ -122,7 +133,7 @@ class SinkLane:
             if item is None:
                 break
             with self._lock:
-                self._got_bytes += _bytes(item)
+                self._got_bytes += data_bytes(item)
             self._give(item)
         self._end()
 
@@ -140,7 +151,7 @@ class SinkLane:
         if self._retry_ns is not None and now_ns < self._retry_ns:
             self._drop(lost)
             return
-        self._busy_since_ns = now_ns
+        self._busy_since_ns = stopwatch_ns()
         try:
             if lost:
                 self.sink.lost(lost)
@@ -190,7 +201,3 @@ class SinkLane:
             "first_failure": self.first_failure,
             "stuck": self.stuck,
         }
-
-
-def _bytes(item: Item | None) -> int:
-    return item.data.nbytes if isinstance(item, Sample) else 0

@@ -25,7 +25,9 @@ class Sink(ABC):
     may_fail: ClassVar[bool] = False
     """Whether what it raises is counted on a virtual clock too, instead of ending the session."""
     closing_s: float = 0.3
-    """How long `close` may take when a live session ends, before it is left behind."""
+    """How long it may take to write what waits and close when a live session ends, if it does not hang
+    in `write`; after that it is left behind.
+    """
 
     @abstractmethod
     def open(self, header: dict[str, Any]) -> None:

@@ -20,6 +20,12 @@ from fusedge.runtime.sinks.sink import Sink
 
 REFRESH_NS = 100_000_000
 BAR_CELLS = 24
+PROBLEMS = {
+    "not_finite": "the head's result is not finite",
+    "part_failed": "the head has failed and waits to be loaded again",
+    "hangs": "the head did not come back in time",
+    "raised": "the head's run failed",
+}
 
 
 class TableSink(Sink):
@@ -87,7 +93,8 @@ def _render(title: str, decision: Decision, events: list[Event]) -> Group:
         outputs.add_column(column)
     for name, output in decision.outputs.items():
         if output.mean is None:
-            outputs.add_row(name, "invalid", "", "the head's result is not finite")
+            why = PROBLEMS.get(decision.problem, f"no result: {decision.problem}")
+            outputs.add_row(name, "invalid", "", Text(printable(why)))
             continue
         for label, share in zip(output.labels, output.mean, strict=True):
             style = "bold" if label == output.label else "dim"

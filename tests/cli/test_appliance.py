@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from typer.main import get_command
 from typer.testing import CliRunner
 
 from fusedge.bundle.archive import Bundle
@@ -141,9 +142,48 @@ def refused_words(*words: str) -> str:
     return error.line()
 
 
-def test_sources_beside_a_file_of_pipelines_are_refused(tmp_path: Path) -> None:
+def options_of_run() -> dict[str, list[str]]:
+    """Every option of `fusedge run` but --json, with a value that it takes."""
+    commands: Any = get_command(app)
+    options = [p for p in commands.commands["run"].params if p.name not in ("bundle", "as_json")]
+    return {option.opts[0]: [] if option.is_flag else ["1"] for option in options}
+
+
+def test_whatever_is_given_beside_a_file_of_pipelines_is_refused(tmp_path: Path) -> None:
     path = write(tmp_path / "two.yaml")
-    assert "sources are in the file" in refused_words("run", str(path), "--source", "sim:")
+    options = options_of_run()
+    assert {"--source", "--speed", "--watch", "--table", "--chaos-seed"} <= options.keys()
+    for option, value in options.items():
+        said = refused_words("run", str(path), "--json", option, *value)
+        assert said.startswith(f"{path}: {option}: settings are in the file"), said
+    said = refused_words("run", str(path), "--no-table", "--out", "x", "--provider", "cpu")
+    assert f"{path}: --out, --table, --provider: settings are in the file" in said
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("words", [(), ("--speed", "max")])
+def test_to_watch_a_bundle_takes_time_that_goes_by(words: tuple[str, ...], tmp_path: Path) -> None:
+    said = refused_words("run", "driving", "--source", "sim:", "--watch", *words)
+    assert "a bundle is watched in real time only (with speed 1" in said
+    assert "watched in real time only" in refused(tmp_path, "watch: true", "speed: max")
+
+
+@pytest.mark.parametrize("speed", ["max", "40"])
+def test_chaos_strikes_the_pipelines_that_ask_for_it(tmp_path: Path, speed: str) -> None:
+    path = tmp_path / "two.yaml"
+    path.write_text(
+        f"speed: {speed}\npipelines:\n"
+        "  - {name: a, bundle: driving, sources: ['sim:?duration_s=60'], out: a.jsonl}\n"
+        "  - {name: b, bundle: driving, sources: ['sim:?duration_s=60'], out: b.jsonl,\n"
+        "     chaos: 'silence,disk-full', chaos_seed: 3, chaos_every: 6}\n"
+    )
+    run_appliance(load_appliance(path), as_json=True)
+    ((calm,), (struck,)) = (lines(tmp_path / f"{name}.jsonl", "summary") for name in "ab")
+    assert "chaos" not in calm and calm["ledger_balanced"] and struck["ledger_balanced"]
+    (header,) = lines(tmp_path / "b.jsonl", "session")
+    assert header["chaos"] == {"seed": 3, "kinds": ["silence", "disk-full"], "every_s": 6}
+    assert all(count >= 1 for count in struck["chaos"]["count"].values())
+    assert len(lines(tmp_path / "b.jsonl")) < len(lines(tmp_path / "a.jsonl"))
 
 
 def refused(tmp_path: Path, fields: str, head: str = "speed: 50") -> str:
@@ -170,6 +210,7 @@ def refused(tmp_path: Path, fields: str, head: str = "speed: 50") -> str:
         ("provider: gpu", "unknown provider 'gpu'"),
         ("precision: int4", "part imu has no int4 graph"),
         ("record_events: soon", "'soon' is not a time"),
+        ("chaos: stal", "unknown kind of chaos 'stal' (did you mean 'stall'?)"),
         (
             "measure_latency: [{speed: gps.sped, acceleration: imu.roll}]",
             "unknown channel 'gps.sped'",

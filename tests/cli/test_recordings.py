@@ -7,9 +7,12 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
+from itertools import islice
 from pathlib import Path
 
 import pytest
+from typer.testing import CliRunner
 
 pytest.importorskip("mcap")
 
@@ -17,7 +20,12 @@ from fusedge.bundle.errors import FusedgeError
 from fusedge.bundle.lookup import open_bundle
 from fusedge.bundle.recording import tracks_of
 from fusedge.bundle.recording_file import RecordingFile
+from fusedge.bundle.sample import Rejection, Sample
+from fusedge.cli.app import app
 from fusedge.cli.record import parse_duration, recorders
+from fusedge.devices.capture.driving import CHANNELS
+from fusedge.devices.capture.sim import SimulatedDrive, parse_options
+from fusedge.devices.capture.source import SCHEMES, Scheme
 from fusedge.runtime.clock import VirtualClock
 from fusedge.runtime.runner import run
 from fusedge.runtime.session import Session
@@ -80,7 +88,6 @@ def test_a_difference_fails(recording: Path, tmp_path: Path) -> None:
     bundle = open_bundle("driving")
     recorder = Recorder(path, tracks_of(bundle.manifest))
     recorder.open(RecordingFile(recording).info.session)
-    from fusedge.bundle.sample import Rejection, Sample
 
     sink = recorder
     session = Session(bundle, ["sim:?duration_s=30"], VirtualClock())
@@ -135,6 +142,48 @@ def test_errors_are_one_line(tmp_path: Path, words: list[str], says: str) -> Non
     assert len(done.stderr.strip().splitlines()) == 1
     assert (tmp_path / "there.mcap").read_text() == "mine"
     assert not (tmp_path / "x.mcap").exists()
+
+
+@pytest.mark.parametrize("name", [None, 1, "", "none", ["driving"], {"driving": 1}])
+def test_a_recording_that_names_no_bundle_asks_for_one(tmp_path: Path, name: object) -> None:
+    path = tmp_path / "a.mcap"
+    recorder = Recorder(path, tracks_of(open_bundle("driving").manifest))
+    recorder.open({"bundle": name, "bundle_sha256": "0"})
+    recorder.close({})
+    for words in (["replay", str(path)], ["replay", str(path), "--other-bundle"]):
+        error = CliRunner().invoke(app, words).exception
+        assert isinstance(error, FusedgeError)
+        assert "name the bundle after the recording" in error.line()
+
+
+@pytest.mark.parametrize(("count", "words"), [(1, ["a source"]), (2, ["2 sources"])])
+def test_a_source_that_failed_is_told_and_fails(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, count: int, words: list[str]
+) -> None:
+    class Broken(SimulatedDrive):
+        def __init__(self, uri: str, modality: str) -> None:
+            wanted = {modality: tuple(CHANNELS[modality])}
+            super().__init__(uri, parse_options(uri, "", {}), wanted)
+
+        def samples(self) -> Iterator[Sample | Rejection]:
+            yield from islice(super().samples(), 5)
+            raise OSError("unplugged")
+
+    scheme = Scheme("", frozenset(), lambda uri, target, *_: Broken(uri, target))
+    monkeypatch.setitem(SCHEMES, "broken", scheme)  # type: ignore[misc]
+    uris = ["broken:gps", "broken:imu"][:count]
+    sources = [word for uri in uris for word in ("--source", uri)]
+    path = tmp_path / "a.mcap"
+    done = CliRunner().invoke(app, ["record", *sources, "-o", str(path)])
+    assert isinstance(done.exception, FusedgeError)
+    assert f"{', '.join(uris)}: recorded, but {words[0]} failed" in done.exception.line()
+    for uri in uris:
+        assert f"note: source {uri} failed, first: OSError: unplugged\n" in done.stderr
+    assert RecordingFile(path).complete
+    done = CliRunner().invoke(app, ["record", *sources, "-o", str(tmp_path / "b.mcap"), "--json"])
+    assert done.exit_code == 1
+    given = json.loads(done.stdout)["sources"]
+    assert [given[uri]["failures"] for uri in uris] == [1] * count
 
 
 def test_ctrl_c_ends_a_recording_in_order(tmp_path: Path) -> None:

@@ -118,6 +118,27 @@ def test_a_leap_of_more_than_a_day_ends_it(tmp_path: Path) -> None:
     assert (items[1].arrival_ns, items[1].reason) == (1, "implausible_stamp")  # type: ignore[union-attr]
 
 
+@pytest.mark.parametrize("time_ns", [2**61, 2**62, 2**63 - 1, -(2**61), -(2**63)])
+def test_a_stamp_beyond_all_bounds_is_rejected_and_such_an_arrival_ends_it(
+    tmp_path: Path, time_ns: int
+) -> None:
+    sound = Sample("cabin", time_ns, 7, np.zeros((16, 2), np.float32))
+    near = time_ns - 1 if time_ns > 0 else time_ns + 1
+    items = read(write(tmp_path / "a.mcap", [imu(5), imu(time_ns, 6), sound, imu(8)]))
+    assert [getattr(item, "reason", "") for item in items] == [
+        "",
+        *["implausible_stamp"] * 2,
+        "",
+    ]
+    assert [item.arrival_ns for item in items] == [5, 6, 7, 8]
+    assert isinstance(items[2], Rejection) and items[2].samples == 16
+    for number, first in enumerate(([imu(1, time_ns)], [imu(1, 3), imu(1, time_ns)])):
+        *before, last = read(write(tmp_path / f"{number}.mcap", [*first, imu(2, near)]))
+        assert [item.arrival_ns for item in before] == [3][: len(first) - 1]
+        assert isinstance(last, Rejection) and last.reason == "implausible_stamp"
+        assert last.arrival_ns == (3 if before else 0)
+
+
 def test_what_is_missing_or_unreadable_is_counted(tmp_path: Path) -> None:
     nonsense = Message(sample_channel("road", "image"), 2, 2, b'{"format":"png","data":"AAAA"}')
     path = write(

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 from fusedge.bundle.errors import FusedgeError
 from fusedge.runtime.appliance import MAX_BYTES, Appliance, load_appliance
+from fusedge.runtime.chaos import EVERY_S
 from fusedge.runtime.session import HANG_S, SILENCE_S
 
 ONE = "{name: cab, bundle: driving, sources: ['sim:']}"
@@ -73,6 +74,9 @@ def test_everything_that_can_be_said_is_taken(tmp_path: Path) -> None:
             record_events: 10s
             clips: kept
             jpeg: 80
+            chaos: stall,nan
+            chaos_seed: 7
+            chaos_every: 12.5
           - {name: cab-2, bundle: driving, sources: ["sim:?seed=2"]}
         """,
     )
@@ -85,7 +89,9 @@ def test_everything_that_can_be_said_is_taken(tmp_path: Path) -> None:
     assert one.out == tmp_path / "decisions/one.jsonl"
     assert one.picture == Path("/pictures/one.png")
     assert (one.record, one.clips) == (tmp_path / "one.mcap", tmp_path / "kept")
+    assert (one.chaos, one.chaos_seed, one.chaos_every) == ("stall,nan", 7, 12.5)
     assert two.name == "cab-2" and two.out is None
+    assert (two.chaos, two.chaos_seed, two.chaos_every) == ("", 0, EVERY_S)
 
 
 @pytest.mark.parametrize(
@@ -100,6 +106,44 @@ def test_a_bundle_beside_the_file_is_that_one_and_else_a_name_stays_a_name(tmp_p
     text = "pipelines: [{name: a, bundle: mine.fusedge, sources: ['sim:']}, " + ONE + "]"
     mine, shipped = load(tmp_path, text).pipelines
     assert mine.bundle == str(tmp_path / "mine.fusedge") and shipped.bundle == "driving"
+
+
+def test_a_recording_beside_the_file_is_that_one_and_other_sources_stay(tmp_path: Path) -> None:
+    (tmp_path / "trips/one").mkdir(parents=True)
+    (tmp_path / "drive.mcap").write_bytes(b"")
+    given = {
+        "replay:drive.mcap": f"replay:{tmp_path / 'drive.mcap'}",
+        "replay:./trips/one": f"replay:{tmp_path / 'trips/one'}",
+        f"replay:{tmp_path / 'drive.mcap'}": f"replay:{tmp_path / 'drive.mcap'}",
+        "replay:elsewhere.mcap": "replay:elsewhere.mcap",
+        "replay:": "replay:",
+        "sim:?seed=1": "sim:?seed=1",
+        "sim:drive.mcap": "sim:drive.mcap",
+        "drive.mcap": "drive.mcap",
+        f"replay:{'x' * 5000}": f"replay:{'x' * 5000}",
+        "replay:a\\0b": "replay:a\0b",
+    }
+    sources = ", ".join(f'"{uri}"' for uri in given)
+    text = f"pipelines: [{{name: a, bundle: {'x' * 5000}, sources: [{sources}]}}]"
+    assert load(tmp_path, text).pipelines[0].sources == tuple(given.values())
+
+
+NUMBERS = ("silence_s", "hang_s", "jpeg", "chaos_seed", "chaos_every")
+
+
+@pytest.mark.parametrize("value", ["true", "false", "yes", "'3'"])
+def test_only_a_number_is_a_number_and_only_true_is_true(tmp_path: Path, value: str) -> None:
+    delay = "measure_latency: [{{speed: a, acceleration: b, highpass_hz: {0}}}]"
+    fields = [*(f"{name}: {{0}}" for name in NUMBERS), "latency_s: {{gps: {0}}}", delay]
+    texts = [pipeline(field.format(value)) for field in fields]
+    texts += [f"{VALID}{field}: {value}\n" for field in ("threads", "cores", "speed")]
+    texts += [f"{VALID}cores: [{value}]\n"]
+    for text in texts:
+        if "speed: '" not in text:
+            assert "Input should be a valid" in refused(tmp_path, text), text
+    for number in ("0", "1", "'true'"):
+        said = refused(tmp_path, pipeline(f"watch: {number}"))
+        assert "pipelines.0.watch: Input should be a valid boolean" in said
 
 
 def pipeline(fields: str) -> str:

@@ -236,6 +236,29 @@ def test_what_was_recorded_under_chaos_is_replayed_to_the_bit(
     assert replayed.decisions == len(chaotic.memory.decisions) > 100
 
 
+def test_a_sink_under_chaos_is_asked_for_all_that_a_sink_does() -> None:
+    calls: list[str] = []
+
+    class Told(MemorySink):
+        closing_s = 7.0
+
+        def __getattribute__(self, name: str) -> Any:
+            if callable(getattr(Sink, name, None)):
+                calls.append(name)
+            return super().__getattribute__(name)
+
+    for journal in (False, True):
+        told = type("ToldMore", (Told,), {"journal": journal})()
+        (sink,) = Chaos(["sink-crash"], VirtualClock()).sinks([told])
+        assert (sink.name, sink.closing_s, sink.journal) == (told.name, 7.0, journal)
+        calls.clear()
+        methods = [name for name in vars(Sink) if callable(getattr(Sink, name)) and name[0] != "_"]
+        arguments: dict[str, list[Any]] = {"lost": [1], "flush": [], "write": [None]}
+        for name in methods:
+            getattr(sink, name)(*arguments.get(name, [{}]))
+        assert calls == methods and "flush" in methods
+
+
 def test_a_reader_that_went_away_ends_the_session(bundle: Bundle) -> None:
     class Gone(MemorySink):
         def write(self, item: Any) -> None:

@@ -405,10 +405,11 @@ def test_threads_of_a_source_that_always_hangs_are_bounded() -> None:
     hang = Hanging()
     with Pumped(Wire(hang), lambda: Wire(hang), silence_s=0.02) as pumped:
         pump = pumped.pump
-        pumped.supervise_until(lambda: (hang.entered, pump.stuck) == (MAX_STUCK + 1, MAX_STUCK))
-        silences = pump.tally.silences
-        pumped.supervise_until(lambda: pump.tally.silences >= silences + 3)
-        assert (hang.entered, pump.stuck) == (MAX_STUCK + 1, MAX_STUCK)
+        pumped.supervise_until(lambda: pump.stuck == MAX_STUCK == hang.entered)
+        for _ in range(20):
+            time.sleep(0.01)
+            pump.supervise(pumped.clock.now_ns())
+        assert pump.stuck == MAX_STUCK == hang.entered
         assert not pumped.pump.join(0.01)
         assert pumped.account.received == 0
         hang.released.set()

@@ -115,7 +115,8 @@ def opened(sink: Sink, clock: LiveClock | VirtualClock | None = None) -> SinkLan
 
 def closed(lane: SinkLane) -> dict[str, Any]:
     """The report of a lane that had time to end, with everything accounted for."""
-    assert lane.close({"ended": "end"}, WAIT_S)
+    lane.end({"ended": "end"})
+    assert lane.join(WAIT_S)
     assert lane.account.unaccounted == lane.account.in_flight == 0
     return lane.report()
 
@@ -317,7 +318,8 @@ def test_closing_does_not_wait_for_a_sink_that_hangs() -> None:
         lane.put(item(number))
     assert gate.reached.wait(WAIT_S)
     started = time.monotonic()
-    assert not lane.close({}, 0.05)
+    lane.end({})
+    assert not lane.join(0.05)
     assert time.monotonic() - started < 0.5
     account = lane.account
     assert (account.received, account.used, account.in_flight) == (3, 0, 3)
@@ -336,7 +338,8 @@ def test_a_sink_has_the_time_that_it_says_it_needs_to_close() -> None:
 
     sink = Slow()
     lane = opened(sink)
-    assert lane.close({}, 0.0) and sink.calls[-1] == "close"
+    lane.end({})
+    assert lane.join(0.0) and sink.calls[-1] == "close"
 
 
 def test_a_close_that_raises_is_counted() -> None:
@@ -373,25 +376,30 @@ def test_a_reader_that_went_away_is_noticed() -> None:
     assert "the reader of standard output went away" in closed(lane)["first_failure"]
 
 
-def test_a_hang_is_counted_once_each_time() -> None:
+def test_a_hang_is_counted_once_each_time(monkeypatch: pytest.MonkeyPatch) -> None:
     gates = [Gate("write", 1), Gate("write", 2)]
+    ahead_s = [0.0]
+    stopwatch = lanes.stopwatch_ns
+    monkeypatch.setattr(lanes, "stopwatch_ns", lambda: stopwatch() + to_ns(ahead_s[0]))
 
     def fault(call: str, number: int) -> None:
         for gate in gates:
             gate(call, number)
 
-    lane, clock = opened(Noting(fault)), LiveClock()
+    lane = opened(Noting(fault))
     for number, gate in enumerate(gates, start=1):
         lane.put(item(number))
         assert gate.reached.wait(WAIT_S)
-        lane.supervise(clock.now_ns())
+        lane.supervise()
         assert lane.stuck == number - 1, "not yet"
-        for later_s in (2.1, 2.2, 60):
-            lane.supervise(clock.now_ns() + to_ns(later_s))
+        for _ in range(3):
+            ahead_s[0] += 2.1
+            lane.supervise()
             assert lane.stuck == number
         gate.opened.set()
         wait_for(lambda: lane.account.in_flight == 0)
-        lane.supervise(clock.now_ns() + to_ns(100))
+        ahead_s[0] += 100
+        lane.supervise()
         assert lane.stuck == number
     closed(lane)
 

@@ -14,6 +14,7 @@ from fusedge.bundle.archive import Bundle
 from fusedge.bundle.manifest import Part
 from fusedge.bundle.sample import Rejection, Sample
 from fusedge.bundle.window import to_ns
+from fusedge.runtime import pipeline as pipelines
 from fusedge.runtime.decision import Decision
 from fusedge.runtime.events import Event
 from fusedge.runtime.journal import Cut, Entry, Finish, Step, Tick
@@ -269,7 +270,9 @@ def test_decisions_come_without_a_head(bundle: Bundle) -> None:
 
 
 @pytest.mark.parametrize("name", ["fast_encoder", "head"])
-def test_what_an_abandoned_job_brings_is_dropped(bundle: Bundle, name: str) -> None:
+def test_what_an_abandoned_job_brings_is_dropped(
+    bundle: Bundle, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     journal: list[Entry] = []
     pipeline = filled(bundle, 3.0, journal=journal.append)
     part = next(p for p in pipeline.parts if p.name == name)
@@ -282,9 +285,11 @@ def test_what_an_abandoned_job_brings_is_dropped(bundle: Bundle, name: str) -> N
     job = pipeline.begin(step, at(now_s))
     assert job is not None and job.part is part
     assert not job.abandoned
-    pipeline.abandon_overdue(at(now_s + 2), 2.0)
+    passed(monkeypatch, job, 2.0)
+    pipeline.abandon_overdue(at(now_s), 2.0)
     assert not job.abandoned, "not yet"
-    pipeline.abandon_overdue(at(now_s + 2) + 1, 2.0)
+    passed(monkeypatch, job, 2.1)
+    pipeline.abandon_overdue(at(now_s), 2.0)
     assert job.abandoned and part.job is None and part.down and part.stuck == 1
     assert part.account.dropped == {"hangs": 1}
     results, entries, ledger = len(pipeline.take_results()), len(journal), pipeline.work.as_dict()
@@ -295,16 +300,26 @@ def test_what_an_abandoned_job_brings_is_dropped(bundle: Bundle, name: str) -> N
     assert pipeline.lanes["fast"].encoder.end_ns is None or name == "head"
 
 
-def test_a_slow_part_is_allowed_ten_times_its_usual_time(bundle: Bundle) -> None:
+def passed(monkeypatch: pytest.MonkeyPatch, job: Job, seconds: float) -> None:
+    """Let the machine's stopwatch say that a job has been out for so long."""
+    now_ns = job.started_ns + to_ns(seconds)
+    monkeypatch.setattr(pipelines, "stopwatch_ns", lambda: now_ns)
+
+
+def test_a_slow_part_is_allowed_ten_times_its_usual_time(
+    bundle: Bundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
     pipeline = filled(bundle, 1.0)
     pipeline.lanes["fast"].part.cost_ns = at(0.5)
     step = pipeline.choose(at(0.6))
     assert step is not None
     job = pipeline.begin(step, at(0.6))
     assert job is not None
-    pipeline.abandon_overdue(at(5.6), 2.0)
+    passed(monkeypatch, job, 5.0)
+    pipeline.abandon_overdue(at(0.6), 2.0)
     assert not job.abandoned
-    pipeline.abandon_overdue(at(5.6) + 1, 2.0)
+    passed(monkeypatch, job, 5.1)
+    pipeline.abandon_overdue(at(0.6), 2.0)
     assert job.abandoned
 
 

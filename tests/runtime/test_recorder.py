@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import pytest
 
 pytest.importorskip("mcap")
+from mcap.reader import make_reader
 
 from fusedge.bundle import recording_file
 from fusedge.bundle.archive import Bundle
@@ -24,7 +26,7 @@ from fusedge.bundle.window import to_ns
 from fusedge.runtime.clock import VirtualClock
 from fusedge.runtime.decision import Classification, Decision
 from fusedge.runtime.events import Event
-from fusedge.runtime.journal import Cut, Finish, Tick
+from fusedge.runtime.journal import Cut, Entry, Finish, Swapped, Tick
 from fusedge.runtime.sinks import recorder as recorder_module
 from fusedge.runtime.sinks.recorder import EventClips, Recorder
 from tests.runtime.kill_recording import ROOT, killed_recording
@@ -95,6 +97,27 @@ def test_all_kinds_of_entries_keep_their_order(tmp_path: Path) -> None:
         },
         Event("jolt", 1, "start", 25, 1, 2.0, 0.5).as_dict(),
     ]
+
+
+def test_the_schema_of_a_topic_names_every_field(tmp_path: Path) -> None:
+    path = tmp_path / "a.mcap"
+    recorder = Recorder(path, TRACKS)
+    recorder.open(HEADER)
+    steps = (Cut("imu", 10, 2, ""), Tick(20, 0, "", 21), Finish("head", "", 30), Swapped("00"))
+    assert {type(step) for step in steps} == {*get_args(Entry)} - {Sample, Rejection}
+    for item in (*steps, Decision(0, {}, {}, 0), event(1, 2.0), Rejection("imu", -5, "torn", "")):
+        recorder.write(item)
+    recorder.lost(1)
+    recorder.write(imu(1))
+    recorder.close({})
+    with path.open("rb") as stream:
+        for schema, channel, message in make_reader(stream).iter_messages():
+            assert schema is not None
+            properties, fields = json.loads(schema.data)["properties"], json.loads(message.data)
+            assert fields.keys() <= properties.keys(), channel.topic
+            assert fields.get("type") in properties.get("type", {}).get(
+                "enum", [fields.get("type")]
+            )
 
 
 @pytest.mark.parametrize("after_s", [0.5, 0.7, 0.9, 1.1, 1.3])

@@ -30,6 +30,7 @@ from fusedge.bundle.sample import Rejection, Sample
 from fusedge.bundle.window import to_ns
 from fusedge.devices.capture.mcap import RecordingSource
 from fusedge.runtime.clock import VirtualClock
+from fusedge.runtime.journal import Cut, Tick
 from fusedge.runtime.part import Failure, Job
 from fusedge.runtime.pipeline import Pipeline
 from fusedge.runtime.replay import replay_exactly
@@ -314,6 +315,8 @@ FINISH = {"type": "finish", "part": "head", "failure": "", "now_ns": 5}
     [
         [{}],
         [{"type": "dance"}],
+        *([{"type": odd}] for odd in (None, 1, [], {}, ["cut"], {"cut": 1})),
+        *([{**CUT, name: odd}] for name in CUT if name != "type" for odd in ([], {}, 10**400)),
         [{**CUT, "modality": "nose"}],
         [{**CUT, "skipped": -1}],
         [{**CUT, "skipped": 10**30}],
@@ -348,6 +351,59 @@ def test_a_journal_that_makes_no_sense_ends_the_replay(
         writer.add(document_message(JOURNAL, 1, 1, fields))
     writer.close({})
     assert "the journal makes no sense" in replay_exactly(tiny, other).stopped
+
+
+ODD = (
+    None,
+    True,
+    -1,
+    10**400,
+    float("nan"),
+    "\x1b[31m",
+    ["x"],
+    {},
+    {"a": ["x"]},
+    [[[[[[[[[]]]]]]]]],
+)
+
+
+@pytest.mark.parametrize("odd", ODD, ids=lambda odd: str(odd)[:12])
+def test_a_session_of_any_kind_is_replayed_or_refused_in_a_line(
+    tmp_path: Path, tiny: Bundle, odd: Any
+) -> None:
+    parts: list[dict[str, Any]] = [{"head": {"provider": odd}}, {"head": {"precision": odd}}]
+    headers: list[dict[str, Any]] = [
+        *({**header(tiny), name: odd} for name in (*header(tiny), "latency_s")),
+        *({**header(tiny), "parts": part} for part in (*parts, {"head": odd})),
+        {**header(tiny), "latency_s": {"fast": odd}},
+    ]
+    for number, session in enumerate(headers):
+        path = tmp_path / f"{number}.mcap"
+        recorder = Recorder(path, tracks_of(tiny.manifest))
+        recorder.open(session)
+        recorder.close({})
+        try:
+            assert replay_exactly(tiny, path).identical
+        except FusedgeError as error:
+            assert error.line().isprintable() and len(error.line()) < 500
+
+
+@pytest.mark.parametrize("time_ns", [2**61, 2**62, 2**63 - 1, -(2**61), -(2**63)])
+def test_times_beyond_all_bounds_are_replayed_or_end_it(
+    tmp_path: Path, tiny: Bundle, time_ns: int
+) -> None:
+    for number, stamps in enumerate(([time_ns, time_ns], [time_ns, 0], [0, time_ns])):
+        path = tmp_path / f"{number}.mcap"
+        recorder = Recorder(path, tracks_of(tiny.manifest))
+        recorder.open(header(tiny))
+        for stamp_ns, arrival_ns in (stamps, [s - 5 if s > 0 else s + 5 for s in stamps]):
+            recorder.write(Sample("fast", stamp_ns, arrival_ns, np.zeros(2, np.float32)))
+        recorder.write(Cut("fast", time_ns, 0, ""))
+        recorder.write(Tick(time_ns, 0, "", 5))
+        recorder.close({})
+        assert not replay_exactly(tiny, path).decisions
+        report = run(Session(tiny, [f"replay:{path}"], VirtualClock()), [])
+        assert report.summary["ledger_balanced"] and report.problem
 
 
 def test_documents_are_not_input(tmp_path: Path, tiny: Bundle) -> None:

@@ -33,8 +33,12 @@ LABELS = ("left", r"$\frac{$")
 CONTRIBUTIONS = {"fast": -0.125, "slow": 0.0}
 
 
-def decision(second: int, mean: tuple[float, float] | None = (0.25, 0.75)) -> Decision:
-    """A decision; without a mean, one whose head was not finite."""
+def decision(
+    second: int,
+    mean: tuple[float, float] | None = (0.25, 0.75),
+    problem: str = "not_finite",
+) -> Decision:
+    """A decision; without a mean, one whose head had a problem."""
     values = None if mean is None else np.array(mean)
     label = None if mean is None else LABELS[int(np.argmax(mean))]
     return Decision(
@@ -45,6 +49,7 @@ def decision(second: int, mean: tuple[float, float] | None = (0.25, 0.75)) -> De
             "slow": ModalityShare(False, None),
         },
         0,
+        "" if mean else problem,
     )
 
 
@@ -85,10 +90,21 @@ def test_the_table_shows_the_last_decision_and_what_it_rests_on() -> None:
         assert part in shown, part
 
 
-def test_the_table_tells_a_result_that_is_not_finite() -> None:
+@pytest.mark.parametrize(
+    ("problem", "said"),
+    [
+        ("not_finite", "the head's result is not finite"),
+        ("part_failed", "the head has failed and waits to be loaded again"),
+        ("hangs", "the head did not come back in time"),
+        ("raised", "the head's run failed"),
+        ("something_new [/]", "no result: something_new [/]"),
+    ],
+)
+def test_the_table_tells_why_there_is_no_result(problem: str, said: str) -> None:
     text = io.StringIO()
-    feed(TableSink(Console(file=text, width=120)), [decision(1, None)])
-    assert "not finite" in text.getvalue() and "none yet" in text.getvalue()
+    feed(TableSink(Console(file=text, width=120)), [decision(1, None, problem)])
+    assert said in text.getvalue() and "none yet" in text.getvalue()
+    assert ("not finite" in text.getvalue()) == (problem == "not_finite")
 
 
 def test_the_table_is_drawn_seldom_however_fast_decisions_come() -> None:

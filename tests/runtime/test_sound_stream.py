@@ -334,12 +334,14 @@ def test_what_is_not_finite_or_out_of_range_is_masked_and_counted() -> None:
     np.testing.assert_array_equal(window.values[0], expected)
     np.testing.assert_array_equal(window.valid[0], expected)
     stream.tidy()
-    assert stream.account.used == 198 and stream.account.dropped == {"invalid": 2}
     assert stream.guard.implausible == {"m0": 1, "m1": 2}
     stream.push(Sample("mic", 400 * MS, 400 * MS, np.full((200, 2), 0.5, np.float32)))
     assert (stream.cut().values == 0.5).all()  # the next window lies behind them, and is whole
     stream.tidy()
-    assert stream.account.used == 398 and stream.account.in_flight == 0
+    stream.skip(1, "end")
+    stream.tidy()
+    assert stream.account.used == 398 and stream.account.dropped == {"invalid": 2}
+    assert stream.account.in_flight == 0
 
 
 @pytest.mark.parametrize(("missing", "complete"), [(99, True), (100, True), (101, False)])

@@ -181,7 +181,16 @@ def test_a_bundle_of_other_modalities_is_refused(bundle: Bundle, tmp_path: Path)
     )
     driven = Driven(bundle, {10: lambda s: s.swap(new)})
     driven.check_ticks()
-    assert "its modalities are not those" in driven.swap["reason"]
+    assert "it takes other modalities or channels" in driven.swap["reason"]
+
+
+def test_a_bundle_of_other_channels_is_refused(bundle: Bundle, tmp_path: Path) -> None:
+    fast, slow = bundle.manifest.modalities
+    turned = fast.model_copy(update={"channels": fast.channels[::-1]})
+    new = write_tiny_bundle(tmp_path / "turned.fusedge", modalities=(turned, slow))
+    driven = Driven(bundle, {10: lambda s: s.swap(new)})
+    driven.check_ticks()
+    assert "it takes other modalities or channels" in driven.swap["reason"]
 
 
 def test_two_changes_at_a_time_are_refused_one_after_the_other_is_not(
