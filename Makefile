@@ -33,7 +33,7 @@ lint: .venv/ready .types/fusedge
 
 bench: .venv/ready
 	.venv/bin/python -m benchmarks.overhead
-	.venv/bin/python -m benchmarks.runtime
+	.venv/bin/python -m benchmarks.streaming bench-out/streaming.json
 	.venv/bin/python -m benchmarks.replay '$(BENCH_SOURCE)'
 
 bench-peers: .venv/ready

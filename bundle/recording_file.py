@@ -115,6 +115,8 @@ class RecordingWriter:
                 hint="choose another name",
             ) from None
         self._spool = _Spool()
+        # With all indexes memory grows by 9.3 MB an hour (IMU, GPS and road; a chunk each 0.25 s). It
+        # would still by 5.6 MB without that of messages, and Foxglove would then show none.
         self._writer: Any = Writer(self._spool, CHUNK_BYTES, CompressionType.ZSTD)  # type: ignore[arg-type]
         self._writer.start(profile="fusedge")
         fields = info.model_dump(mode="json")
