@@ -5,8 +5,8 @@ A session in real time over a camera, a microphone and a sensor is recorded as M
 - `fusedge replay` does it again step by step, in a fresh process each time;
 - its samples run through a session on the virtual clock again and again, each time arriving in another
   order: later than captured by any time within the modality's lateness. Blocks of sound are late in
-  the same way, but keep their order, since they are counted. The first sample and the last keep
-  their places, for a session decides from the one to the other.
+  the same way, less their length, and keep their order, since they are counted. The first sample
+  and the last keep their places, for a session decides from the one to the other.
 
 Asked of either: one SHA-256 of all decisions.
 """
@@ -69,7 +69,10 @@ class Shuffled:
         for sample in samples[1:-1]:
             arrival_ns = sample.timestamp_ns
             if sample.modality in shuffled:
-                arrival_ns += int(dice.integers(lateness_ns[sample.modality]))
+                spare_ns = lateness_ns[sample.modality]
+                if sample.modality == "sound":  # stamped at its end: its first sample is older
+                    spare_ns -= to_ns(1 / RATES_HZ["sound"])
+                arrival_ns += int(dice.integers(max(1, spare_ns)))
             if sample.modality == "sound":
                 arrival_ns = sound_ns = max(sound_ns, arrival_ns)
             items.append(sample._replace(arrival_ns=arrival_ns))

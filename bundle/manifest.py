@@ -102,7 +102,9 @@ class Modality(_Strict):
     latency_s: Seconds = Field(
         description="known delay of the stamps against the true capture time"
     )
-    lateness_s: Seconds = Field(description="how much later than its stamp a sample may arrive")
+    lateness_s: Seconds = Field(
+        description="how much later than its stamp a sample may arrive; of sound with a block's length"
+    )
     max_age_s: PositiveSeconds = Field(description="an embedding older than this is missing")
     return_windows: int = Field(
         ge=1, description="fresh windows in a row before it is present again"
