@@ -29,7 +29,8 @@ class Swap:
     samples, until `shadow_s` of its ticks have been compared with the old one's; if all of them had
     a result, and at least `least_agreement` of them the same labels, the next tick is the new one's.
     The old one goes on as the shadow for `probation_s` and takes over again at the first tick of
-    the new one without a result. Each tick is given out exactly once, whoever decides it.
+    the new one without a result. Each tick is given out exactly once, whoever decides it. Events are
+    those of the one that decides; their numbers begin anew with it.
     """
 
     def __init__(

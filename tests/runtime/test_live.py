@@ -25,7 +25,7 @@ from tests.tiny_bundle import modality, write_tiny_bundle
 
 RATE_HZ = 20
 GAP = 16  # ticks that a busy machine may skip; a call that hangs holds on for much longer
-STOP_S = 0.5
+STOP_S = 2.0  # promised is 0.5 s (benchmarks/starts.py); what is stuck here stays so for 20 s
 
 
 @pytest.fixture(scope="module")
