@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -140,3 +141,29 @@ def test_an_interrupt_while_starting_leaves_no_traceback(after_s: float) -> None
     _, errors = process.communicate(timeout=10)
     # Before Python runs our first line, the signal is Python's own to answer.
     assert "fusedge" not in errors or "Traceback" not in errors
+
+
+def test_a_reader_that_does_not_read_does_not_hold_up_the_end() -> None:
+    reader, writer = os.pipe()
+    command = [sys.executable, "-m", "fusedge.cli", "run", "driving"]
+    command += ["--source", "sim:?duration_s=3600", "--speed", "200"]
+    process = subprocess.Popen(command, stdout=writer, stderr=subprocess.PIPE, text=True)
+    os.close(writer)
+    time.sleep(6)  # a pipe holds 64 KiB: 130 decisions
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=15)
+    os.close(reader)
+    assert process.returncode == 130 and "Traceback" not in errors
+    assert "left behind" in errors
+
+
+def test_a_reader_that_goes_away_ends_a_session_in_real_time_with_status_1() -> None:
+    reader, writer = os.pipe()
+    command = [sys.executable, "-m", "fusedge.cli", "run", "driving"]
+    command += ["--source", "sim:?duration_s=3600", "--speed", "100"]
+    process = subprocess.Popen(command, stdout=writer, stderr=subprocess.PIPE, text=True)
+    os.close(writer)
+    assert os.read(reader, 100).startswith(b'{"type":"session"')
+    os.close(reader)
+    _, errors = process.communicate(timeout=30)
+    assert process.returncode == 1 and "Traceback" not in errors

@@ -518,3 +518,14 @@ def test_whoever_waits_is_told_when_something_comes() -> None:
     assert len(live.take(None)) == 1 and live.last_ns == MS
     live.stop()
     assert live.join(WAIT_S) == []
+
+
+def test_a_chunk_is_bounded_in_bytes() -> None:
+    megabytes = np.zeros(1 << 18, np.float32)
+    items = [Sample("fast", 1, 1, megabytes) for _ in range(200)]
+    feed = MergedFeed([Recorded(items)])
+    feed.start()
+    sizes = []
+    while not feed.ended:
+        sizes.append(len(feed.take(1)))
+    assert sum(sizes) == 200 and max(sizes) <= 70

@@ -14,13 +14,14 @@ import pytest
 from fusedge.bundle.archive import Bundle
 from fusedge.bundle.window import to_ns
 from fusedge.runtime import backoff
-from fusedge.runtime.clock import LiveClock
+from fusedge.runtime.clock import LiveClock, PacedClock, VirtualClock
 from fusedge.runtime.decision import Decision
 from fusedge.runtime.runner import run, run_all
 from fusedge.runtime.session import Session, SessionReport
 from fusedge.runtime.sinks.memory import MemorySink
 from fusedge.runtime.sinks.sink import Sink
 from tests.runtime.live import LiveSource, Stuck, UnrulySink, seconds, unruly
+from tests.runtime.signals import by_arrival, signal
 from tests.tiny_bundle import modality, write_tiny_bundle
 
 RATE_HZ = 20
@@ -353,3 +354,139 @@ def test_sessions_of_one_bundle_compute_together(bundle: Bundle) -> None:
         assert isinstance(memory, MemorySink) and len(memory.decisions) >= 10
         labels = {d.outputs["side"].label for d in memory.decisions[5:]}
         assert labels == {"left"} and report.summary["ledger_balanced"]
+
+
+def test_a_part_whose_loading_hangs_takes_nobody_with_it(bundle: Bundle, stuck: Stuck) -> None:
+    good = unruly(bundle, {})
+    loads, calls = itertools.count(), itertools.count()
+
+    def fail() -> None:
+        if next(calls) == 5:
+            raise RuntimeError("device lost")
+
+    failing = unruly(bundle, {"fast_encoder": fail, "slow_encoder": lambda: time.sleep(0.005)})
+
+    def load(part: Any) -> Any:
+        if part.name == "fast_encoder" and next(loads) > 0:
+            stuck()
+        return failing(part) if part.name != "head" else good(part)
+
+    live = Live(bundle)
+    live.session = Session(
+        bundle,
+        ["live:fast", "live:slow"],
+        LiveClock(),
+        open_uri=lambda uri, wanted, now_ns: LiveSource(uri.partition(":")[2], now_ns),
+        load=load,
+    )
+    live.run(2.5, threads=2)
+    assert stuck.calls == 1
+    assert live.longest_gap() <= GAP and live.stop_s < STOP_S
+    assert live.present("slow")[-1] and not live.present("fast")[-1]
+
+
+def test_two_parts_that_hang_at_once_leave_somebody_to_decide(bundle: Bundle, stuck: Stuck) -> None:
+    calls = [itertools.count(), itertools.count()]
+
+    def fault(which: int) -> Callable[[], None]:
+        return lambda: stuck() if next(calls[which]) == 10 else None
+
+    live = Live(bundle, parts={"fast_encoder": fault(0), "slow_encoder": fault(1)})
+    live.session.hang_s = 1.5  # longer than the gap that is allowed
+    live.run(2.5, threads=2)
+    assert stuck.calls == 2
+    assert live.longest_gap() <= GAP and live.stop_s < STOP_S
+
+
+def test_the_time_to_stop_does_not_add_up(bundle: Bundle, stuck: Stuck) -> None:
+    live = Live(bundle, faults={"fast": stuck})
+    sinks = [UnrulySink(stuck) for _ in range(8)]
+    for number, sink in enumerate(sinks):
+        sink.name = f"unruly {number}"
+    report = live.run(0.5, *sinks)
+    assert len(report.timing["left_behind"]) == 9
+    assert live.stop_s < STOP_S  # 0.3 s for each would be more
+
+
+def test_a_source_whose_close_hangs_is_opened_again(bundle: Bundle, stuck: Stuck) -> None:
+    def unplugged(number: int) -> None:
+        if number == 10:
+            raise OSError("unplugged")
+
+    class Heavy(LiveSource):
+        def close(self) -> None:
+            super().close()
+            if not stuck.calls:
+                stuck()
+
+    live = Live(bundle)
+    live.session = Session(
+        bundle,
+        ["live:fast", "live:slow"],
+        LiveClock(),
+        open_uri=lambda uri, wanted, now_ns: (
+            Heavy("fast", now_ns, fault=unplugged) if "fast" in uri else LiveSource("slow", now_ns)
+        ),
+    )
+    report = live.run(1.5)
+    source = report.summary["sources"]["live:fast"]
+    assert source["first_failure"] == "OSError: unplugged" and source["restarts"] >= 1
+    assert stuck.calls == 1
+
+
+def test_hangs_are_measured_by_the_machines_time(bundle: Bundle) -> None:
+    items = by_arrival(signal("fast", 0.4, 0, 200), signal("slow", 0.5, 0, 200))
+
+    class Recorded:
+        uri, modalities, live, warnings = "list:", ("fast", "slow"), False, ()
+
+        def samples(self) -> Iterator[Any]:
+            yield from items
+
+        def close(self) -> None:
+            pass
+
+    session = Session(
+        bundle,
+        ["list:"],
+        PacedClock(200),
+        open_uri=lambda uri, wanted, now_ns: Recorded(),  # type: ignore[arg-type,return-value]
+        load=unruly(bundle, {"head": lambda: time.sleep(0.02)}),  # 4 s of the recording
+        hang_s=2.0,
+    )
+    report = run(session, [MemorySink()])
+    assert report.summary["parts"]["head"]["failures"] == {}
+
+
+@pytest.mark.parametrize("clock", [LiveClock, VirtualClock])
+def test_what_fails_is_told_once(bundle: Bundle, clock: type[LiveClock | VirtualClock]) -> None:
+    def broken() -> None:
+        raise RuntimeError("device lost")
+
+    lines: list[str] = []
+    if clock is LiveClock:
+        live = Live(bundle, parts={"fast_encoder": broken})
+        live.run(0.7, notice=lines.append)
+    else:
+        items = by_arrival(signal("fast", 0.4, 0, 5), signal("slow", 0.5, 0, 5))
+
+        class Recorded:
+            uri, modalities, live, warnings = "list:", ("fast", "slow"), False, ()
+
+            def samples(self) -> Iterator[Any]:
+                yield from items
+
+            def close(self) -> None:
+                pass
+
+        session = Session(
+            bundle,
+            ["list:"],
+            VirtualClock(),
+            open_uri=lambda uri, wanted, now_ns: Recorded(),  # type: ignore[arg-type,return-value]
+            load=unruly(bundle, {"fast_encoder": broken}),
+        )
+        run(session, [], notice=lines.append)
+    assert lines == [
+        "part fast_encoder: raised: RuntimeError: device lost; going on without, and trying again"
+    ]

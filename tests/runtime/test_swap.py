@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 import itertools
+import weakref
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -101,6 +103,21 @@ def test_a_swap_runs_as_a_shadow_then_decides_and_the_old_one_goes(
     (retired,) = driven.report.summary["retired"]
     assert retired["bundle_sha256"] == bundle.sha256 and retired["ledger_balanced"]
     assert not driven.report.problem
+
+
+def test_pipelines_that_had_to_go_are_let_go(bundle: Bundle, tmp_path: Path) -> None:
+    new = other(tmp_path, bundle)
+    gone: list[weakref.ref[Any]] = []
+
+    def again(session: Session) -> None:
+        gone.append(weakref.ref(session.pipeline))
+        session.swap(new, shadow_s=2, probation_s=2)
+
+    driven = Driven(bundle, dict.fromkeys((5, 20, 35), again))
+    driven.check_ticks()
+    gc.collect()
+    assert [ref() for ref in gone] == [None] * 3
+    assert len(driven.report.summary["retired"]) == 3
 
 
 def test_the_new_one_has_a_memory_when_it_takes_over(bundle: Bundle, tmp_path: Path) -> None:
