@@ -170,6 +170,12 @@ class Arrivals(Sink):
     def close(self, summary: dict[str, Any]) -> None:
         pass
 
+    @property
+    def delays_us(self) -> list[float]:
+        """How long after its tick each decision came."""
+        pairs = zip(self.times_ns, self.decisions, strict=True)
+        return [(time_ns - decision.timestamp_ns) / 1e3 for time_ns, decision in pairs]
+
 
 def bare_timer(seconds: float, period_ns: int = TICK_NS) -> list[int]:
     """When a process woke that did nothing but wait for every whole multiple of a period."""

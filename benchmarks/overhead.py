@@ -22,15 +22,13 @@ from typing import Any
 
 import numpy as np
 
+from benchmarks.live_rig import Arrivals, Nothing
 from benchmarks.reference_bundle import write_reference_bundle
 from fusedge.bundle.archive import Bundle
-from fusedge.bundle.manifest import Part
 from fusedge.bundle.sample import Sample
 from fusedge.runtime.clock import LiveClock
-from fusedge.runtime.decision import Decision
 from fusedge.runtime.runner import run
 from fusedge.runtime.session import Session
-from fusedge.runtime.sinks.sink import Sink
 
 PERIOD_NS = 10_000_000
 PHASE_NS = {"sensor": 2_000_000, "sound": 4_000_000, "video": 6_000_000}  # after the tick
@@ -99,43 +97,6 @@ class Source:
         self._ticker.stopped.set()
 
 
-class Nothing:
-    """A part that computes nothing."""
-
-    provider = "none"
-
-    def __init__(self, part: Part, rows: int) -> None:
-        self._outputs = [
-            np.zeros([rows if isinstance(d, str) else d for d in spec.shape], np.float32)
-            for spec in part.outputs
-        ]
-
-    def run(self, feeds: dict[str, Any]) -> list[Any]:
-        return self._outputs
-
-
-class Arrivals(Sink):
-    """When each decision reached the consumer, against its tick."""
-
-    name = "arrivals"
-
-    def __init__(self) -> None:
-        self.delays_us: list[float] = []
-        self.times_ns: list[int] = []
-
-    def open(self, header: dict[str, Any]) -> None:
-        pass
-
-    def write(self, item: object) -> None:
-        if isinstance(item, Decision):
-            now_ns = time.monotonic_ns()
-            self.delays_us.append((now_ns - item.timestamp_ns) / 1e3)
-            self.times_ns.append(now_ns)
-
-    def close(self, summary: dict[str, Any]) -> None:
-        pass
-
-
 Result = tuple[list[float], float]
 """Delays in µs, and µs of processor time a tick."""
 
@@ -168,13 +129,12 @@ def bare(seconds: float) -> Result:
 
 def fused(bundle: Bundle, seconds: float) -> Result:
     """The same through a session."""
-    rows = 1 + len(bundle.manifest.modalities)
     session = Session(
         bundle,
         [f"bench:{name}" for name in DATA],
         LiveClock(),
         open_uri=lambda uri, wanted, now_ns: Source(uri.partition(":")[2]),
-        load=lambda part: Nothing(part, rows if part.kind == "head" else 1),
+        load=Nothing,
     )
     arrivals = Arrivals()
     threading.Timer(seconds, session.stop).start()

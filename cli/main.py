@@ -8,12 +8,36 @@ from __future__ import annotations
 import os
 import signal
 import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from types import FrameType
-from typing import NoReturn
+from typing import Any, NoReturn
 
 _interrupted: list[int] = []
 INTERRUPTED = 130  # as shells give it for SIGINT
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+
+
+@contextmanager
+def stop_signals(stop: Callable[[], object], *, once: bool) -> Iterator[None]:
+    """Let the stop signals call `stop` meanwhile, but those that are ignored, as under nohup. With `once`
+    each of them does what it did before when it comes again.
+    """
+    before: dict[int, Any] = {number: signal.getsignal(number) for number in STOP_SIGNALS}
+
+    def answer(number: int, frame: FrameType | None) -> None:
+        if once:
+            signal.signal(number, before[number])
+        stop()
+
+    for number, old in before.items():
+        if old is not signal.SIG_IGN:
+            signal.signal(number, answer)
+    try:
+        yield
+    finally:
+        for number, old in before.items():
+            signal.signal(number, old)
 
 
 def main() -> None:

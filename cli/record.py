@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import re
-import signal
 from pathlib import Path
 from threading import Event
-from types import FrameType
 from typing import Annotated
 
 import typer
@@ -17,7 +15,7 @@ from fusedge.bundle.errors import FusedgeError, printable
 from fusedge.bundle.manifest import Manifest
 from fusedge.bundle.recording import tracks_of
 from fusedge.cli.console import console, print_json
-from fusedge.cli.main import STOP_SIGNALS
+from fusedge.cli.main import stop_signals
 from fusedge.cli.options import JpegOption, JsonOption
 from fusedge.runtime.record import RecordProgress, RecordReport
 from fusedge.runtime.record import record as record_sources
@@ -52,28 +50,17 @@ def record(
     """
     stop = Event()
 
-    def end(number: int, frame: FrameType | None) -> None:
-        stop.set()
+    with stop_signals(stop.set, once=False), console.status("recording", spinner="dots") as status:
 
-    before = {number: signal.getsignal(number) for number in STOP_SIGNALS}
-    for number, handler in before.items():
-        if handler is not signal.SIG_IGN:
-            signal.signal(number, end)
-    try:
-        with console.status("recording", spinner="dots") as status:
-
-            def show(progress: RecordProgress) -> None:
-                status.update(
-                    f"recording: {progress.seconds:.1f} s, {progress.items} items, "
-                    f"{progress.bytes_written / 1e6:.1f} MB"
-                )
-
-            report = record_sources(
-                source, out, stop, seconds=seconds, jpeg_quality=jpeg, progress=show
+        def show(progress: RecordProgress) -> None:
+            status.update(
+                f"recording: {progress.seconds:.1f} s, {progress.items} items, "
+                f"{progress.bytes_written / 1e6:.1f} MB"
             )
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+
+        report = record_sources(
+            source, out, stop, seconds=seconds, jpeg_quality=jpeg, progress=show
+        )
     _print(report, out, as_json)
     failed = {
         uri: given["first_failure"] for uri, given in report.sources.items() if given["failures"]

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import os
-import signal
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from types import FrameType
 from typing import Annotated, Any
 
 import typer
@@ -15,7 +13,7 @@ import typer
 from fusedge.bundle.errors import FusedgeError
 from fusedge.bundle.lookup import open_bundle
 from fusedge.cli.console import console, print_json
-from fusedge.cli.main import INTERRUPTED, STOP_SIGNALS
+from fusedge.cli.main import INTERRUPTED, stop_signals
 from fusedge.cli.options import (
     ChaosEveryOption,
     ChaosOption,
@@ -300,20 +298,12 @@ def run_sessions(
 ) -> list[SessionReport]:
     """Run; Ctrl-C, SIGTERM and SIGHUP end it between two pieces of work, a second one at once."""
 
-    def stop(number: int, frame: FrameType | None) -> None:
-        signal.signal(number, before[signal.Signals(number)])
+    def stop() -> None:
         for session, _ in sessions:
             session.stop()
 
-    before = {number: signal.getsignal(number) for number in STOP_SIGNALS}
-    for number, handler in before.items():
-        if handler is not signal.SIG_IGN:
-            signal.signal(number, stop)
-    try:
+    with stop_signals(stop, once=True):
         return run_all(sessions, threads=threads, cores=cores, notice=_notice)
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 def finish(report: SessionReport, as_json: bool) -> None:

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from fusedge.bundle.errors import FusedgeError, UnknownNameError
 from fusedge.bundle.manifest import Part
-from fusedge.bundle.sample import Rejection, Sample
+from fusedge.bundle.sample import Rejection, Sample, data_bytes
 from fusedge.bundle.window import NANOSECONDS, to_ns
 from fusedge.devices.capture.source import Source, Wanted
 from fusedge.runtime.backend import Array
@@ -245,7 +245,7 @@ def _stall(strikes: Strikes, items: Iterator[Item]) -> Iterator[Item]:
     for item in items:
         arrival_ns = item.arrival_ns
         if strikes.at(arrival_ns):
-            held_bytes += item.data.nbytes if isinstance(item, Sample) else 0
+            held_bytes += data_bytes(item)
             if len(held) < _HELD_ITEMS and held_bytes < _HELD_BYTES:  # beyond, the device loses it
                 held.append(item)
             continue

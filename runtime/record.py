@@ -17,10 +17,9 @@ from fusedge.devices.capture.source import Source, open_source
 from fusedge.runtime.clock import Clock, LiveClock, VirtualClock, stopwatch_ns
 from fusedge.runtime.feed import Feed, MergedFeed, PumpedFeed
 from fusedge.runtime.ledger import Account, Ledger
-from fusedge.runtime.session import Opener
+from fusedge.runtime.session import SILENCE_S, Opener
 from fusedge.runtime.sinks.recorder import Recorder
 
-SILENCE_S = 5.0  # after which a live source is opened again
 POLL_S = 0.02
 PROGRESS_NS = to_ns(0.2)
 PATIENCE_S = 0.3  # for sources to end

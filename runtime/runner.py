@@ -82,9 +82,8 @@ def run_all(
 def _close(
     sessions: Sequence[Session], ended: str, end_ns: int, notice: Callable[[str], object]
 ) -> list[SessionReport]:
-    """End all sessions by one deadline, and tell what has not been told."""
+    """End all sessions, whose sources have been asked to, by one deadline; tell what has not been told."""
     for session in sessions:
-        session.feed.stop()
         session.end(ended)
     reports = [session.report(end_ns) for session in sessions]
     _tell(sessions, notice)
@@ -109,6 +108,7 @@ def _run_virtual(
     except KeyboardInterrupt:
         ended = "interrupted"
     finally:
+        session.feed.stop()
         (report,) = _close([session], ended, stopwatch_ns() + to_ns(PATIENCE_S), notice)
     return report
 

@@ -23,7 +23,7 @@ from fusedge.bundle.recording import (
     sample_message,
 )
 from fusedge.bundle.recording_file import FORMAT_VERSION, Info, RecordingWriter, require_mcap
-from fusedge.bundle.sample import Rejection, Sample
+from fusedge.bundle.sample import Rejection, Sample, data_bytes
 from fusedge.bundle.window import to_ns
 from fusedge.runtime.clock import stopwatch_ns
 from fusedge.runtime.decision import Decision
@@ -298,7 +298,7 @@ class EventClips(Sink):
 
 
 def _bytes(item: Item) -> int:
-    return ENTRY_BYTES + (item.data.nbytes if isinstance(item, Sample) else 0)
+    return ENTRY_BYTES + data_bytes(item)
 
 
 def _time_ns(item: Item) -> int:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,6 +18,7 @@ from fusedge.runtime.decision import Decision
 from fusedge.runtime.events import Event
 from fusedge.runtime.journal import Entry
 from fusedge.runtime.sinks.sink import Sink
+from tests.tiny_bundle import modality, write_tiny_bundle
 
 
 class LiveSource:
@@ -52,6 +54,43 @@ class LiveSource:
 
     def close(self) -> None:
         self._closed.set()
+
+
+class RecordedSource:
+    """Gives samples that it was made with."""
+
+    uri, live, warnings = "list:", False, ()
+    modalities = ("fast", "slow")
+    channels: Mapping[str, tuple[str, ...]] = {}
+
+    def __init__(self, items: Sequence[Sample]) -> None:
+        self._items = items
+
+    def samples(self) -> Iterator[Sample]:
+        yield from self._items
+
+    def close(self) -> None:
+        pass
+
+
+def write_quick_bundle(path: Path, rate_hz: float = 20) -> Bundle:
+    """The tiny bundle with windows every 50 ms."""
+    quick: dict[str, Any] = {
+        "rate_hz": 20,
+        "window_s": 0.1,
+        "hop_s": 0.05,
+        "max_hold_s": 0.1,
+        "latency_s": 0,
+        "lateness_s": 0.02,
+        "max_age_s": 0.3,
+        "return_windows": 1,
+    }
+    return write_tiny_bundle(
+        path,
+        modalities=(modality("fast", **quick), modality("slow", **quick)),
+        events=(),
+        decision_rate_hz=rate_hz,
+    )
 
 
 class Stuck:

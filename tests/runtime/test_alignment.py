@@ -17,10 +17,9 @@ from fusedge.bundle.manifest import Channel, Modality
 from fusedge.bundle.sample import Sample, size
 from fusedge.bundle.window import complete, grid_ns, to_ns
 from fusedge.runtime.sample_stream import SampleStream
-from fusedge.runtime.stream import Window
+from tests.runtime.streams import MS, run
 from tests.tiny_bundle import modality
 
-MS = 1_000_000
 HEIGHT, WIDTH = 2, 3
 
 
@@ -47,28 +46,6 @@ def sample(spec: Modality, time_ms: float, data: Any, late_ms: float = 0) -> Sam
     """A sample that was captured at `time_ms`, stamped with the latency of the modality."""
     stamp_ns = round(time_ms * MS) + to_ns(spec.latency_s)
     return Sample(spec.name, stamp_ns, stamp_ns + round(late_ms * MS), data)
-
-
-def run(
-    stream: SampleStream, samples: Sequence[Sample], until_ms: float, tidy: bool = True
-) -> list[Window]:
-    """Push by arrival and cut what is due before, with a balanced account after each step."""
-    windows: list[Window] = []
-
-    def advance(now_ns: int) -> None:
-        while stream.due_ns < now_ns:
-            windows.append(stream.cut())
-            assert stream.account.unaccounted == 0
-            if tidy:
-                stream.tidy()
-                assert stream.account.unaccounted == 0
-
-    for item in sorted(samples, key=lambda s: s.arrival_ns):
-        advance(item.arrival_ns)
-        stream.push(item)
-        assert stream.account.unaccounted == 0
-    advance(round(until_ms * MS))
-    return windows
 
 
 def picks(spec: Modality, times_ns: Sequence[int], end_ns: int) -> list[int]:

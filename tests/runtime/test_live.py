@@ -20,9 +20,16 @@ from fusedge.runtime.runner import run, run_all
 from fusedge.runtime.session import Session, SessionReport
 from fusedge.runtime.sinks.memory import MemorySink
 from fusedge.runtime.sinks.sink import Sink
-from tests.runtime.live import LiveSource, Stuck, UnrulySink, seconds, unruly
+from tests.runtime.live import (
+    LiveSource,
+    RecordedSource,
+    Stuck,
+    UnrulySink,
+    seconds,
+    unruly,
+    write_quick_bundle,
+)
 from tests.runtime.signals import by_arrival, signal
-from tests.tiny_bundle import modality, write_tiny_bundle
 
 RATE_HZ = 20
 GAP = 16  # ticks that a busy machine may skip; a call that hangs holds on for much longer
@@ -32,22 +39,7 @@ STOP_S = 2.0  # promised is 0.5 s (benchmarks/starts.py); what is stuck here sta
 @pytest.fixture(scope="module")
 def bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
     """Windows every 50 ms, decisions at 20 Hz."""
-    quick: dict[str, Any] = {
-        "rate_hz": 20,
-        "window_s": 0.1,
-        "hop_s": 0.05,
-        "max_hold_s": 0.1,
-        "latency_s": 0,
-        "lateness_s": 0.02,
-        "max_age_s": 0.3,
-        "return_windows": 1,
-    }
-    return write_tiny_bundle(
-        tmp_path_factory.mktemp("b") / "quick.fusedge",
-        modalities=(modality("fast", **quick), modality("slow", **quick)),
-        events=(),
-        decision_rate_hz=RATE_HZ,
-    )
+    return write_quick_bundle(tmp_path_factory.mktemp("b") / "quick.fusedge", RATE_HZ)
 
 
 @pytest.fixture(autouse=True)
@@ -437,20 +429,11 @@ def test_a_source_whose_close_hangs_is_opened_again(bundle: Bundle, stuck: Stuck
 def test_hangs_are_measured_by_the_machines_time(bundle: Bundle) -> None:
     items = by_arrival(signal("fast", 0.4, 0, 200), signal("slow", 0.5, 0, 200))
 
-    class Recorded:
-        uri, modalities, live, warnings = "list:", ("fast", "slow"), False, ()
-
-        def samples(self) -> Iterator[Any]:
-            yield from items
-
-        def close(self) -> None:
-            pass
-
     session = Session(
         bundle,
         ["list:"],
         PacedClock(200),
-        open_uri=lambda uri, wanted, now_ns: Recorded(),  # type: ignore[arg-type,return-value]
+        open_uri=lambda uri, wanted, now_ns: RecordedSource(items),
         load=unruly(bundle, {"head": lambda: time.sleep(0.02)}),  # 4 s of the recording
         hang_s=2.0,
     )
@@ -470,20 +453,11 @@ def test_what_fails_is_told_once(bundle: Bundle, clock: type[LiveClock | Virtual
     else:
         items = by_arrival(signal("fast", 0.4, 0, 5), signal("slow", 0.5, 0, 5))
 
-        class Recorded:
-            uri, modalities, live, warnings = "list:", ("fast", "slow"), False, ()
-
-            def samples(self) -> Iterator[Any]:
-                yield from items
-
-            def close(self) -> None:
-                pass
-
         session = Session(
             bundle,
             ["list:"],
             VirtualClock(),
-            open_uri=lambda uri, wanted, now_ns: Recorded(),  # type: ignore[arg-type,return-value]
+            open_uri=lambda uri, wanted, now_ns: RecordedSource(items),
             load=unruly(bundle, {"fast_encoder": broken}),
         )
         run(session, [], notice=lines.append)

@@ -21,8 +21,7 @@ from fusedge.runtime.replay import replay_exactly
 from fusedge.runtime.runner import run
 from fusedge.runtime.session import Session
 from fusedge.runtime.sinks.recorder import Recorder
-from tests.runtime.live import LiveSource, unruly
-from tests.tiny_bundle import modality, write_tiny_bundle
+from tests.runtime.live import LiveSource, unruly, write_quick_bundle
 
 
 def live(uri: str, wanted: Any, now_ns: Callable[[], int]) -> LiveSource:
@@ -73,22 +72,7 @@ def test_a_full_disk_ends_it_in_a_line(tmp_path: Path, monkeypatch: pytest.Monke
 
 def test_a_live_session_replays_to_the_bit(tmp_path: Path) -> None:
     """Threads, a part that fails now and then, a recorder behind its queue: the same decisions."""
-    quick: dict[str, Any] = {
-        "rate_hz": 20,
-        "window_s": 0.1,
-        "hop_s": 0.05,
-        "max_hold_s": 0.1,
-        "latency_s": 0,
-        "lateness_s": 0.02,
-        "max_age_s": 0.3,
-        "return_windows": 1,
-    }
-    bundle = write_tiny_bundle(
-        tmp_path / "quick",
-        modalities=(modality("fast", **quick), modality("slow", **quick)),
-        events=(),
-        decision_rate_hz=20,
-    )
+    bundle = write_quick_bundle(tmp_path / "quick")
     runs = [0]
 
     def fail_now_and_then() -> None:

@@ -16,8 +16,8 @@ from fusedge.bundle.sample import Sample, size
 from fusedge.bundle.window import to_ns
 from fusedge.runtime.sound_stream import SoundStream
 from fusedge.runtime.stream import Window
+from tests.runtime.streams import MS, run
 
-MS = 1_000_000
 RATE_HZ = 1000
 LIMIT = 10_000_000.0
 
@@ -56,28 +56,6 @@ def block(
     """A block whose last sample is stamped `stamp_ms`."""
     data = np.repeat(np.asarray(values, np.float32)[:, None], channels, axis=1)
     return Sample("mic", round(stamp_ms * MS), round((stamp_ms + delay_ms) * MS), data)
-
-
-def run(
-    stream: SoundStream, blocks: Sequence[Sample], until_ms: float, tidy: bool = True
-) -> list[Window]:
-    """Push by arrival and cut what is due before, with a balanced account after each step."""
-    windows: list[Window] = []
-
-    def advance(now_ns: int) -> None:
-        while stream.due_ns < now_ns:
-            windows.append(stream.cut())
-            assert stream.account.unaccounted == 0
-            if tidy:
-                stream.tidy()
-                assert stream.account.unaccounted == 0
-
-    for item in sorted(blocks, key=lambda b: b.arrival_ns):
-        advance(item.arrival_ns)
-        stream.push(item)
-        assert stream.account.unaccounted == 0
-    advance(round(until_ms * MS))
-    return windows
 
 
 def ends_s(windows: Sequence[Window]) -> NDArray[np.float64]:

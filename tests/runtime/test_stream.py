@@ -15,10 +15,9 @@ from fusedge.bundle.sample import Sample
 from fusedge.bundle.window import grid_ns, hold, mask_implausible, to_ns
 from fusedge.runtime.ledger import Account, Ledger
 from fusedge.runtime.sample_stream import SampleStream
-from fusedge.runtime.stream import Window
+from tests.runtime.streams import MS, run
 from tests.tiny_bundle import modality
 
-MS = 1_000_000
 SPECS = {
     "tumbling": modality("fast"),
     "overlapping": modality("fast", window_s=1, hop_s=0.3),
@@ -33,24 +32,6 @@ def sample(spec: Modality, time_ms: float, arrival_ms: float, data: Any = (1.0, 
     """A sample that was captured at `time_ms`, stamped with the latency of the modality."""
     stamp = round(time_ms * MS) + to_ns(spec.latency_s)
     return Sample(spec.name, stamp, round(arrival_ms * MS), np.asarray(data, np.float32))
-
-
-def run(stream: SampleStream, samples: list[Sample], until_ms: float) -> list[Window]:
-    """Push by arrival and cut what is due before, with a balanced account after each step."""
-    windows: list[Window] = []
-
-    def advance(now_ns: int) -> None:
-        while stream.due_ns < now_ns:
-            windows.append(stream.cut())
-            stream.tidy()
-            assert stream.account.unaccounted == 0
-
-    for item in sorted(samples, key=lambda s: s.arrival_ns):
-        advance(item.arrival_ns)
-        stream.push(item)
-        assert stream.account.unaccounted == 0
-    advance(round(until_ms * MS))
-    return windows
 
 
 ordinary = st.floats(-50, 50, width=32)
