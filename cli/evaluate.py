@@ -13,7 +13,7 @@ from rich.table import Table
 from fusedge.cli.console import console, print_json
 from fusedge.cli.options import DataOption, JsonOption, ModelArgument, writable_folder
 from fusedge.cli.tasks import check_task, read_recordings
-from fusedge.devices.capture.uah import find_trips
+from fusedge.devices.capture.replay.uah import find_trips
 
 if TYPE_CHECKING:
     from fusedge.bundle.sample import Recording

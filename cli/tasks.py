@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from fusedge.bundle.errors import FusedgeError, MissingExtraError, UnknownNameError
 from fusedge.bundle.manifest import Provenance
 from fusedge.bundle.sample import Recording
-from fusedge.devices.capture.uah import find_trips, read_recording
+from fusedge.devices.capture.replay.uah import find_trips, read_recording
 
 if TYPE_CHECKING:
     from fusedge.export.task import Task

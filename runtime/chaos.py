@@ -22,7 +22,8 @@ from fusedge.bundle.errors import FusedgeError, UnknownNameError
 from fusedge.bundle.manifest import Part
 from fusedge.bundle.sample import Rejection, Sample, data_bytes
 from fusedge.bundle.window import NANOSECONDS, to_ns
-from fusedge.devices.capture.source import Source, Wanted
+from fusedge.devices.capture.address import Wanted
+from fusedge.devices.capture.source import Source
 from fusedge.runtime.backend import Array
 from fusedge.runtime.clock import Clock
 from fusedge.runtime.decision import Decision

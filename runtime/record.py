@@ -13,6 +13,7 @@ from fusedge.bundle.errors import FusedgeError, printable
 from fusedge.bundle.recording import Track
 from fusedge.bundle.sample import Rejection, Sample, size
 from fusedge.bundle.window import NANOSECONDS, to_ns
+from fusedge.devices.capture.address import shown
 from fusedge.devices.capture.source import Source, open_source
 from fusedge.runtime.clock import Clock, LiveClock, VirtualClock, stopwatch_ns
 from fusedge.runtime.feed import Feed, MergedFeed, PumpedFeed
@@ -74,7 +75,8 @@ def record(
     feed: Feed
     if any(source.live for source in sources):
         pairs = [
-            (source, lambda uri=source.uri: open_uri(uri, None, clock.now_ns)) for source in sources
+            (source, lambda uri=uri: open_uri(uri, None, clock.now_ns))
+            for source, uri in zip(sources, uris, strict=True)
         ]
         feed = PumpedFeed(pairs, clock, SILENCE_S)
     else:
@@ -83,7 +85,7 @@ def record(
     recorder = Recorder(path, tracks, jpeg_quality=jpeg_quality)
     run = _Run(feed, recorder, Ledger({name: Account() for name in tracks}))
     limit_ns = None if seconds is None else to_ns(seconds)
-    header = {"sources": list(uris), "clock": clock.kind, "warnings": warnings}
+    header = {"sources": [shown(uri) for uri in uris], "clock": clock.kind, "warnings": warnings}
     ended = "failed"
     try:
         recorder.open(header)

@@ -14,7 +14,8 @@ from fusedge.bundle.archive import Bundle
 from fusedge.bundle.errors import FusedgeError, UnknownNameError, printable
 from fusedge.bundle.sample import Rejection, Sample
 from fusedge.bundle.window import NANOSECONDS
-from fusedge.devices.capture.source import Source, Wanted, open_source
+from fusedge.devices.capture.address import Wanted, shown
+from fusedge.devices.capture.source import Source, open_source
 from fusedge.runtime.backend import OnnxPart
 from fusedge.runtime.clock import Clock, process_cpu_ns, stopwatch_ns
 from fusedge.runtime.decision import Decision
@@ -28,7 +29,7 @@ from fusedge.runtime.sinks.sink import Sink
 from fusedge.runtime.swap import BundleWatch, Swap
 
 Opener = Callable[[str, Wanted, Callable[[], int]], Source]
-"""As `open_source`: a URI, the wanted channels, the clock for arrivals."""
+"""As `open_source`: a URI, the wanted modalities, the clock for arrivals."""
 
 if TYPE_CHECKING:
     from fusedge.runtime.chaos import Chaos
@@ -113,11 +114,7 @@ class Session:
                 hint="a folder changes under the session that runs it; for real time --speed 1 or live",
             )
         self._watch = BundleWatch(bundle) if watch else None
-        self._wanted = {
-            m.name: tuple(channel.name for channel in m.channels)
-            for m in bundle.manifest.modalities
-            if m.name not in without
-        }
+        self._wanted = {m.name: m for m in bundle.manifest.modalities if m.name not in without}
         with ExitStack() as opened:
             sources: list[Source] = []
             for uri in uris:
@@ -175,7 +172,7 @@ class Session:
             "bundle": bundle.manifest.name,
             "bundle_sha256": bundle.sha256,
             "weights_licence": bundle.manifest.provenance.weights_licence,
-            "sources": list(uris),
+            "sources": [shown(uri) for uri in uris],
             "without": list(without),
             "latency_s": self._latency_s,
             "clock": clock.kind,

@@ -18,7 +18,8 @@ from fusedge.bundle.archive import Bundle
 from fusedge.bundle.errors import FusedgeError
 from fusedge.bundle.sample import Rejection, Sample
 from fusedge.bundle.window import NANOSECONDS, to_ns
-from fusedge.devices.capture.source import Source, Wanted, open_source
+from fusedge.devices.capture.address import Wanted
+from fusedge.devices.capture.source import Source, open_source
 from fusedge.devices.capture.synthetic import SyntheticSource
 from fusedge.runtime.clock import VirtualClock, stopwatch_ns
 from fusedge.runtime.decision import Decision

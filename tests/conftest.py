@@ -10,7 +10,7 @@ from hypothesis import settings
 from hypothesis.configuration import set_hypothesis_home_dir
 
 from fusedge.bundle.errors import FusedgeError
-from fusedge.devices.capture.uah import find_trips
+from fusedge.devices.capture.replay.uah import find_trips
 
 # The gate is repeatable; `HYPOTHESIS_PROFILE=search make test` looks for new counterexamples.
 settings.register_profile("repeat", derandomize=True, deadline=None, database=None)

@@ -9,7 +9,7 @@ import pytest
 
 from fusedge.bundle.lookup import open_bundle
 from fusedge.cli.tasks import WEIGHTS
-from fusedge.devices.capture.uah import read_recording
+from fusedge.devices.capture.replay.uah import read_recording
 from fusedge.models import driving
 from fusedge.models.dataset import make_drive
 from fusedge.models.fusion_model import load_model

@@ -29,7 +29,9 @@ from numpy.typing import NDArray
 from fusedge.bundle.errors import FusedgeError, UnknownNameError
 from fusedge.bundle.sample import Rejection, Sample
 from fusedge.bundle.window import to_ns
+from fusedge.devices.capture.address import Request
 from fusedge.devices.capture.driving import channel_names, select
+from fusedge.devices.capture.wanted import names_of
 
 STEP_S = 0.1  # the phone's motion rate is 9.9 Hz
 FRAME_S = 0.04  # the lane tracker's rate is 24 Hz
@@ -127,9 +129,6 @@ STYLES: Mapping[str, Mapping[str, Style]] = {
     ),
 }
 
-OPTIONS = frozenset(
-    {"seed", "duration_s", "script", "road", "imu_outage", "gps_outage", "road_outage"}
-)
 DEFAULT_SCRIPT = "normal:20,aggressive:20,drowsy:20"
 
 
@@ -154,6 +153,13 @@ class Options:
                 return style
             time_s -= seconds
         return self.script[-1][0]
+
+
+def open_simulation(request: Request) -> SimulatedDrive:
+    """The source that a `sim:` URI names."""
+    address = request.address
+    options = parse_options(address.uri, address.target, address.options)
+    return SimulatedDrive(address.uri, options, names_of(request.wanted))
 
 
 def parse_options(uri: str, target: str, options: Mapping[str, str]) -> Options:

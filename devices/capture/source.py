@@ -3,17 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from pathlib import Path
 from typing import NamedTuple, Protocol
-from urllib.parse import parse_qsl
 
-from fusedge.bundle.errors import FusedgeError, UnknownNameError
 from fusedge.bundle.sample import Rejection, Sample
-from fusedge.devices.capture.sim import OPTIONS, SimulatedDrive, parse_options
-from fusedge.devices.capture.uah import TripSource
-
-Wanted = Mapping[str, tuple[str, ...]] | None
-"""Modality to the names of the wanted channels, in the order of `Sample.data`; None: all there is."""
+from fusedge.devices.capture.address import Request, Wanted, parse
 
 
 class Source(Protocol):
@@ -60,57 +53,167 @@ class Source(Protocol):
 
 
 class Scheme(NamedTuple):
-    """How URIs `NAME:TARGET?OPTION=VALUE&…` of one scheme are opened."""
+    """How URIs `NAME:TARGET?OPTION=VALUE&…` of one scheme are opened.
+
+    `isolated` sources call native code that may hang or crash, and are opened in a process of their
+    own: see fusedge.devices.capture.isolated.
+    """
 
     form: str
     options: frozenset[str]
-    open: Callable[[str, str, Mapping[str, str], Wanted, Callable[[], int]], Source]
+    open: Callable[[Request], Source]
+    isolated: bool = False
 
 
-def _recorded(uri: str, path: Path, wanted: Wanted) -> Source:
-    if path.suffix != ".mcap":
-        return TripSource(uri, path, wanted)
-    from fusedge.devices.capture.mcap import RecordingSource  # a tenth of the runtime's import
+# Each opener imports what it needs: an import of the runtime takes no driver's package with it.
 
-    return RecordingSource(uri, path, wanted)
+
+def _simulation(request: Request) -> Source:
+    from fusedge.devices.capture.sim import open_simulation
+
+    return open_simulation(request)
+
+
+def _replay(request: Request) -> Source:
+    from fusedge.devices.capture.replay.sets import open_recording
+
+    return open_recording(request)
+
+
+def _camera(request: Request) -> Source:
+    from fusedge.devices.capture.camera import open_camera
+
+    return open_camera(request)
+
+
+def _csi(request: Request) -> Source:
+    from fusedge.devices.capture.camera import open_csi
+
+    return open_csi(request)
+
+
+def _rtsp(request: Request) -> Source:
+    from fusedge.devices.capture.media import open_stream
+
+    return open_stream(request)
+
+
+def _file(request: Request) -> Source:
+    from fusedge.devices.capture.file import open_file
+
+    return open_file(request)
+
+
+def _microphone(request: Request) -> Source:
+    from fusedge.devices.capture.microphone import open_microphone
+
+    return open_microphone(request)
+
+
+def _can(request: Request) -> Source:
+    from fusedge.devices.capture.can import open_can
+
+    return open_can(request)
+
+
+def _obd(request: Request) -> Source:
+    from fusedge.devices.capture.obd import open_obd
+
+    return open_obd(request)
+
+
+def _gps(request: Request) -> Source:
+    from fusedge.devices.capture.gps import open_serial_gps
+
+    return open_serial_gps(request)
+
+
+def _gpsd(request: Request) -> Source:
+    from fusedge.devices.capture.gps import open_gpsd
+
+    return open_gpsd(request)
+
+
+def _imu(request: Request) -> Source:
+    from fusedge.devices.capture.imu import open_imu
+
+    return open_imu(request)
 
 
 SCHEMES: Mapping[str, Scheme] = {
-    "replay": Scheme(
-        "replay:TRIP_FOLDER or replay:RECORDING.mcap",
-        frozenset(),
-        lambda uri, target, options, wanted, now_ns: _recorded(uri, Path(target), wanted),
+    "camera": Scheme(
+        "camera:by-id/NAME?width=1280&height=720&fps=30",
+        frozenset({"modality", "width", "height", "fps", "format"}),
+        _camera,
+        isolated=True,
     ),
+    "csi": Scheme(
+        "csi:0?width=1280&height=720&fps=30",
+        frozenset({"modality", "width", "height", "fps", "mode", "flip"}),
+        _csi,
+        isolated=True,
+    ),
+    "rtsp": Scheme(
+        "rtsp://HOST/PATH#transport=tcp",
+        frozenset({"modality", "sound", "transport", "decoder"}),
+        _rtsp,
+        isolated=True,
+    ),
+    "file": Scheme(
+        "file:DRIVE.mp4 or file:DRIVE.csv?map=COLUMNS.yaml",
+        frozenset({"modality", "sound", "decoder", "map"}),
+        _file,
+    ),
+    "mic": Scheme(
+        "mic:default or mic:NAME?rate=48000",
+        frozenset({"modality", "rate", "channels", "block_ms"}),
+        _microphone,
+        isolated=True,
+    ),
+    "can": Scheme(
+        "can:can0?dbc=CAR.dbc&map=SIGNALS.yaml",
+        frozenset({"modality", "dbc", "map", "interface", "bitrate", "rate"}),
+        _can,
+    ),
+    "obd": Scheme(
+        "obd:/dev/ttyUSB0?baud=38400",
+        frozenset({"modality", "baud", "protocol", "channels"}),
+        _obd,
+    ),
+    "gps": Scheme("gps:/dev/ttyACM0?baud=9600", frozenset({"modality", "baud"}), _gps),
+    "gpsd": Scheme("gpsd:HOST:PORT", frozenset({"modality", "device"}), _gpsd),
+    "imu": Scheme(
+        "imu:iio:0?mount=MOUNT.json",
+        frozenset({"modality", "mount", "rate", "mode", "sysfs", "dev"}),
+        _imu,
+    ),
+    "replay": Scheme("replay:TRIP_FOLDER or replay:RECORDING.mcap", frozenset(), _replay),
     "sim": Scheme(
         "sim:?seed=1&duration_s=60&script=normal:20,aggressive:20,drowsy:20",
-        OPTIONS,
-        lambda uri, target, options, wanted, now_ns: SimulatedDrive(
-            uri, parse_options(uri, target, options), wanted
+        frozenset(
+            {"seed", "duration_s", "script", "road", "imu_outage", "gps_outage", "road_outage"}
         ),
+        _simulation,
     ),
 }
 
 
-def open_source(uri: str, channels: Wanted, now_ns: Callable[[], int]) -> Source:
-    """The source that `uri` names, made to give the wanted channels.
+def open_source(uri: str, wanted: Wanted, now_ns: Callable[[], int]) -> Source:
+    """The source that `uri` names, made to give the wanted modalities.
 
-    `channels` may hold modalities that the source does not offer; None takes all
+    `wanted` may hold modalities that the source does not offer; None takes all
     that it offers. `now_ns` is the clock with which a live source stamps arrival, in nanoseconds.
     Raises UnknownNameError for an unknown scheme, option or channel and FusedgeError where the
     source cannot be opened.
     """
-    name, colon, rest = uri.partition(":")
-    if not colon:
-        forms = ", ".join(scheme.form for scheme in SCHEMES.values())
-        raise FusedgeError("a source is named by scheme", where=uri, hint=f"write one of: {forms}")
-    if name not in SCHEMES:
-        raise UnknownNameError("source scheme", name, SCHEMES)
-    target, _, query = rest.partition("?")
-    options: dict[str, str] = {}
-    for option, value in parse_qsl(query.replace("+", "%2B"), keep_blank_values=True):
-        if option not in SCHEMES[name].options:
-            raise UnknownNameError(f"option of {name}:", option, SCHEMES[name].options)
-        if option in options:
-            raise FusedgeError(f"option {option!r} is given twice", where=uri)
-        options[option] = value
-    return SCHEMES[name].open(uri, target, options, channels, now_ns)
+    address = parse(uri, SCHEMES)
+    if SCHEMES[address.scheme].isolated:
+        from fusedge.devices.capture.isolated import IsolatedSource
+
+        return IsolatedSource(uri, address, wanted)
+    return open_here(Request(address, wanted, now_ns))
+
+
+def open_here(request: Request) -> Source:
+    """The source in this process, also where it is an isolated one."""
+    return SCHEMES[request.address.scheme].open(request)

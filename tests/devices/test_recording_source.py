@@ -24,6 +24,7 @@ from fusedge.bundle.recording_file import Info, RecordingWriter
 from fusedge.bundle.sample import Rejection, Sample
 from fusedge.bundle.window import to_ns
 from fusedge.devices.capture.source import open_source
+from tests.devices.modalities import named
 
 TRACKS = {
     "imu": Track(("x", "y", "z"), 100.0),
@@ -80,7 +81,7 @@ def test_modalities_and_channels_are_chosen_by_name(tmp_path: Path) -> None:
     path = write(
         tmp_path / "a.mcap", [imu(1), Sample("road", 1, 1, frame), Rejection("cabin", 1, "x", "")]
     )
-    wanted = {"imu": ("z", "x"), "road": ("b",), "speed": ("v",)}
+    wanted = named(imu=["z", "x"], road=["b"], speed=["v"])
     source = open_source(f"replay:{path}", wanted, lambda: 0)
     assert source.modalities == ("imu", "road")
     assert dict(source.channels) == {"imu": ("z", "x"), "road": ("b",)}
@@ -95,14 +96,14 @@ def test_modalities_and_channels_are_chosen_by_name(tmp_path: Path) -> None:
 def test_a_channel_that_is_not_there_is_named(tmp_path: Path) -> None:
     path = write(tmp_path / "a.mcap", [imu(1)])
     with pytest.raises(UnknownNameError, match="did you mean 'x'"):
-        open_source(f"replay:{path}", {"imu": ("xx",)}, lambda: 0)
+        open_source(f"replay:{path}", named(imu=["xx"]), lambda: 0)
     with pytest.raises(FusedgeError, match=r"it offers imu, cabin, road"):
-        open_source(f"replay:{path}", {"speed": ("v",)}, lambda: 0)
+        open_source(f"replay:{path}", named(speed=["v"]), lambda: 0)
 
 
 def test_a_malformed_sample_comes_back_as_it_was(tmp_path: Path) -> None:
     odd = Sample("imu", 1, 1, np.zeros(2, np.float32))
-    (again,) = read(write(tmp_path / "a.mcap", [odd]), {"imu": ("z", "x")})
+    (again,) = read(write(tmp_path / "a.mcap", [odd]), named(imu=["z", "x"]))
     assert isinstance(again, Sample)
     assert again.data.shape == (2,)
 

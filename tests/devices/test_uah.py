@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from fusedge.bundle.errors import FusedgeError
 from fusedge.bundle.sample import Rejection, Sample
-from fusedge.devices.capture.uah import MAX_LINE, TripSource, find_trips, read_recording
+from fusedge.devices.capture.replay.uah import MAX_LINE, TripSource, find_trips, read_recording
 from tests.devices.synthetic_trip import NAME, WANTED, write_trip
 
 Item = Sample | Rejection

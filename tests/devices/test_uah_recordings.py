@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from fusedge.bundle.sample import Rejection
-from fusedge.devices.capture.uah import TripSource, read_recording
+from fusedge.devices.capture.replay.uah import TripSource, read_recording
 from tests.devices.synthetic_trip import WANTED
 
 

@@ -11,7 +11,7 @@ import pytest
 from fusedge.bundle.lag import estimate_lag
 from fusedge.bundle.sample import Series
 from fusedge.bundle.window import NANOSECONDS
-from fusedge.devices.capture.uah import read_recording
+from fusedge.devices.capture.replay.uah import read_recording
 from fusedge.runtime.latency import LatencyEstimate
 from tests.bundle.test_lag import drive
 

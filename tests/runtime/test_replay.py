@@ -28,7 +28,7 @@ from fusedge.bundle.recording import (
 from fusedge.bundle.recording_file import Gap, Info, RecordingFile, RecordingWriter
 from fusedge.bundle.sample import Rejection, Sample
 from fusedge.bundle.window import to_ns
-from fusedge.devices.capture.mcap import RecordingSource
+from fusedge.devices.capture.replay.mcap import RecordingSource
 from fusedge.runtime.clock import VirtualClock
 from fusedge.runtime.journal import Cut, Tick
 from fusedge.runtime.part import Failure, Job

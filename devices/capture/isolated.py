@@ -1,0 +1,155 @@
+"""A source in a process of its own, which can be ended when a call into a driver never comes back."""
+
+from __future__ import annotations
+
+import json
+import signal
+import socket
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator, Mapping
+from contextlib import suppress
+from typing import Any
+
+from fusedge.bundle.errors import FusedgeError
+from fusedge.bundle.sample import Rejection, Sample
+from fusedge.devices.capture.address import Address, Wanted
+from fusedge.devices.capture.wire import (
+    END,
+    ERROR,
+    HELLO,
+    REJECTION,
+    SAMPLE,
+    Receiver,
+    Sender,
+    document,
+)
+
+OPEN_S = 30.0  # a network camera may take 10 s to answer, a small machine as long to import OpenCV
+GRACE_S = 0.3  # for the process to close its device, before it is ended
+_START = (
+    "import json, sys; sys.path[:] = json.loads(sys.argv[2]); "
+    "from fusedge.devices.capture.child import main; main()"
+)
+
+
+class IsolatedSource:
+    """The source that `uri` names, opened by `opener` (`module:function`, of a Request) in a child process.
+
+    Images come through shared memory and are not copied; they may be read, not written to. A source
+    that hangs or crashes takes its process with it and nothing else: `close` ends the process
+    within half a second whatever it does.
+
+    Raises what the source raises: FusedgeError at opening, and while it is read; also where the process
+    ends by itself or does not open the source within `open_s`.
+    """
+
+    def __init__(
+        self,
+        uri: str,
+        address: Address,
+        wanted: Wanted,
+        *,
+        opener: str = "fusedge.devices.capture.source:open_here",
+        open_s: float = OPEN_S,
+    ) -> None:
+        self.uri = address.uri
+        self._address = address
+        self._closing = threading.Lock()
+        self._closed = False
+        self._socket, child = socket.socketpair()
+        with child:
+            self._process = subprocess.Popen(
+                [sys.executable, "-c", _START, str(child.fileno()), json.dumps(sys.path)],
+                pass_fds=[child.fileno()],
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.DEVNULL,
+            )
+        self._receiver = Receiver(self._socket)
+        try:
+            hello = self._open(uri, wanted, opener, open_s)
+        except BaseException:
+            self.close()
+            raise
+        self.modalities: tuple[str, ...] = tuple(hello["modalities"])
+        self.channels: Mapping[str, tuple[str, ...]] = {
+            name: tuple(channels) for name, channels in hello["channels"].items()
+        }
+        self.live = bool(hello["live"])
+        self.warnings: tuple[str, ...] = tuple(hello["warnings"])
+
+    @property
+    def process_id(self) -> int:
+        """Of the process that reads the device."""
+        return self._process.pid
+
+    def _open(self, uri: str, wanted: Wanted, opener: str, open_s: float) -> dict[str, Any]:
+        task = {
+            "uri": uri,  # may hold a password: not for the command line, which everybody can see
+            "wanted": wanted and {name: spec.model_dump() for name, spec in wanted.items()},
+            "opener": opener,
+        }
+        self._socket.settimeout(open_s)
+        try:
+            Sender(self._socket).document(HELLO, task)
+            header, content = self._receiver.message()
+        except TimeoutError:
+            raise self._address.error(f"did not open within {open_s:g} s") from None
+        except (EOFError, OSError):
+            raise self._ended() from None
+        self._socket.settimeout(None)
+        if header.kind == ERROR:
+            raise self._failure(content)
+        return document(content)
+
+    def samples(self) -> Iterator[Sample | Rejection]:
+        """See Source."""
+        receiver, names = self._receiver, self.modalities
+        while True:
+            try:
+                header, content = receiver.message()
+            except (EOFError, OSError):
+                if self._closed:
+                    return
+                raise self._ended() from None
+            if header.kind == SAMPLE:
+                yield receiver.sample(header, content, names[header.modality])
+            elif header.kind == REJECTION:
+                yield Rejection(**document(content))
+            elif header.kind == END:
+                return
+            else:
+                raise self._failure(content)
+
+    def _failure(self, content: bytes) -> FusedgeError:
+        fields = document(content)
+        return FusedgeError(
+            fields["what"], where=fields.get("where", self.uri), hint=fields.get("hint", "")
+        )
+
+    def _ended(self) -> FusedgeError:
+        try:
+            status = self._process.wait(GRACE_S)
+        except subprocess.TimeoutExpired:
+            return self._address.error("its process does not answer")
+        if status < 0:
+            return self._address.error(f"its process crashed ({signal.Signals(-status).name})")
+        return self._address.error(f"its process ended with status {status}")
+
+    def close(self) -> None:
+        """See Source; also ends the process."""
+        with self._closing:
+            if self._closed:
+                return
+            self._closed = True
+            with suppress(OSError):  # the process may be gone already
+                self._socket.shutdown(socket.SHUT_RDWR)  # wakes who waits for a message
+            try:
+                self._process.wait(GRACE_S)
+            except subprocess.TimeoutExpired:
+                self._process.kill()
+                self._process.wait()
+            self._socket.close()
+            self._receiver.close()

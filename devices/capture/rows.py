@@ -1,0 +1,51 @@
+"""Values that come one by one, on a bus or a query at a time, joined to rows."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fusedge.bundle.sample import Sample, StampKind
+from fusedge.bundle.window import to_ns
+from fusedge.devices.capture.wanted import RowLayout
+
+
+class RowCollector:
+    """Contract: at most `rate_hz` rows a second. A row has of each channel the newest value, if that is at
+    most `hold_s` old, else NaN, and the stamp of the newest of them. A value that is not given
+    (None of a sensor) is never 0.
+    """
+
+    def __init__(self, layout: RowLayout, rate_hz: float, hold_s: float) -> None:
+        self._layout = layout
+        self._period_ns = to_ns(1 / rate_hz)
+        self._hold_ns = to_ns(hold_s)
+        self._newest: dict[str, tuple[int, float]] = {}
+        self._row_ns: int | None = None
+        self.values = 0
+        """How many have come."""
+
+    def add(
+        self, values: Mapping[str, float], timestamp_ns: int, arrival_ns: int, stamp: StampKind
+    ) -> Sample | None:
+        """Take values of one time; the row, if one is due."""
+        self.values += len(values)
+        for name, value in values.items():
+            self._newest[name] = (timestamp_ns, value)
+        due = self._row_ns is None or abs(timestamp_ns - self._row_ns) >= self._period_ns
+        if not values or not due:
+            return None
+        self._row_ns = timestamp_ns
+        return Sample(
+            self._layout.modality, timestamp_ns, arrival_ns, self._row(timestamp_ns), stamp
+        )
+
+    def _row(self, timestamp_ns: int) -> NDArray[np.float32]:
+        held = {
+            name: value
+            for name, (time_ns, value) in self._newest.items()
+            if abs(timestamp_ns - time_ns) <= self._hold_ns
+        }
+        return self._layout.row(held)

@@ -1,0 +1,100 @@
+"""Which modality of the bundle a source is to give, and which of its channels it can."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fusedge.bundle.errors import FusedgeError, UnknownNameError
+from fusedge.bundle.manifest import Modality
+from fusedge.devices.capture.address import Address, Wanted
+from fusedge.devices.capture.units import conversion
+
+
+def names_of(wanted: Wanted) -> dict[str, tuple[str, ...]] | None:
+    """Each wanted modality with the names of its channels."""
+    if wanted is None:
+        return None
+    return {name: tuple(c.name for c in spec.channels) for name, spec in wanted.items()}
+
+
+def modality_of(
+    address: Address, wanted: Wanted, kind: str, default: str, option: str = "modality"
+) -> tuple[str, Modality | None]:
+    """The modality that a source gives, with its description (None: as the device has it).
+
+    It is the one that the URI's option names; else `default` if that is wanted; else, for images and
+    sound, the only one of its kind. Raises FusedgeError where none is left, or several are.
+    """
+    named = address.options.get(option)
+    if wanted is None:
+        return named or default, None
+    of_kind = [name for name, spec in wanted.items() if spec.kind == kind]
+    if named is not None:
+        if named not in of_kind:
+            raise UnknownNameError(f"{kind} modality in {address.uri}", named, of_kind)
+        return named, wanted[named]
+    if default in of_kind:
+        return default, wanted[default]
+    if len(of_kind) == 1 and kind != "series":
+        return of_kind[0], wanted[of_kind[0]]
+    if of_kind:
+        raise address.error(
+            f"may give one of {', '.join(of_kind)}", hint=f"say which: {option}={of_kind[0]}"
+        )
+    raise FusedgeError(
+        f"offers none of the wanted modalities ({', '.join(wanted) or 'none wanted'})",
+        where=address.uri,
+        hint=f"it gives {kind}",
+    )
+
+
+class RowLayout:
+    """How the channels that a source offers become the rows of a modality.
+
+    `offered` are the source's channels with their units. With a description of the modality, rows have
+    its channels in its order and units; what is not offered stays NaN, and `warnings` says so.
+    Raises UnknownNameError where not one channel is offered, FusedgeError where a unit cannot be
+    converted.
+    """
+
+    def __init__(
+        self, address: Address, modality: str, spec: Modality | None, offered: Mapping[str, str]
+    ) -> None:
+        self.modality = modality
+        units = dict(offered) if spec is None else {c.name: c.unit for c in spec.channels}
+        self.channels = tuple(units)
+        self.warnings: tuple[str, ...] = ()
+        given = [name for name in self.channels if name in offered]
+        if not given:
+            raise UnknownNameError(
+                f"channel of {modality} in {address.uri}", self.channels[0], offered
+            )
+        lacking = [name for name in self.channels if name not in offered]
+        if lacking:
+            self.warnings = (
+                f"{address.uri}: {modality} comes without {', '.join(lacking)}; not measured",
+            )
+        where = f"{modality} in {address.uri}"
+        self._columns = {
+            name: (self.channels.index(name), conversion(offered[name], units[name], where))
+            for name in given
+        }
+
+    @property
+    def used(self) -> tuple[str, ...]:
+        """The offered channels that rows have."""
+        return tuple(self._columns)
+
+    def row(self, values: Mapping[str, float]) -> NDArray[np.float32]:
+        """A row float32 `[channels]` from values in the offered units; NaN for what is not there."""
+        row = np.full(len(self.channels), math.nan, np.float32)
+        for name, value in values.items():
+            place = self._columns.get(name)
+            if place is not None:
+                column, convert = place
+                row[column] = convert(value)
+        return row
