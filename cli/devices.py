@@ -1,29 +1,54 @@
-"""`fusedge devices`: what this machine has."""
+"""`fusedge devices`: what this machine computes with, and what it hears, sees and feels with."""
 
 from __future__ import annotations
 
 from rich.table import Table
 
+from fusedge.bundle.errors import printable
 from fusedge.cli.console import console, print_json
 from fusedge.cli.options import JsonOption
+from fusedge.devices.capture.listing import Inputs, list_inputs
 from fusedge.devices.targets.detect import Machine, detect
 
 GIB = 1 << 30
 
 
 def devices(as_json: JsonOption = False) -> None:
-    """Show what this machine has to run and build bundles with: processor, GPU, providers, TensorRT.
+    """Show what this machine has to run and build bundles with, and its inputs.
 
-    What cannot be read is shown as unknown; nothing is guessed.
+    Processor, GPU, providers, TensorRT; cameras, microphones, CAN interfaces, serial ports and IMUs, each
+    with its formats and the URI for `fusedge run --source`. The URI names a device by what stays the
+    same when others are plugged in. What cannot be read is shown as unknown; nothing is guessed.
     """
-    machine = detect()
+    machine, inputs = detect(), list_inputs()
     if as_json:
-        print_json(machine.model_dump(mode="json"))
+        found = [device._asdict() for device in inputs.devices]
+        print_json(
+            {**machine.model_dump(mode="json"), "inputs": found, "input_notes": inputs.notes}
+        )
         return
     table = Table(show_header=False)
     for name, value in _rows(machine):
         table.add_row(name, value or "unknown")
     console.print(table, markup=False)
+    _print_inputs(inputs)
+
+
+def _print_inputs(inputs: Inputs) -> None:
+    for device in inputs.devices:
+        note = f" ({device.note})" if device.note else ""
+        console.print(
+            f"{device.kind}: {printable(device.name)}{printable(note)}",
+            markup=False,
+            soft_wrap=True,
+        )
+        console.print(f"  {printable(device.uri)}", style="bold", markup=False, soft_wrap=True)
+        for line in device.formats:
+            console.print(f"  {printable(line)}", style="dim", markup=False, soft_wrap=True)
+    if not inputs.devices:
+        console.print("inputs: no camera, microphone, CAN interface, serial port or IMU")
+    for note in inputs.notes:
+        console.print(f"note: {note}", style="yellow", markup=False, soft_wrap=True)
 
 
 def _rows(machine: Machine) -> list[tuple[str, str | None]]:

@@ -29,6 +29,7 @@ from fusedge.cli.options import (
 )
 from fusedge.cli.record import recorders
 from fusedge.cli.report import print_report
+from fusedge.devices.capture.source import SCHEMES
 from fusedge.runtime.appliance import Appliance, PipelineSetting, load_appliance
 from fusedge.runtime.backend import SharedParts
 from fusedge.runtime.chaos import EVERY_S
@@ -56,6 +57,14 @@ def run(
         list[str] | None,
         typer.Option(help="Where samples come from, as a URI; may be given several times."),
     ] = None,
+    camera: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME", help="Short for --source camera:NAME; auto is the first one."),
+    ] = None,
+    mic: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME", help="Short for --source mic:NAME; auto is the first one."),
+    ] = None,
     out: Annotated[
         str, typer.Option(help="File for the decisions as JSON Lines; - is standard output.")
     ] = "",
@@ -66,9 +75,9 @@ def run(
         str,
         typer.Option(
             help="max is as fast as it goes, 1 a recording's real time, 4 four times as fast, live "
-            "the machine's own clock."
+            "the machine's own clock. Default: live with a device, else max."
         ),
-    ] = "max",
+    ] = "",
     without: Annotated[
         list[str] | None,
         typer.Option(
@@ -121,14 +130,20 @@ def run(
     - `fusedge run driving --source sim:?duration_s=600 --speed 1 --table`
     - `fusedge run driving --source sim: --record drive.mcap`
     - `fusedge run driving --source sim: --chaos stall,clock-step --chaos-seed 7`
+    - `fusedge run emotion.fusedge --camera auto --mic auto`
+    - `fusedge run driving --source gps:/dev/ttyACM0 --source 'imu:iio:0?mount=mount.json'`
     - `fusedge run appliance.yaml`
     """
     if bundle.endswith((".yaml", ".yml")):
         _refuse_options(context, bundle)
         run_appliance(load_appliance(Path(bundle)), as_json)
         return
-    if not source:
-        raise FusedgeError("no source is given", hint="--source sim: or --source replay:TRIP")
+    uris = [*(source or ()), *_devices("camera", camera), *_devices("mic", mic)]
+    if not uris:
+        raise FusedgeError(
+            "no source is given",
+            hint="--source sim:, --source replay:TRIP, or --camera auto; see fusedge devices",
+        )
     show_table = sys.stdout.isatty() and not as_json if table is None else table
     target = out or ("" if show_table or as_json else "-")
     opened = open_bundle(bundle)
@@ -140,12 +155,12 @@ def run(
     sinks += recorders(opened.manifest, record, record_events, clips, jpeg)
     if show_table:
         sinks.append(TableSink(console))
-    clock = parse_speed(speed)
+    clock = parse_speed(speed or default_speed(uris))
     _check_watch(watch, clock)
     faults = chaos_of(chaos, clock, chaos_seed, chaos_every)
     session = Session(
         opened,
-        source,
+        uris,
         clock,
         provider=provider,
         precision=precision,
@@ -273,6 +288,16 @@ def _check_cores(cores: Sequence[int]) -> None:
             f"cores {', '.join(map(str, cores))}: this process may use "
             f"{', '.join(map(str, sorted(available))) or 'any, and cannot be bound'}"
         )
+
+
+def _devices(scheme: str, names: Sequence[str] | None) -> list[str]:
+    return [f"{scheme}:{name}" for name in names or ()]
+
+
+def default_speed(uris: Sequence[str]) -> str:
+    """Real time if one of the sources is a device, else as fast as it goes."""
+    schemes = (SCHEMES.get(uri.partition(":")[0]) for uri in uris)
+    return "live" if any(scheme.live for scheme in schemes if scheme is not None) else "max"
 
 
 def parse_speed(text: str) -> Clock:

@@ -6,6 +6,7 @@ import os
 from collections import Counter
 from pathlib import Path
 from typing import Annotated, Any
+from urllib.parse import quote, unquote
 
 import yaml
 from pydantic import (
@@ -19,6 +20,7 @@ from pydantic import (
 )
 
 from fusedge.bundle.errors import FusedgeError
+from fusedge.devices.capture.source import SCHEMES
 from fusedge.runtime.chaos import EVERY_S
 from fusedge.runtime.session import HANG_S, SILENCE_S
 
@@ -164,9 +166,20 @@ def _placed(setting: PipelineSetting, folder: Path) -> PipelineSetting:
 
 
 def _placed_source(uri: str, folder: Path) -> str:
-    scheme, _, target = uri.partition(":")
-    there = _beside(folder, target) if scheme == "replay" and target else ""
-    return f"replay:{there}" if there else uri
+    """With the files that the URI names, where they lie in the folder."""
+    name, _, rest = uri.partition(":")
+    scheme = SCHEMES.get(name)
+    if scheme is None or not scheme.paths:
+        return uri  # an unknown one is told of when it is opened
+    target, _, query = rest.partition("?")
+    if "" in scheme.paths and target:
+        target = _beside(folder, target) or target
+    options = []
+    for pair in query.split("&") if query else ():
+        option, equals, value = pair.partition("=")
+        there = _beside(folder, unquote(value)) if option in scheme.paths and value else ""
+        options.append(f"{option}={quote(there)}" if there else f"{option}{equals}{value}")
+    return f"{name}:{target}" + (f"?{'&'.join(options)}" if options else "")
 
 
 def _beside(folder: Path, name: str) -> str:

@@ -77,6 +77,17 @@ class SampleRing:
         self._start += count
         return gone
 
+    def thin(self) -> NDArray[np.uint8]:
+        """Remove every second sample, not the newest; their status. What is left spans the same time."""
+        count = len(self)
+        gone = self.status[count % 2 :: 2].copy()
+        kept = self.status[1 - count % 2 :: 2].copy(), self.timestamps_ns[1 - count % 2 :: 2].copy()
+        values = self.values[1 - count % 2 :: 2].copy()
+        self.evict(len(gone))
+        self.status[:], self.timestamps_ns[:] = kept
+        self.values[:] = values
+        return gone
+
     def _compact(self) -> None:
         count = len(self)
         for array in (self._times, self._values, self._status):

@@ -75,7 +75,7 @@ class SampleStream(ModalityStream):
         self.tidy()  # so that it makes no difference to the account when else that is called
         ring = self._ring
         if len(ring) == ring.capacity:
-            self._settle(ring.evict(1), "overflow")
+            self._settle(ring.thin(), "overflow")  # the oldest alone would leave no window any
         if not ring.insert(time_ns, guarded):
             account.drop("duplicate", detail=_stamp(sample))
 

@@ -122,7 +122,7 @@ class Session:
                 opened.callback(source.close)
                 sources.append(source)
             self.warnings = [printable(line) for source in sources for line in source.warnings]
-            self._damaged = bool(self.warnings)
+            self._damaged = any(source.warnings for source in sources if not source.live)
             live = [source.uri for source in sources if source.live]
             if live and not clock.real:
                 raise FusedgeError(

@@ -49,7 +49,7 @@ class ModalityStream(ABC):
     - `invalid`: nothing in it was finite, within its range and alive;
     - `malformed`: it has not the shape or type of the modality;
     - `late`, `duplicate`, `backward`, `future`: refused by its stamp;
-    - `overload`: its window was given up; `overflow`: the buffer was full;
+    - `overload`: its window was given up; `overflow`: the buffer was full, and every second one went;
     - the name of another reason for which its window was given up, such as `part_failed`.
     """
 

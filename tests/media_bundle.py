@@ -160,10 +160,12 @@ def _head() -> Part:
     )
 
 
-def write_media_bundle(path: Path, **changes: Any) -> Bundle:
-    """Write the bundle; `changes` are fields of the manifest."""
-    files = {f"parts/{spec.name}.onnx": _encoder_onnx(spec) for spec in MODALITIES}
-    files["parts/head.onnx"] = head_onnx(tuple(spec.name for spec in MODALITIES), WEIGHTS)
+def write_media_bundle(
+    path: Path, modalities: tuple[Modality, ...] = MODALITIES, **changes: Any
+) -> Bundle:
+    """Write the bundle, maybe with modalities that differ in size; `changes` are fields of the manifest."""
+    files = {f"parts/{spec.name}.onnx": _encoder_onnx(spec) for spec in modalities}
+    files["parts/head.onnx"] = head_onnx(tuple(spec.name for spec in modalities), WEIGHTS)
     jolt = EventRule(
         name="jolt",
         modality="motion",
@@ -177,7 +179,7 @@ def write_media_bundle(path: Path, **changes: Any) -> Bundle:
     fields: dict[str, Any] = {
         "name": "media",
         "decision_rate_hz": 1 / PERIOD_S,
-        "parts": (*map(_encoder, MODALITIES), _head()),
+        "parts": (*map(_encoder, modalities), _head()),
         "events": (jolt,),
     }
-    return write_bundle(path, tiny_manifest(MODALITIES, files, **{**fields, **changes}), files)
+    return write_bundle(path, tiny_manifest(modalities, files, **{**fields, **changes}), files)

@@ -17,7 +17,7 @@ from fusedge.bundle.manifest import Modality
 Wanted = Mapping[str, Modality] | None
 """The modalities that a bundle takes, by name, as its manifest describes them; None: all there is."""
 
-_CREDENTIALS = re.compile(r"(?<=//)[^/?#@]*@")
+_CREDENTIALS = re.compile(r"(?<=//)[^/?#]*@")
 
 
 def shown(uri: str) -> str:

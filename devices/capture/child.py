@@ -1,7 +1,7 @@
 """The process of an isolated source: opens it and hands over what it gives, until told to end.
 
-It is started by IsolatedSource, with the number of its socket. That it is to end it learns by the
-end of the socket, so that it ends with its parent, however that ends.
+It is started by IsolatedSource, with the numbers of its socket and of the file of its images. That it
+is to end it learns by the end of the socket, so that it ends with its parent, however that ends.
 """
 
 from __future__ import annotations
@@ -30,11 +30,12 @@ GRACE_S = 0.2  # for a source to close its device
 def main() -> None:
     """Serve one source."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to answer
-    connection = socket.socket(fileno=int(sys.argv[1]))
-    sender = Sender(connection)
+    handle, file = map(int, sys.argv[2:])
+    connection = socket.socket(fileno=handle)
+    sender = Sender(connection, file)
     with suppress(OSError):  # the parent is gone
         try:
-            _serve(connection, sender)
+            _serve(connection, file, sender)
         except FusedgeError as error:
             sender.document(ERROR, {"what": error.what, "where": error.where, "hint": error.hint})
         except Exception as error:  # native libraries raise anything
@@ -42,9 +43,10 @@ def main() -> None:
     os._exit(0)  # without waiting for threads of native libraries, which may hang
 
 
-def _serve(connection: socket.socket, sender: Sender) -> None:
-    _, content = Receiver(connection).message()
-    task = document(content)
+def _serve(connection: socket.socket, file: int, sender: Sender) -> None:
+    message = Receiver(connection, file).message()
+    assert not isinstance(message, Sample), "a task comes first"
+    task = document(message[1])
     request = Request(
         parse(task["uri"], SCHEMES),
         _wanted(task["wanted"]),

@@ -1,16 +1,16 @@
 """Images in memory that two processes share: written by one, read in place by the other.
 
-The memory has no name, so that nothing is left behind however the processes end. It starts with a
-byte for each slot (0: free), which the writer sets and the reader clears; the slots follow, each on
-a page of its own.
+The memory is a file without a name, so that nothing is left behind however the processes end. A ring
+is a stretch of it: first a byte for each slot (0: free), which the writer sets and the reader clears;
+the slots follow, each on a page of its own. Larger images take a new ring behind the old one.
 """
 
 from __future__ import annotations
 
+import math
 import mmap
 import os
 import tempfile
-import weakref
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -35,11 +35,13 @@ class RingWriter:
     dropped instead is free again.
     """
 
-    def __init__(self, item_bytes: int) -> None:
+    def __init__(self, file: int, offset: int, item_bytes: int) -> None:
+        self.offset = offset
         self.slots, self.slot_bytes = slots_for(item_bytes)
         size = PAGE + self.slots * self.slot_bytes
-        self.handle = _anonymous_file(size)
-        self._memory = mmap.mmap(self.handle, size)
+        self.end = -(-(offset + size) // mmap.ALLOCATIONGRANULARITY) * mmap.ALLOCATIONGRANULARITY
+        os.ftruncate(file, self.end)
+        self._memory = mmap.mmap(file, size, offset=offset)
         self._bytes = np.frombuffer(self._memory, np.uint8)
         self._address: int = self._bytes.__array_interface__["data"][0]
         self._taken = self._bytes[: self.slots]
@@ -75,31 +77,21 @@ class RingWriter:
         self._unsent.discard(slot)
         return int(slot)
 
-    def close(self) -> None:
-        """Let the file go; the memory goes with the last array in it."""
-        os.close(self.handle)
-
 
 class RingReader:
-    """The other end, from the file that the writer has sent. `view` gives a slot's image without a copy;
+    """The other end, of the ring that the writer has announced. `view` gives a slot's image without a copy;
     the slot is free again when the last array that looks at it is gone.
     """
 
-    def __init__(self, handle: int, slots: int, slot_bytes: int) -> None:
-        size = PAGE + slots * slot_bytes
-        try:
-            if os.fstat(handle).st_size < size:
-                raise ValueError("the shared memory is shorter than announced")
-            self._memory = mmap.mmap(handle, size)
-        finally:
-            os.close(handle)
+    def __init__(self, file: int, offset: int, slots: int, slot_bytes: int) -> None:
+        self._memory = mmap.mmap(file, PAGE + slots * slot_bytes, offset=offset)
         self._slots, self._slot_bytes = slots, slot_bytes
         self._bytes = np.frombuffer(self._memory, np.uint8)
         self._address: int = self._bytes.__array_interface__["data"][0]
 
     def view(self, slot: int, shape: tuple[int, ...]) -> NDArray[np.uint8]:
         """The image uint8 `shape` in a slot that the writer gave; not to be written to."""
-        count = int(np.prod(shape))
+        count = math.prod(shape)
         if not (0 <= slot < self._slots and 0 < count <= self._slot_bytes):
             raise ValueError("an image lies outside of the shared memory")
         address = self._address + PAGE + slot * self._slot_bytes
@@ -124,14 +116,15 @@ class _Slot:
             "typestr": "|u1",
             "data": (address, readonly),
         }
-        weakref.finalize(self, gone).atexit = False
+        self._gone = gone
+
+    def __del__(self) -> None:
+        self._gone()
 
 
-def _anonymous_file(size: int) -> int:
+def anonymous_file() -> int:
+    """A file without a name, for rings."""
     if hasattr(os, "memfd_create"):
-        handle = os.memfd_create("fusedge-frames", os.MFD_CLOEXEC)
-    else:
-        with tempfile.TemporaryFile() as file:
-            handle = os.dup(file.fileno())
-    os.ftruncate(handle, size)
-    return handle
+        return os.memfd_create("fusedge-frames", os.MFD_CLOEXEC)
+    with tempfile.TemporaryFile() as file:
+        return os.dup(file.fileno())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 import socket
 import subprocess
@@ -15,12 +16,12 @@ from typing import Any
 from fusedge.bundle.errors import FusedgeError
 from fusedge.bundle.sample import Rejection, Sample
 from fusedge.devices.capture.address import Address, Wanted
+from fusedge.devices.capture.frame_ring import anonymous_file
 from fusedge.devices.capture.wire import (
     END,
     ERROR,
     HELLO,
     REJECTION,
-    SAMPLE,
     Receiver,
     Sender,
     document,
@@ -29,7 +30,7 @@ from fusedge.devices.capture.wire import (
 OPEN_S = 30.0  # a network camera may take 10 s to answer, a small machine as long to import OpenCV
 GRACE_S = 0.3  # for the process to close its device, before it is ended
 _START = (
-    "import json, sys; sys.path[:] = json.loads(sys.argv[2]); "
+    "import json, sys; sys.path[:] = json.loads(sys.argv[1]); "
     "from fusedge.devices.capture.child import main; main()"
 )
 
@@ -59,21 +60,24 @@ class IsolatedSource:
         self._closing = threading.Lock()
         self._closed = False
         self._socket, child = socket.socketpair()
+        self._file = anonymous_file()
         with child:
+            handles = [child.fileno(), self._file]
             self._process = subprocess.Popen(
-                [sys.executable, "-c", _START, str(child.fileno()), json.dumps(sys.path)],
-                pass_fds=[child.fileno()],
+                [sys.executable, "-c", _START, json.dumps(sys.path), *map(str, handles)],
+                pass_fds=handles,
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
                 stderr=subprocess.DEVNULL,
             )
-        self._receiver = Receiver(self._socket)
+        self._receiver = Receiver(self._socket, self._file)
         try:
             hello = self._open(uri, wanted, opener, open_s)
         except BaseException:
             self.close()
             raise
         self.modalities: tuple[str, ...] = tuple(hello["modalities"])
+        self._receiver.modalities = self.modalities
         self.channels: Mapping[str, tuple[str, ...]] = {
             name: tuple(channels) for name, channels in hello["channels"].items()
         }
@@ -88,43 +92,46 @@ class IsolatedSource:
     def _open(self, uri: str, wanted: Wanted, opener: str, open_s: float) -> dict[str, Any]:
         task = {
             "uri": uri,  # may hold a password: not for the command line, which everybody can see
-            "wanted": wanted and {name: spec.model_dump() for name, spec in wanted.items()},
+            "wanted": None if wanted is None else {n: m.model_dump() for n, m in wanted.items()},
             "opener": opener,
         }
         self._socket.settimeout(open_s)
         try:
-            Sender(self._socket).document(HELLO, task)
-            header, content = self._receiver.message()
+            Sender(self._socket, self._file).document(HELLO, task)
+            message = self._receiver.message()
         except TimeoutError:
             raise self._address.error(f"did not open within {open_s:g} s") from None
         except (EOFError, OSError):
             raise self._ended() from None
         self._socket.settimeout(None)
-        if header.kind == ERROR:
-            raise self._failure(content)
-        return document(content)
+        if isinstance(message, Sample) or message[0] != HELLO:
+            raise self._failure(message)
+        return document(message[1])
 
     def samples(self) -> Iterator[Sample | Rejection]:
         """See Source."""
-        receiver, names = self._receiver, self.modalities
+        next_message = self._receiver.message
         while True:
             try:
-                header, content = receiver.message()
+                message = next_message()
             except (EOFError, OSError):
                 if self._closed:
                     return
                 raise self._ended() from None
-            if header.kind == SAMPLE:
-                yield receiver.sample(header, content, names[header.modality])
-            elif header.kind == REJECTION:
-                yield Rejection(**document(content))
-            elif header.kind == END:
+            if isinstance(message, Sample):
+                yield message
+                del message  # its image may be dropped before the next one comes
+            elif message[0] == REJECTION:
+                yield Rejection(**document(message[1]))
+            elif message[0] == END:
                 return
             else:
-                raise self._failure(content)
+                raise self._failure(message)
 
-    def _failure(self, content: bytes) -> FusedgeError:
-        fields = document(content)
+    def _failure(self, message: Sample | tuple[int, bytes]) -> FusedgeError:
+        if isinstance(message, Sample) or message[0] != ERROR:
+            return self._address.error("its process does not keep to the protocol")
+        fields = document(message[1])
         return FusedgeError(
             fields["what"], where=fields.get("where", self.uri), hint=fields.get("hint", "")
         )
@@ -152,4 +159,4 @@ class IsolatedSource:
                 self._process.kill()
                 self._process.wait()
             self._socket.close()
-            self._receiver.close()
+            os.close(self._file)

@@ -55,14 +55,17 @@ class Source(Protocol):
 class Scheme(NamedTuple):
     """How URIs `NAME:TARGET?OPTION=VALUE&…` of one scheme are opened.
 
-    `isolated` sources call native code that may hang or crash, and are opened in a process of their
+    `live` says whether its sources are. `paths` are the options that name files; an empty one is the
+    target. `isolated` sources call native code that may hang or crash, and are opened in a process of their
     own: see fusedge.devices.capture.isolated.
     """
 
     form: str
     options: frozenset[str]
     open: Callable[[Request], Source]
+    live: bool = True
     isolated: bool = False
+    paths: frozenset[str] = frozenset()
 
 
 # Each opener imports what it needs: an import of the runtime takes no driver's package with it.
@@ -163,6 +166,8 @@ SCHEMES: Mapping[str, Scheme] = {
         "file:DRIVE.mp4 or file:DRIVE.csv?map=COLUMNS.yaml",
         frozenset({"modality", "sound", "decoder", "map"}),
         _file,
+        live=False,
+        paths=frozenset({"", "map"}),
     ),
     "mic": Scheme(
         "mic:default or mic:NAME?rate=48000",
@@ -174,6 +179,7 @@ SCHEMES: Mapping[str, Scheme] = {
         "can:can0?dbc=CAR.dbc&map=SIGNALS.yaml",
         frozenset({"modality", "dbc", "map", "interface", "bitrate", "rate"}),
         _can,
+        paths=frozenset({"dbc", "map"}),
     ),
     "obd": Scheme(
         "obd:/dev/ttyUSB0?baud=38400",
@@ -186,14 +192,22 @@ SCHEMES: Mapping[str, Scheme] = {
         "imu:iio:0?mount=MOUNT.json",
         frozenset({"modality", "mount", "rate", "mode", "sysfs", "dev"}),
         _imu,
+        paths=frozenset({"mount"}),
     ),
-    "replay": Scheme("replay:TRIP_FOLDER or replay:RECORDING.mcap", frozenset(), _replay),
+    "replay": Scheme(
+        "replay:TRIP_FOLDER or replay:RECORDING.mcap",
+        frozenset(),
+        _replay,
+        live=False,
+        paths=frozenset({""}),
+    ),
     "sim": Scheme(
         "sim:?seed=1&duration_s=60&script=normal:20,aggressive:20,drowsy:20",
         frozenset(
             {"seed", "duration_s", "script", "road", "imu_outage", "gps_outage", "road_outage"}
         ),
         _simulation,
+        live=False,
     ),
 }
 

@@ -1,17 +1,16 @@
 """What a source in a process of its own says to the one that reads it, over a local socket.
 
-A message is a header of fixed length, then as many bytes as it announces. Images lie in a FrameRing,
-whose file goes over the socket; what is small, or finds no slot free, follows its header.
+A message is a header of fixed length, then as many bytes as it announces. Images lie in a ring of a
+file that both have open; what is small, or finds no slot free, follows its header.
 """
 
 from __future__ import annotations
 
 import json
-import os
+import math
 import socket
 import struct
-from collections import deque
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,36 +21,24 @@ from fusedge.devices.capture.frame_ring import RingReader, RingWriter
 HELLO, SAMPLE, RING, REJECTION, END, ERROR = range(6)
 INLINE = 0xFFFFFFFF
 MAX_INLINE = 16_384  # bytes; to copy that twice costs less than to share it
-MAX_LENGTH = 1 << 28  # of a message: an image of 8192 x 8192 x 3 is shorter
-_HEADER = struct.Struct("<BBBBIqqIIII")
+MAX_LENGTH = 1 << 28  # of what follows a header: an image of 8192 x 8192 x 3 is shorter
 _STAMPS = ("capture", "arrival")
 _DTYPES: tuple[np.dtype[Any], ...] = (np.dtype(np.float32), np.dtype(np.uint8))
 
-
-class Header(NamedTuple):
-    """The start of a message; what is not said is 0. `length` is that of what follows."""
-
-    kind: int
-    modality: int = 0
-    stamp: int = 0
-    dtype: int = 0
-    slot: int = INLINE
-    timestamp_ns: int = 0
-    arrival_ns: int = 0
-    shape: tuple[int, ...] = ()
-    length: int = 0
-
-    def packed(self) -> bytes:
-        """As it goes over the socket."""
-        shape = (*self.shape, 0, 0, 0)[:3]
-        return _HEADER.pack(*self[:7], *shape, self.length)
+# kind, length of what follows, and of a sample: modality, stamp, dtype, slot, shape, timestamp, arrival;
+# of a RING: its offset in the file as `timestamp`, slots and bytes of a slot as `shape`.
+_HEADER = struct.Struct("<BIBBBIIIIqq")
 
 
 class Sender:
-    """The source's end. It waits where the reader is slow: what is live then drops by itself."""
+    """The source's end. It waits where the reader is slow: what is live then drops by itself.
 
-    def __init__(self, connection: socket.socket) -> None:
+    `file` is that of the rings, open in both processes.
+    """
+
+    def __init__(self, connection: socket.socket, file: int) -> None:
         self._socket = connection
+        self._file = file
         self._ring: RingWriter | None = None
         self._modalities: dict[str, int] = {}
 
@@ -63,40 +50,41 @@ class Sender:
     def document(self, kind: int, fields: dict[str, Any]) -> None:
         """Send what is not a sample."""
         text = json.dumps(fields).encode()
-        self._socket.sendall(Header(kind, length=len(text)).packed() + text)
+        self._socket.sendall(_HEADER.pack(kind, len(text), *[0] * 9) + text)
 
     def allocate(self, shape: tuple[int, ...]) -> NDArray[np.uint8]:
         """Room for the next image: in the ring, or in this process where that is full."""
-        size = int(np.prod(shape))
+        size = math.prod(shape)
         room = self._ring_for(size).allocate(shape) if size > MAX_INLINE else None
         return np.empty(shape, np.uint8) if room is None else room
 
     def _ring_for(self, size: int) -> RingWriter:
         ring = self._ring
         if ring is None or size > ring.slot_bytes:
-            self._ring = ring = RingWriter(size)
-            header = Header(RING, shape=(ring.slots, ring.slot_bytes))
-            socket.send_fds(self._socket, [header.packed()], [ring.handle])
-            ring.close()
+            self._ring = ring = RingWriter(self._file, 0 if ring is None else ring.end, size)
+            place = (ring.slots, ring.slot_bytes, 0, ring.offset, 0)
+            self._socket.sendall(_HEADER.pack(RING, 0, 0, 0, 0, 0, *place))
         return ring
 
     def sample(self, sample: Sample) -> None:
         """Hand a sample over."""
-        data = sample.data
+        data, content = sample.data, b""
         image = data.dtype == np.uint8 and data.nbytes > MAX_INLINE
         slot = self._ring_for(data.nbytes).send(data) if image else None
-        header = Header(
+        if slot is None:
+            slot, content = INLINE, data.tobytes()
+        header = _HEADER.pack(
             SAMPLE,
+            len(content),
             self._modalities[sample.modality],
             _STAMPS.index(sample.stamp),
             _DTYPES.index(data.dtype),
-            INLINE if slot is None else slot,
+            slot,
+            *(*data.shape, 0, 0)[:3],
             sample.timestamp_ns,
             sample.arrival_ns,
-            data.shape,
-            data.nbytes if slot is None else 0,
         )
-        self._socket.sendall(header.packed() + (data.tobytes() if slot is None else b""))
+        self._socket.sendall(header + content)
 
     def rejection(self, rejection: Rejection) -> None:
         """Hand a rejection over."""
@@ -104,56 +92,47 @@ class Sender:
 
 
 class Receiver:
-    """The reader's end. Raises ValueError where the other end does not keep to the contract, EOFError
-    where it is gone.
-    """
+    """The reader's end. Raises EOFError where the other one is gone."""
 
-    def __init__(self, connection: socket.socket) -> None:
+    def __init__(self, connection: socket.socket, file: int) -> None:
         self._socket = connection
-        self._buffer = bytearray()
-        self._handles: deque[int] = deque()
+        self._file = file
         self._ring: RingReader | None = None
-
-    def _fill(self, count: int) -> None:
-        while len(self._buffer) < count:
-            data, handles, _, _ = socket.recv_fds(self._socket, max(65_536, count), 4)
-            self._handles.extend(handles)
-            if not data:
-                raise EOFError
-            self._buffer += data
+        self.modalities: tuple[str, ...] = ()
+        """To be set from the HELLO."""
 
     def _take(self, count: int) -> bytes:
-        self._fill(count)
-        taken = bytes(self._buffer[:count])
-        del self._buffer[:count]
-        return taken
+        data = self._socket.recv(count, socket.MSG_WAITALL)
+        while len(data) < count:
+            more = self._socket.recv(count - len(data))
+            if not more:
+                raise EOFError
+            data += more
+        return data
 
-    def message(self) -> tuple[Header, bytes]:
-        """The next message other than RING, with what follows its header."""
+    def message(self) -> Sample | tuple[int, bytes]:
+        """The next sample, or the kind and content of another message."""
         while True:
-            *fields, d0, d1, d2, length = _HEADER.unpack(self._take(_HEADER.size))
-            if length > MAX_LENGTH:
-                raise ValueError("a message is too long")
-            shape = tuple(d for d in (d0, d1, d2) if d)
-            header = Header(*fields, shape, length)
-            if header.kind != RING:
-                return header, self._take(length)
-            self._ring = RingReader(self._handles.popleft(), d0, d1)
-
-    def sample(self, header: Header, content: bytes, modality: str) -> Sample:
-        """The sample that a message holds."""
-        data: NDArray[Any]
-        if header.slot != INLINE and self._ring is not None:
-            data = self._ring.view(header.slot, header.shape)
-        else:
-            data = np.frombuffer(content, _DTYPES[header.dtype]).reshape(header.shape)
-        stamp: Any = _STAMPS[header.stamp]
-        return Sample(modality, header.timestamp_ns, header.arrival_ns, data, stamp)
-
-    def close(self) -> None:
-        """Let go what was sent and not taken."""
-        while self._handles:
-            os.close(self._handles.popleft())
+            kind, length, modality, stamp, dtype, slot, d0, d1, d2, time_ns, arrival_ns = (
+                _HEADER.unpack(self._take(_HEADER.size))
+            )
+            if kind == SAMPLE:
+                data: NDArray[Any]
+                shape = (d0, d1, d2) if d2 else (d0, d1) if d1 else (d0,)
+                if slot != INLINE and self._ring is not None:
+                    data = self._ring.view(slot, shape)
+                else:
+                    data = np.frombuffer(self._take(length), _DTYPES[dtype]).reshape(shape)
+                return Sample(
+                    self.modalities[modality],
+                    time_ns,
+                    arrival_ns,
+                    data,
+                    "arrival" if stamp else "capture",
+                )
+            if kind != RING:
+                return kind, self._take(length) if length <= MAX_LENGTH else b""
+            self._ring = RingReader(self._file, time_ns, d0, d1)
 
 
 def document(content: bytes) -> dict[str, Any]:

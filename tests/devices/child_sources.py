@@ -28,6 +28,8 @@ class Frames:
         self, request: Request, number: int, after: Callable[[], object] = lambda: None
     ) -> None:
         self.uri = request.address.uri
+        spec = (request.wanted or {}).get("view")
+        self._shape = (spec.height, spec.width, 3) if spec else (HEIGHT, WIDTH, 3)
         self._request, self._number, self._after = request, number, after
         self._closed = threading.Event()
         self.period_s = 0.002
@@ -36,7 +38,7 @@ class Frames:
         for number in range(self._number):
             if self._closed.wait(self.period_s):
                 return
-            image = self._request.allocate((HEIGHT, WIDTH, 3))
+            image = self._request.allocate(self._shape)
             image[:] = number % 251
             now_ns = self._request.now_ns()
             yield Sample("view", now_ns, now_ns, image)
@@ -93,7 +95,7 @@ class Hoarder(Frames):
     def samples(self) -> Iterator[Sample | Rejection]:
         held = []
         for number in range(self._number):
-            image = self._request.allocate((HEIGHT, WIDTH, 3))
+            image = self._request.allocate(self._shape)
             image[:] = number
             if number % 3:
                 held.append(Sample("view", number, number, image))

@@ -15,14 +15,15 @@ def _channels(units: Mapping[str, str]) -> tuple[Channel, ...]:
 def series(
     name: str, units: Mapping[str, str], rate_hz: float = 10, max_hold_s: float = 0.5
 ) -> Modality:
+    window_s = max(10, round(rate_hz / 10)) / rate_hz
     return Modality(
         name=name,
         kind="series",
         description=name,
         channels=_channels(units),
         rate_hz=rate_hz,
-        window_s=10 / rate_hz,
-        hop_s=10 / rate_hz,
+        window_s=window_s,
+        hop_s=window_s,
         resample="hold",
         max_hold_s=max_hold_s,
         latency_s=0,

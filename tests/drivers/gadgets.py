@@ -67,7 +67,7 @@ class UsbCamera(UsbDevice):
 
     def control(self, setup: Setup, data: bytes) -> bytes:
         """Agree on how to stream."""
-        if setup.index & 0xFF != 1:
+        if setup.about & 0xFF != 1:
             raise StallError
         return b"\x03" if setup.request == _GET_INFO else self._probe
 

@@ -67,8 +67,8 @@ def main() -> int:
 def pytest_command(arguments: list[str]) -> list[str]:
     """The command for the tests of the guest, or for those that `arguments` name."""
     # A hang shows where it is; a conftest above this folder imports what the guest has no time for.
-    fixed = ["-p", "no:cacheprovider", "-o", "faulthandler_timeout=90"]
-    fixed += ["--confcutdir", str(TESTS.parent), "--color=no"]
+    fixed = ["-p", "no:cacheprovider", "-p", "no:hypothesispytest", "-o", "faulthandler_timeout=90"]
+    fixed += ["--confcutdir", str(TESTS.parent)]
     named = any(argument.startswith("tests/") for argument in arguments)
     tests = [] if named else [str(TESTS.relative_to(REPOSITORY))]
     return [sys.executable, "-m", "pytest", *fixed, *arguments, *tests]
@@ -78,6 +78,8 @@ def prepare() -> Path:
     """The folder with kernel, busybox and modules; fetched and unpacked where it is not there yet."""
     if shutil.which(QEMU) is None:
         raise GuestError(f"no {QEMU}; install it: apt-get install qemu-system-x86")
+    CACHE.mkdir(exist_ok=True)
+    (CACHE / ".gitignore").write_text("*\n", "utf-8")
     system = CACHE / "system"
     recipe = json.dumps([EARLY_MODULES, LATE_MODULES])
     ready = system / "ready.json"
@@ -189,10 +191,12 @@ def show(output: IO[bytes]) -> None:
 def write_entry(results: Path, command: str, system: Path) -> None:
     """The script that runs in the host's files once the devices are there."""
     keep = {name: os.environ[name] for name in ("PATH", "HOME", "LANG") if name in os.environ}
-    names = keep | {"FUSEDGE_GUEST": str(system), "TERM": "dumb", "COLUMNS": "110"}
+    names = keep | {"FUSEDGE_GUEST": str(system), "PYTHONUNBUFFERED": "1"}
     lines = [f"export {name}={shlex.quote(value)}" for name, value in names.items()]
-    lines += [f"cd {shlex.quote(str(REPOSITORY))}", command]
-    lines += [f"echo $? > {shlex.quote(str(results))}/status"]
+    lines += [f"cd {shlex.quote(str(REPOSITORY))}", f"({command})", "status=$?"]
+    # What the drivers said is half of what a failure means.
+    lines += ['[ "$status" = 0 ] || dmesg | tail -n 40']
+    lines += [f'echo "$status" > {shlex.quote(str(results))}/status']
     (results / "entry").write_text("\n".join(lines) + "\n", "utf-8")
 
 

@@ -27,7 +27,7 @@ eval "$LATE"
 ip link set lo up
 ip link add vcan0 type vcan
 ifconfig vcan0 txqueuelen 1000 up
-stty -F /dev/console -onlcr 2>/dev/null
 
-chroot /system /bin/sh "$ENTRY"
+# Not a terminal: nothing draws over its own lines.
+chroot /system /bin/sh "$ENTRY" 2>&1 | cat
 poweroff -f

@@ -63,7 +63,8 @@ def stamp_at_start(device: str) -> None:
 def set_control(device: str, name: str, value: int) -> None:
     """Set a control of a camera by its name.
 
-    Those of `vivid` can break it: "Disconnect", "Percentage of Dropped Buffers", "Inject V4L2_BUF_FLAG_ERROR".
+    Those of `vivid` can break it: "Disconnect" (until all have closed it), "Percentage of Dropped
+    Buffers", "Inject V4L2_BUF_FLAG_ERROR" and more.
     """
     query = struct.Struct("=2I32s4iI8x")
     with open(device, "rb+", buffering=0) as file:

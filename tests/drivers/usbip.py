@@ -5,6 +5,7 @@ So the kernel's own driver for the device's class runs, and unplugging is real.
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import errno
 import socket
@@ -44,7 +45,7 @@ class Setup(NamedTuple):
     kind: int
     request: int
     value: int
-    index: int
+    about: int
     length: int
 
 
@@ -90,6 +91,8 @@ class UsbDevice:
         self._port: int | None = None
         self._socket: socket.socket | None = None
         self._threads: list[threading.Thread] = []
+        # The kernel cannot end a process with the device open once nobody answers for the device.
+        atexit.register(self.unplug)
         self._changed = threading.Condition()
         self._unread: dict[int, deque[Transfer]] = {}  # for each endpoint, what nobody has taken
         self._open: set[int] = set()  # the numbers of transfers without an answer
@@ -119,7 +122,11 @@ class UsbDevice:
             return
         port, self._port = self._port, None
         (HOST / "detach").write_text(str(port), "ascii")
-        wait_for(lambda: not _in_use(port), f"port {port} to be free")
+        # The port is free before the drivers have let go of the device.
+        wait_for(
+            lambda: not _in_use(port) and _present(port) is None,
+            f"{self.name} to leave port {port}",
+        )
         with self._changed:
             self._unread.clear()
             self._open.clear()
@@ -172,10 +179,9 @@ class UsbDevice:
 
     def _folder(self, port: int) -> Path | None:
         """Where sysfs has the device, once its drivers have seen its interfaces."""
-        found = [path for path in HOST.glob(f"usb*/*-{port + 1}") if ":" not in path.name]
-        return next(
-            (path for path in found if len(list(path.glob("*:*/driver"))) >= self._count), None
-        )
+        found = _present(port)
+        drivers = list(found.glob("*:*/driver")) if found else []
+        return found if len(drivers) >= self._count else None
 
     def _serve(self) -> None:
         """Answer the kernel until it closes the connection."""
@@ -273,3 +279,9 @@ def _in_use(port: int) -> bool:
     """Whether the kernel still holds what was in the port."""
     lines = (HOST / "status").read_text("ascii").splitlines()[1:]
     return any(int(line.split()[1]) == port and line.split()[2] != "004" for line in lines)
+
+
+def _present(port: int) -> Path | None:
+    """The folder of what is in the port."""
+    found = (path for path in HOST.glob(f"usb*/*-{port + 1}") if ":" not in path.name)
+    return next(found, None)

@@ -12,7 +12,8 @@ from fusedge.runtime.ring import PENDING, USED, SampleRing
 CAPACITY = 5
 operations = st.lists(
     st.tuples(st.just("insert"), st.integers(-8, 8))
-    | st.tuples(st.just("evict"), st.integers(1, CAPACITY)),
+    | st.tuples(st.just("evict"), st.integers(1, CAPACITY))
+    | st.tuples(st.just("thin"), st.just(0)),
     max_size=60,
 )
 
@@ -34,6 +35,9 @@ def test_the_ring_is_a_sorted_list_of_bounded_length(steps: list[tuple[str, int]
         if step == "evict":
             oldest = sorted(model)[:value]
             assert ring.evict(len(oldest)).tolist() == [model.pop(time) for time in oldest]
+        elif step == "thin":
+            others = sorted(model)[::-1][1::2][::-1]
+            assert ring.thin().tolist() == [model.pop(time) for time in others]
         elif len(model) == CAPACITY:
             with pytest.raises(OverflowError):
                 ring.insert(value, np.float32([value, -value]))

@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from fusedge.devices.capture.address import Request
-from fusedge.devices.capture.replay.uah import TripSource
 from fusedge.devices.capture.wanted import names_of
 
 if TYPE_CHECKING:
@@ -14,10 +13,22 @@ if TYPE_CHECKING:
 
 
 def open_recording(request: Request) -> Source:
-    """The source for a file or folder, known by its name and what it holds."""
+    """The source for a file or folder, known by its name and what it holds.
+
+    Each reader is imported where it is used: a recording needs the package mcap, the others do not.
+    """
+    from fusedge.devices.capture.replay.comma import is_segment, open_segment
+    from fusedge.devices.capture.replay.csv_sets import is_set, open_set
+
     path, wanted = Path(request.address.target), names_of(request.wanted)
     if path.suffix == ".mcap":
-        from fusedge.devices.capture.replay.mcap import RecordingSource  # needs the package mcap
+        from fusedge.devices.capture.replay.mcap import RecordingSource
 
         return RecordingSource(request.address.uri, path, wanted)
+    if is_segment(path):
+        return open_segment(request)
+    if is_set(path):
+        return open_set(request)
+    from fusedge.devices.capture.replay.uah import TripSource
+
     return TripSource(request.address.uri, path, wanted)

@@ -1,0 +1,293 @@
+"""Pictures and sound out of PyAV's frames, in the form that a bundle takes, and what decodes them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fusedge.bundle.errors import FusedgeError, MissingExtraError
+from fusedge.bundle.manifest import Modality
+from fusedge.bundle.window import NANOSECONDS, to_ns
+from fusedge.devices.capture.address import Address, Request, Wanted, shown
+from fusedge.devices.capture.resampling import Resampler
+from fusedge.devices.capture.wanted import modality_of
+
+if TYPE_CHECKING:
+    from av.audio.frame import AudioFrame
+    from av.codec.hwaccel import HWAccel
+    from av.container import InputContainer
+    from av.stream import Stream
+    from av.video.frame import VideoFrame
+
+MAX_PIXELS = 7680 * 4320  # 8K; a header may promise more than there is memory
+RATES_HZ = (1_000, 768_000)  # beyond any recorder's
+MAX_CHANNELS = 64
+CODEC_OPTIONS = {"max_pixels": str(MAX_PIXELS)}  # also for what follows the header
+MODALITIES: Mapping[str, tuple[Literal["image", "audio"], str, str]] = {
+    "video": ("image", "camera", "modality"),
+    "audio": ("audio", "microphone", "sound"),
+}
+"""Of each type of stream the kind of its modality, its default name, and the option that names it."""
+
+
+def pyav() -> Any:
+    """The package `av`, with FFmpeg's log off: it would show the password of a network address."""
+    try:
+        import av
+    except ImportError:
+        raise MissingExtraError(
+            "av", "camera", "sound and pictures of files and networks"
+        ) from None
+    av.logging.set_level(None)
+    return av
+
+
+def modality_for(
+    address: Address, wanted: Wanted, type_: str
+) -> tuple[str, Modality | None] | None:
+    """The modality that streams of the type `video` or `audio` give; None where none is wanted.
+
+    Raises what `modality_of` raises for a name that is not wanted, and where it could be one of several.
+    """
+    kind, default, option = MODALITIES[type_]
+    if wanted is not None and option not in address.options:
+        if not any(spec.kind == kind for spec in wanted.values()):
+            return None
+    return modality_of(address, wanted, kind, default, option)
+
+
+def none_wanted(request: Request) -> FusedgeError:
+    """The error for a source of sound and pictures of which neither is wanted or there."""
+    if request.wanted is None:
+        return request.address.error("has neither pictures nor sound")
+    return request.address.error(
+        f"offers none of the wanted modalities ({', '.join(request.wanted) or 'none wanted'})",
+        hint="it gives pictures and sound",
+    )
+
+
+def stream_of(container: InputContainer, type_: str) -> Stream | None:
+    """The first stream of the type that can be decoded and is no cover picture."""
+    for stream in container.streams:
+        if stream.type != type_ or stream.codec_context is None:
+            continue
+        if (
+            not int(stream.disposition) & 0x400
+        ):  # AV_DISPOSITION_ATTACHED_PIC, libavformat/avformat.h
+            return stream
+    return None
+
+
+def converter_for(
+    address: Address,
+    stream: Stream,
+    spec: Modality | None,
+    allocate: Callable[[tuple[int, ...]], NDArray[np.uint8]],
+) -> Pictures | Sound:
+    """What makes items of the stream's frames; raises FusedgeError where it cannot give what `spec` asks."""
+    context: Any = stream.codec_context
+    if stream.type == "video":
+        if context.width * context.height > MAX_PIXELS:
+            raise address.error(
+                f"a picture of {context.width} x {context.height} is too large",
+                hint=f"at most {MAX_PIXELS} pixels",
+            )
+        if spec is not None and len(spec.channels) not in (1, 3):
+            raise address.error(f"{spec.name} has {len(spec.channels)} channels, a picture 1 or 3")
+        context.thread_count = 2
+        context.options = CODEC_OPTIONS
+        return Pictures(spec, allocate)
+    context.thread_count = 1
+    if not sensible(context.sample_rate, context.channels):
+        raise address.error(f"sound of {context.channels} channels at {context.sample_rate} Hz")
+    if spec is not None and not mixes(context.channels, len(spec.channels)):
+        raise address.error(
+            f"has {context.channels} channels of sound, {spec.name} {len(spec.channels)}",
+            hint="they must be as many, or one of them 1",
+        )
+    return Sound(spec, context.channels)
+
+
+class Opened(NamedTuple):
+    """A container, and by what the pictures in it are decoded."""
+
+    container: InputContainer
+    decoder: str
+
+
+def open_decoder(address: Address, open_with: Callable[[HWAccel | None], InputContainer]) -> Opened:
+    """A container whose pictures are decoded as the option `decoder` says: `cpu`, `auto` or a kind of device.
+
+    `auto` takes the first device that can. A device that cannot is an error, never a fall back
+    in silence.
+    """
+    pyav()
+    from av.codec.hwaccel import HWAccel, hwdevices_available
+
+    devices = hwdevices_available()
+    choice = address.choice("decoder", ("auto", "cpu", *devices), "cpu")
+    for device in devices if choice == "auto" else () if choice == "cpu" else (choice,):
+        try:
+            container = open_with(HWAccel(device, allow_software_fallback=False))
+        except FusedgeError:
+            raise
+        except Exception as error:  # a driver that is not there raises what it likes
+            if choice != "auto":
+                raise address.error(
+                    f"decoder={device} does not work here: {reason_of(error)}",
+                    hint="use decoder=cpu",
+                ) from None
+        else:
+            return Opened(container, device)
+    return Opened(open_with(None), "cpu")
+
+
+def to_stamp(ticks: int | None, time_base: Any) -> int | None:
+    """A time in ns, from one in units of a stream's time base (a fraction of a second)."""
+    if ticks is None or time_base is None or not time_base.denominator:
+        return None
+    return int(ticks * time_base.numerator * NANOSECONDS // time_base.denominator)
+
+
+def reason_of(error: Exception) -> str:
+    """What an error of PyAV says, without the address that it quotes."""
+    return getattr(error, "strerror", None) or shown(str(error)) or type(error).__name__
+
+
+def is_timeout(error: Exception) -> bool:
+    """Whether it says that nothing came in time."""
+    from av.error import ExitError
+
+    return isinstance(error, (ExitError, TimeoutError))
+
+
+class Pictures:
+    """Contract: frames become images uint8 `[height, width, channels]`, upright, in RGB or, where the modality
+    has one channel, grey. The size is the modality's, else the first frame's for all of them.
+    """
+
+    def __init__(
+        self, spec: Modality | None, allocate: Callable[[tuple[int, ...]], NDArray[np.uint8]]
+    ) -> None:
+        from av.video.reformatter import VideoReformatter
+
+        self._allocate = allocate
+        self._reformatter = VideoReformatter()
+        self._size: tuple[int, int] | None = None
+        self.channels: tuple[str, ...] = ("red", "green", "blue")
+        if spec is not None:
+            self._size = (spec.height or 0, spec.width or 0)
+            self.channels = tuple(channel.name for channel in spec.channels)
+
+    def image(self, frame: VideoFrame) -> NDArray[np.uint8]:
+        """The picture of a frame."""
+        quarter_turns = round(frame.rotation / 90) % 4  # counterclockwise
+        turned = quarter_turns % 2 == 1
+        if self._size is None:
+            size = (frame.height, frame.width)
+            self._size = size[::-1] if turned else size
+        height, width = self._size[::-1] if turned else self._size
+        count = len(self.channels)
+        shrinks = width * height < frame.width * frame.height
+        scaled = self._reformatter.reformat(
+            frame,
+            width=width,
+            height=height,
+            format="rgb24" if count == 3 else "gray",
+            interpolation="AREA" if shrinks else "BICUBIC",
+            threads=1,
+        )
+        plane = scaled.planes[0]
+        rows = np.frombuffer(plane, np.uint8).reshape(-1, plane.line_size)[:height, : width * count]
+        image = self._allocate((*self._size, count))
+        np.copyto(image, np.rot90(rows.reshape(height, width, count), quarter_turns))
+        return image
+
+
+class Block(NamedTuple):
+    """Sound float32 `[samples, channels]`, and when its last sample was captured."""
+
+    data: NDArray[np.float32]
+    last_ns: int
+
+
+class Sound:
+    """Contract: frames become blocks float32 `[samples, channels]` at the modality's rate and number of
+    channels, else as the frames have them. Several channels become one by their mean. A change of
+    the frames' rate, and `restart`, begin anew, so that no sound is smeared over a gap.
+    """
+
+    def __init__(self, spec: Modality | None, count: int) -> None:
+        self._rate_hz = None if spec is None else spec.rate_hz
+        self._resampler: Resampler | None = None
+        self._rate_in_hz = 0
+        self.channels = tuple(c.name for c in spec.channels) if spec else _channel_names(count)
+
+    def restart(self) -> None:
+        """Forget the sound so far: what follows does not go on from it."""
+        self._resampler = None
+
+    def block(self, frame: AudioFrame, begin_ns: int) -> Block | None:
+        """The sound that comes out once the frame, which begins at `begin_ns`, has gone in, if any.
+
+        Raises ValueError for a frame whose channels or rate are not to be believed.
+        """
+        samples = samples_of(frame)
+        rate_in_hz = frame.sample_rate
+        if not sensible(rate_in_hz, samples.shape[1]):
+            raise ValueError(f"{samples.shape[1]} channels at {rate_in_hz} Hz")
+        if not mixes(samples.shape[1], len(self.channels)):
+            raise ValueError(f"{samples.shape[1]} channels instead of {len(self.channels)}")
+        rate_out_hz = self._rate_hz or rate_in_hz
+        if self._resampler is None or rate_in_hz != self._rate_in_hz:
+            self._rate_in_hz = rate_in_hz
+            self._resampler = Resampler(rate_in_hz, rate_out_hz, len(self.channels))
+        data = self._resampler.process(mixed(samples, len(self.channels)))
+        if not len(data):
+            return None
+        end_s = frame.samples / rate_in_hz - self._resampler.lag_s
+        return Block(data, begin_ns + to_ns(end_s - 1 / rate_out_hz))
+
+    def size(self, duration_ns: int) -> int:
+        """How many samples of the account sound of that length is."""
+        rate_hz = self._rate_hz or self._rate_in_hz
+        return max(1, round(duration_ns / NANOSECONDS * rate_hz))
+
+
+def samples_of(frame: AudioFrame) -> NDArray[np.float32]:
+    """A frame's sound, float32 `[samples, channels]`, whole numbers scaled to -1 … 1."""
+    values = frame.to_ndarray()
+    count = len(frame.layout.channels)
+    values = values.T if frame.format.is_planar else values.reshape(-1, count)
+    if values.dtype == np.uint8:
+        values = (values.astype(np.float32) - 128) / 128
+    elif values.dtype.kind == "i":
+        values = values / np.float32(2.0 ** (8 * values.dtype.itemsize - 1))
+    return np.ascontiguousarray(values, np.float32)
+
+
+def sensible(rate_hz: int, channels: int) -> bool:
+    """Whether sound can be so."""
+    return RATES_HZ[0] <= rate_hz <= RATES_HZ[1] and 1 <= channels <= MAX_CHANNELS
+
+
+def mixes(have: int, want: int) -> bool:
+    """Whether so many channels can become so many."""
+    return have == want or 1 in (have, want)
+
+
+def mixed(samples: NDArray[np.float32], count: int) -> NDArray[np.float32]:
+    """Sound float32 `[N, C]` with `count` channels: all alike from one, and their mean into one."""
+    if samples.shape[1] == count:
+        return samples
+    if count == 1:
+        return samples.mean(axis=1, keepdims=True, dtype=np.float32)
+    return np.repeat(samples, count, axis=1)
+
+
+def _channel_names(count: int) -> tuple[str, ...]:
+    few = {1: ("sound",), 2: ("left", "right")}
+    return few.get(count) or tuple(f"channel_{number}" for number in range(count))

@@ -1,0 +1,370 @@
+"""GPS receivers, at a serial port or behind gpsd, as sources of fixes.
+
+gpsd is spoken to directly, a JSON object a line over TCP: the package gpsdclient reads lines of any
+length, and can neither be given up while it waits nor told which receiver is meant.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+import socket
+import threading
+from collections.abc import Iterator
+from datetime import datetime
+from typing import TYPE_CHECKING, Any
+
+from fusedge.bundle.errors import FusedgeError, printable
+from fusedge.bundle.sample import Rejection, Sample
+from fusedge.bundle.window import NANOSECONDS, to_ns
+from fusedge.devices.capture.access import missing
+from fusedge.devices.capture.address import Address, Request
+from fusedge.devices.capture.fixes import CHANNELS, Fix, FixRows
+from fusedge.devices.capture.nmea import NmeaReader, NoFix
+from fusedge.devices.capture.serial_ports import open_serial
+from fusedge.devices.capture.source import Source
+from fusedge.devices.capture.wanted import RowLayout, modality_of
+
+if TYPE_CHECKING:
+    import serial
+
+WAIT_S = 0.1  # of a read, and so the longest that close waits
+# The default of the standard, its old one, its high-speed one, and what makers set.
+RATES = (9600, 4800, 38400, 115200, 57600, 19200, 230400, 460800)
+QUIET_READS = 30  # in a row: 3 s without a byte is no receiver, for without a fix they send as well
+RATE_READS = 14  # without a byte, while trying a rate: a burst comes every second
+RATE_BYTES = 600  # more than one burst of most receivers
+CHUNK = 4096
+WITHOUT_POSITION = 60  # sentences, some seconds of all kinds
+
+GPSD_PORT = 2947  # assigned by IANA
+GPSD_TIMEOUT_S = 3.0
+GPSD_LINE = 16_384  # gpsd's own limit is 10 240 (GPS_JSON_RESPONSE_MAX)
+SKY_AGE_NS = to_ns(6.0)
+_TIME = re.compile(r"(\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d)(?:\.(\d{1,9}))?Z", re.ASCII)
+Item = Sample | Rejection
+
+
+def open_serial_gps(request: Request) -> Source:
+    """The source `gps:PORT?baud=RATE`; without a rate, or with auto, the usual ones are tried."""
+    return SerialGps(request)
+
+
+def open_gpsd(request: Request) -> Source:
+    """The source `gpsd:HOST:PORT?device=PATH`; both HOST and PORT may be left out."""
+    return Gpsd(request)
+
+
+class _Gps:
+    """What the two have in common: see Source."""
+
+    live = True
+
+    def __init__(self, request: Request) -> None:
+        self.uri = request.address.uri
+        self._address, self._now_ns = request.address, request.now_ns
+        modality, spec = modality_of(request.address, request.wanted, "series", "gps")
+        layout = RowLayout(request.address, modality, spec, CHANNELS)
+        self._rows = FixRows(layout)
+        self._modality = modality
+        self.modalities = (modality,)
+        self.channels = {modality: layout.channels}
+        self.warnings = layout.warnings
+        self._closed = threading.Event()
+        self._lock = threading.Lock()
+        self._reading = False
+
+    def samples(self) -> Iterator[Item]:
+        """See Source. Raises FusedgeError when the receiver is gone."""
+        with self._lock:
+            if self._closed.is_set():
+                return
+            self._reading = True
+        try:
+            yield from self._items()
+        finally:
+            self._release()
+
+    def close(self) -> None:
+        """See Source."""
+        with self._lock:
+            self._closed.set()
+            reading = self._reading
+        if not reading:
+            self._release()
+
+    def _items(self) -> Iterator[Item]:
+        raise NotImplementedError
+
+    def _release(self) -> None:
+        raise NotImplementedError
+
+    def _broken(self, detail: str, arrival_ns: int) -> Rejection:
+        return Rejection(self._modality, arrival_ns, "malformed", detail)
+
+
+class SerialGps(_Gps):
+    """A receiver that sends NMEA 0183 to a serial port."""
+
+    def __init__(self, request: Request) -> None:
+        super().__init__(request)
+        self._reader = NmeaReader()
+        given = self._address.text("baud", "auto")
+        rate = None if given == "auto" else self._address.whole("baud", None, 300, 4_000_000)
+        self._first: list[Item] = []
+        self._port = open_serial(
+            self._address, self._address.target, rate or RATES[0], timeout_s=WAIT_S
+        )
+        try:
+            self._find_rate((rate,) if rate else RATES, last=rate is not None)
+        except BaseException:
+            self._release()
+            raise
+
+    def _find_rate(self, rates: tuple[int, ...], last: bool) -> None:
+        heard = 0
+        for rate in rates:
+            if rate != self._port.baudrate:
+                try:
+                    self._port.baudrate = rate
+                    self._port.reset_input_buffer()
+                except (OSError, ValueError):  # the port does not know this rate
+                    continue
+            self._reader = NmeaReader()
+            heard += self._listen()
+            if self._reader.sentences:
+                return
+            if not heard:
+                raise self._address.error(
+                    f"not one byte in {QUIET_READS * WAIT_S:.0f} s",
+                    hint="is it the receiver's port, and is the receiver powered?",
+                )
+        tried = f"{rates[0]} baud" if last else "any usual rate"
+        raise self._address.error(
+            f"{heard} bytes but not one NMEA sentence at {tried}",
+            hint="baud=auto finds the rate" if last else "is it a GPS receiver, set to NMEA?",
+        )
+
+    def _listen(self) -> int:
+        """Read until there is a sentence or no hope of one; how many bytes came."""
+        heard = quiet = 0
+        while not self._reader.sentences and heard < RATE_BYTES:
+            data = self._read()
+            quiet += not data
+            heard += len(data)
+            if quiet >= (RATE_READS if heard else QUIET_READS):
+                break
+            self._first = [*self._take(data)]
+        return heard
+
+    def _read(self) -> bytes:
+        port: serial.Serial = self._port
+        try:
+            # one byte is waited for, what has come with it is taken
+            data: bytes = port.read(1)
+            return data + port.read(min(port.in_waiting, CHUNK)) if data else data
+        except (OSError, TypeError) as error:  # TypeError: pyserial, closed meanwhile
+            raise self._address.error(f"the receiver is gone: {printable(str(error))}") from None
+
+    def _take(self, data: bytes) -> Iterator[Item]:
+        arrival_ns = self._now_ns()
+        for found in self._reader.feed(data):
+            if isinstance(found, Fix):
+                yield self._rows.row(found, arrival_ns)
+            elif isinstance(found, NoFix):
+                yield self._rows.lost(arrival_ns, found.detail)
+            else:
+                yield self._broken(found.detail, arrival_ns)
+
+    def _items(self) -> Iterator[Item]:
+        yield from self._first
+        while not self._closed.is_set():
+            yield from self._take(self._read())
+            if not self._reader.positions and self._reader.sentences > WITHOUT_POSITION:
+                raise self._address.error(
+                    f"{WITHOUT_POSITION} NMEA sentences, but no RMC",
+                    hint="switch RMC on in the receiver",
+                )
+
+    def _release(self) -> None:
+        self._port.close()
+
+
+class Gpsd(_Gps):
+    """A receiver behind gpsd (protocol 3, gpsd_json(5))."""
+
+    def __init__(self, request: Request) -> None:
+        super().__init__(request)
+        host, port = _host_and_port(self._address)
+        self._device = self._address.text("device")
+        self._left = b""
+        self._sky: tuple[int, float, float] | None = None
+        try:
+            self._socket = socket.create_connection((host, port), GPSD_TIMEOUT_S)
+        except OSError as error:
+            raise self._address.error(
+                f"no gpsd at {host}:{port}: {error.strerror or error}",
+                hint="is it running? sudo systemctl start gpsd",
+            ) from None
+        try:
+            self._socket.settimeout(WAIT_S)
+            self._watch()
+        except BaseException:
+            self._release()
+            raise
+
+    def _watch(self) -> None:
+        if self._answer("VERSION") is None:
+            raise self._address.error("this is not gpsd", hint="it answers otherwise")
+        command: dict[str, Any] = {"enable": True, "json": True}
+        if self._device:
+            command["device"] = self._device
+        try:
+            self._socket.sendall(b"?DEVICES;?WATCH=" + json.dumps(command).encode() + b";\n")
+        except OSError as error:
+            raise self._gone(error) from None
+        answer = self._answer("DEVICES") or {}
+        listed = answer.get("devices")
+        devices = [
+            str(device.get("path"))
+            for device in (listed if isinstance(listed, list) else [])
+            if isinstance(device, dict)
+        ]
+        if self._device and self._device not in devices:
+            raise missing(self._address, self._device, devices)
+        if not self._device and len(devices) > 1:
+            raise self._address.error(
+                f"gpsd has {', '.join(devices)}", hint=f"say which: device={devices[0]}"
+            )
+        if not devices:
+            self.warnings += (f"{self.uri}: gpsd has no receiver yet",)
+
+    def _answer(self, kind: str) -> dict[str, Any] | None:
+        """The next answer of that class; None where none comes in time."""
+        for _ in range(round(GPSD_TIMEOUT_S / WAIT_S)):
+            for line in self._lines():
+                answer = _object(line)
+                if answer is not None and answer.get("class") == kind:
+                    return answer
+        return None
+
+    def _lines(self) -> list[bytes | None]:
+        """The lines that have come, after a short wait; None for one that is too long."""
+        try:
+            data = self._socket.recv(CHUNK)
+        except TimeoutError:
+            return []
+        except OSError as error:
+            raise self._gone(error) from None
+        if not data:
+            raise self._gone(None)
+        *lines, self._left = (self._left + data).split(b"\n")
+        if len(self._left) > GPSD_LINE:
+            self._left = b""
+            return [*lines, None]
+        return [*lines]
+
+    def _gone(self, error: OSError | None) -> FusedgeError:
+        reason = f": {error.strerror or error}" if error else ""
+        return self._address.error(f"gpsd has closed the connection{reason}")
+
+    def _items(self) -> Iterator[Item]:
+        while not self._closed.is_set():
+            for line in self._lines():
+                arrival_ns = self._now_ns()
+                answer = _object(line)
+                if answer is None:
+                    yield self._broken(f"no JSON object: {(line or b'')[:80]!r}", arrival_ns)
+                    continue
+                item = self._item(answer, arrival_ns)
+                if item is not None:
+                    yield item
+
+    def _item(self, answer: dict[str, Any], arrival_ns: int) -> Item | None:
+        kind = answer.get("class")
+        if self._device and answer.get("device", self._device) != self._device:
+            return None
+        if kind == "SKY":
+            self._sky = arrival_ns, _number(answer.get("hdop"), 0, 100), _used(answer)
+        elif kind == "ERROR":
+            return self._broken(f"gpsd: {printable(str(answer.get('message')))}", arrival_ns)
+        elif kind == "TPV":
+            mode = answer.get("mode")
+            if mode not in (2, 3):
+                return self._rows.lost(arrival_ns, f"mode {mode!r:.20}")
+            return self._fix(answer, arrival_ns)
+        return None
+
+    def _fix(self, answer: dict[str, Any], arrival_ns: int) -> Item:
+        latitude, longitude = (
+            _number(answer.get(name), -most, most) for name, most in (("lat", 90), ("lon", 180))
+        )
+        if math.isnan(latitude) or math.isnan(longitude):
+            return self._broken("TPV without a position", arrival_ns)
+        _, hdop, satellites = self._sky or (0, math.nan, math.nan)
+        if self._sky is not None and arrival_ns - self._sky[0] > SKY_AGE_NS:
+            hdop = satellites = math.nan
+        altitudes = (answer.get(name) for name in ("altMSL", "alt"))
+        fix = Fix(
+            _time_ns(answer.get("time")),
+            latitude,
+            longitude,
+            speed=_number(answer.get("speed"), 0, 2000),
+            course=math.radians(_number(answer.get("track"), 0, 360)),
+            altitude=next(
+                (a for a in (_number(v, -1e4, 1e5) for v in altitudes) if a == a), math.nan
+            ),
+            hdop=hdop,
+            satellites=satellites,
+        )
+        return self._rows.row(fix, arrival_ns)
+
+    def _release(self) -> None:
+        self._socket.close()
+
+
+def _host_and_port(address: Address) -> tuple[str, int]:
+    match = re.fullmatch(r"(\[[^\]]+\]|[^:]*)(?::(\d{1,5}))?", address.target)
+    port = int(match[2] or GPSD_PORT) if match else 0
+    if match is None or not 0 < port < 65536:
+        raise address.error(f"{address.target} is not HOST or HOST:PORT")
+    return match[1].strip("[]") or "localhost", port
+
+
+def _object(line: bytes | None) -> dict[str, Any] | None:
+    try:
+        answer = json.loads(line or b"")
+    except (ValueError, RecursionError):
+        return None
+    return answer if isinstance(answer, dict) else None
+
+
+def _number(value: object, least: float, most: float) -> float:
+    """NaN for what is not there, is no number or out of range."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return math.nan
+    return float(value) if least <= value <= most else math.nan
+
+
+def _used(sky: dict[str, Any]) -> float:
+    """How many satellites the fix is from; gpsd 3.22 and later say so."""
+    if "uSat" in sky:
+        return _number(sky["uSat"], 0, 200)
+    seen = sky.get("satellites")
+    if not isinstance(seen, list):
+        return math.nan
+    return float(sum(isinstance(one, dict) and one.get("used") is True for one in seen))
+
+
+def _time_ns(value: object) -> int | None:
+    """Of a time in ISO 8601, on an epoch of its own; None where there is none."""
+    match = _TIME.fullmatch(value) if isinstance(value, str) else None
+    if match is None:
+        return None
+    try:
+        since = datetime.fromisoformat(match[1]) - datetime(2000, 1, 1)
+    except ValueError:
+        return None
+    whole_s = since.days * 86400 + since.seconds
+    return whole_s * NANOSECONDS + int((match[2] or "").ljust(9, "0"))
