@@ -6,12 +6,13 @@ PYTEST_ARGS ?=
 BENCH_SOURCE ?= sim:?duration_s=900
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint bench bench-peers soak format clean
+.PHONY: help demo test test-drivers lint bench bench-peers soak format clean
 .NOTPARALLEL:  # the two installs would write the same fusedge.egg-info
 
 help:
 	@echo "make demo    run the shipped driving model on a simulated drive; results in $(DEMO_OUT)/"
 	@echo "make test    lint, then all tests (options for pytest in PYTEST_ARGS)"
+	@echo "make test-drivers  the sources on real Linux drivers, in a guest under QEMU; 5 minutes"
 	@echo "make lint    ruff, mypy, import rules"
 	@echo "make bench   what the runtime costs and keeps to, replay speed (another drive in BENCH_SOURCE)"
 	@echo "make bench-peers  the same scenarios on other runtimes, each in its own environment; 20 minutes, 10 GB"
@@ -24,6 +25,9 @@ demo: .venv-demo/ready
 
 test: lint
 	.venv/bin/pytest $(PYTEST_ARGS)
+
+test-drivers: .venv/ready
+	.venv/bin/python -m tests.drivers.guest $(if $(PYTEST_ARGS),-- $(PYTEST_ARGS))
 
 lint: .venv/ready .types/fusedge
 	.venv/bin/ruff check .
@@ -49,7 +53,7 @@ format: .venv/ready
 	.venv/bin/ruff format .
 
 .venv-demo/ready: EXTRAS := cpu,plot
-.venv/ready: EXTRAS := cpu,export,train,rtx,plot,record,dev
+.venv/ready: EXTRAS := cpu,export,train,rtx,plot,record,camera,mic,can,gps,obd,dev
 .venv-demo/ready .venv/ready: pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(not (3, 10) <= sys.version_info < (3, 14))' || \
 	  { echo "Fusedge needs Python 3.10 to 3.13: make PYTHON=python3.12 (here: $(PYTHON), `$(PYTHON) -V 2>&1`)"; exit 1; }
@@ -64,5 +68,5 @@ format: .venv/ready
 	@mkdir -p $(@D) && ln -sfn .. $@
 
 clean:
-	rm -rf .venv .venv-demo .types build fusedge.egg-info $(DEMO_OUT) bench-out benchmarks/peers/.venv \
+	rm -rf .venv .venv-demo .drivers .types build fusedge.egg-info $(DEMO_OUT) bench-out benchmarks/peers/.venv \
 	  .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from threading import Event
@@ -59,9 +59,7 @@ def calibrate(
     stop = Event()
     uris = [uri for uri in (source, speed_source) if uri is not None]
     with stop_signals(stop.set, once=False), console.status("waiting", spinner="dots") as status:
-        failures = _drive(
-            calibration, uris, stop, lambda: status.update(f"not yet: {calibration.missing}")
-        )
+        failures = _drive(calibration, uris, stop, status.update)
     calibration.finish()
     for uri, failure in failures.items():
         line = f"note: source {printable(uri)} failed, first: {failure}"
@@ -90,6 +88,70 @@ def calibrate(
 
 
 def _drive(
-    calibration: MountCalibration, uris: Sequence[str], stop: Event, show: object
+    calibration: MountCalibration,
+    uris: Sequence[str],
+    stop: Event,
+    show: Callable[[str], None],
 ) -> dict[str, str]:
-    raise NotImplementedError
+    """Feed the calibration until it is done, the sources end or `stop` is set; what failed, by URI."""
+    clock: Clock = LiveClock()
+    with ExitStack() as opened:
+        sources: list[Source] = []
+        for uri in uris:
+            sources.append(open_source(uri, None, clock.now_ns))
+            opened.callback(sources[-1].close)
+        motion = _columns(sources[:1], (*ACCELERATIONS, *ANGULAR_VELOCITIES))
+        speed = _columns(sources[::-1], ("speed",))
+        if motion is None:
+            raise FusedgeError(
+                f"gives no {ACCELERATIONS[0]} to {ANGULAR_VELOCITIES[2]}",
+                where=sources[0].uri,
+                hint="the motion sensor's own channels are needed, as imu: gives and records them",
+            )
+        if speed is None and len(sources) > 1:
+            raise FusedgeError("gives no speed", where=sources[1].uri)
+        opened.pop_all()
+    feed: Feed
+    if any(source.live for source in sources):
+        pairs = [
+            (source, lambda uri=uri: open_source(uri, None, clock.now_ns))
+            for source, uri in zip(sources, uris, strict=True)
+        ]
+        feed = PumpedFeed(pairs, clock, SILENCE_S)
+    else:
+        clock = VirtualClock()
+        feed = MergedFeed(sources)
+    try:
+        feed.start()
+        shown = ""
+        while not stop.is_set() and calibration.mount is None:
+            items = feed.take(None)
+            for item in items:
+                if not isinstance(item, Sample):
+                    continue
+                if motion is not None and item.modality == motion[0]:
+                    row = item.data[motion[1]].tolist()
+                    calibration.add(item.timestamp_ns, row[:3], row[3:])
+                if speed is not None and item.modality == speed[0]:
+                    calibration.add_speed(item.timestamp_ns, float(item.data[speed[1][0]]))
+            if calibration.missing != shown:
+                shown = calibration.missing
+                show(f"not yet: {shown}")
+            if not items:
+                if feed.ended:
+                    break
+                feed.supervise(clock.now_ns())
+                stop.wait(POLL_S)
+    finally:
+        feed.stop()
+        feed.join(PATIENCE_S)
+    return {uri: failure for uri, failure in feed.first_failures().items() if failure}
+
+
+def _columns(sources: Sequence[Source], names: Sequence[str]) -> tuple[str, list[int]] | None:
+    """The first modality that has all these channels, and where."""
+    for source in sources:
+        for modality, channels in source.channels.items():
+            if set(names) <= set(channels):
+                return modality, [channels.index(name) for name in names]
+    return None

@@ -80,7 +80,7 @@ class SampleRing:
     def thin(self) -> NDArray[np.uint8]:
         """Remove every second sample, not the newest; their status. What is left spans the same time."""
         count = len(self)
-        gone = self.status[count % 2 :: 2].copy()
+        gone: NDArray[np.uint8] = self.status[count % 2 :: 2].copy()
         kept = self.status[1 - count % 2 :: 2].copy(), self.timestamps_ns[1 - count % 2 :: 2].copy()
         values = self.values[1 - count % 2 :: 2].copy()
         self.evict(len(gone))

@@ -11,6 +11,7 @@ import numpy as np
 
 WHITE, DARK = 235, 30
 BEEP_HZ = 1000
+NUMBERS = {"u8": "u1", "s16": "i2", "s32": "i4", "flt": "f4", "dbl": "f8"}
 
 
 def picture(number: int, fps: int, height: int = 48, width: int = 64) -> Any:
@@ -53,7 +54,7 @@ def write_clip(
             if stamps:
                 pictures.codec_context.time_base = Fraction(1, 1000)
         if sound:
-            sound.layout = "mono" if channels == 1 else "stereo"
+            sound.layout = {1: "mono", 2: "stereo", 8: "7.1"}[channels]
         frames = len(stamps) if stamps else round(seconds * fps)
         times_s = [stamps[n] / 1000 if stamps else n / fps for n in range(frames)]
         audio_at, samples = 0, tone(rate_hz, seconds, channels)
@@ -77,12 +78,14 @@ def _encode_until(
 ) -> int:
     rate_hz = stream.rate
     while at < samples.shape[1] and at <= until_s * rate_hz:
-        block = np.ascontiguousarray(samples[:, at : at + 1024])
-        planar = stream.format.is_planar
-        kind = stream.format.name.rstrip("p")
-        data = block if planar else np.ascontiguousarray(block.T).reshape(1, -1)
-        if kind == "s16":
-            data = np.round(data * 32767).astype(np.int16)
+        block = samples[:, at : at + 1024]
+        data = block if stream.format.is_planar else block.T.reshape(1, -1)
+        kind = stream.format.name.removesuffix("p")
+        if kind == "u8":
+            data = np.round(data * 127 + 128)
+        elif kind.startswith("s"):
+            data = np.round(data * 32767) * (65536 if kind == "s32" else 1)
+        data = np.ascontiguousarray(data, NUMBERS[kind])
         frame = av.AudioFrame.from_ndarray(
             data, format=stream.format.name, layout=stream.layout.name
         )

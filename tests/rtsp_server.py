@@ -48,6 +48,9 @@ class RtspServer:
         at = f"{login}@" if login else ""
         return f"rtsp://{at}127.0.0.1:{self.port}{path}" + (f"#{options}" if options else "")
 
+    def signal(self, number: int) -> None:
+        self._process.send_signal(number)
+
     def kill(self) -> None:
         self._process.kill()
         self._process.wait()

@@ -215,14 +215,17 @@ class CameraSource:
 
     def _read(self) -> Iterator[Sample | Rejection]:
         frames, now_ns = self._frames, self._request.now_ns
-        pictured_ns, before_ns = now_ns(), None
+        before_ns, quiet_ns = None, 0  # only the waiting here counts, not what the reader does
         while not self._closed.is_set():
-            if now_ns() - pictured_ns > SILENCE_NS:
+            if quiet_ns > SILENCE_NS:
                 raise self._error("no picture for 2 s")
-            if not frames.wait(WAIT_MS):
+            began_ns = now_ns()
+            came = frames.wait(WAIT_MS)
+            arrival_ns = now_ns()
+            quiet_ns += arrival_ns - began_ns
+            if not came:
                 continue
             device_ns, data = frames.take()
-            arrival_ns = now_ns()
             stamp_ns, kind = frames.place(device_ns, arrival_ns)
             if kind == "capture":
                 lost = self._lost(stamp_ns, before_ns)
@@ -240,7 +243,7 @@ class CameraSource:
                 detail = f"{self.uri}: {data.size} bytes are no whole picture"
                 yield Rejection(self._modality, arrival_ns, "malformed", detail)
                 continue
-            pictured_ns = arrival_ns
+            quiet_ns = 0
             yield Sample(self._modality, stamp_ns, arrival_ns, picture, kind)
 
     def _lost(self, stamp_ns: int, before_ns: int | None) -> int:

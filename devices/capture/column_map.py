@@ -56,11 +56,11 @@ class TimeMap(NamedTuple):
 
 
 class Channel(NamedTuple):
-    """`sign` times the number in the column, plus `offset`, is in `unit`."""
+    """`factor` times the number in the column, plus `offset`, is in `unit`."""
 
     column: str
     unit: str
-    sign: float = 1.0
+    factor: float = 1.0
     offset: float = 0.0
 
 

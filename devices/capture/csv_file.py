@@ -51,7 +51,7 @@ _Clock = Callable[[_Cells, int], int]
 
 
 def open_csv(request: Request) -> TableSource:
-    """The source `file:X.csv`, `.tsv`, `.txt` or one of these with `.gz`.
+    """The source `file:X.csv`, plain or with `.gz`.
 
     Raises FusedgeError where the file or its map cannot be used.
     """
@@ -85,7 +85,7 @@ def read_head(path: Path, columns: ColumnMap | None = None) -> Head:
         with open_file(path) as file:
             for line in bounded_lines(file, MAX_LINE):
                 number += 1
-                if number > skip and line.strip():
+                if number > skip and not line.isspace():
                     break
             else:
                 raise FusedgeError("is empty", where=str(path))
@@ -214,7 +214,7 @@ class CsvTable:
             for key, (place, channel) in reader.channels.items():
                 value = _number(cells[place], self._decimal)
                 if not math.isnan(value):
-                    values[key] = channel.sign * value + channel.offset
+                    values[key] = channel.factor * value + channel.offset
             if not values:
                 return
             if reader.clock is None:

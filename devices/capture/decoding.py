@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import numpy as np
@@ -22,10 +23,12 @@ if TYPE_CHECKING:
     from av.stream import Stream
     from av.video.frame import VideoFrame
 
-MAX_PIXELS = 7680 * 4320  # 8K; a header may promise more than there is memory
+MAX_PIXELS = 7680 * 4320  # 8K; a file may promise more than there is memory, and FFmpeg refuses
 RATES_HZ = (1_000, 768_000)  # beyond any recorder's
-MAX_CHANNELS = 64
-CODEC_OPTIONS = {"max_pixels": str(MAX_PIXELS)}  # also for what follows the header
+MAX_CHANNELS = 8
+CODEC_OPTIONS = {"max_pixels": str(MAX_PIXELS)}
+_COVER = 0x400  # AV_DISPOSITION_ATTACHED_PIC in libavformat/avformat.h
+_SAMPLE_TYPES = {"u8": "u1", "s16": "i2", "s32": "i4", "s64": "i8", "flt": "f4", "dbl": "f8"}
 MODALITIES: Mapping[str, tuple[Literal["image", "audio"], str, str]] = {
     "video": ("image", "camera", "modality"),
     "audio": ("audio", "microphone", "sound"),
@@ -38,9 +41,7 @@ def pyav() -> Any:
     try:
         import av
     except ImportError:
-        raise MissingExtraError(
-            "av", "camera", "sound and pictures of files and networks"
-        ) from None
+        raise MissingExtraError("av", "camera", "reading films and network cameras") from None
     av.logging.set_level(None)
     return av
 
@@ -53,9 +54,9 @@ def modality_for(
     Raises what `modality_of` raises for a name that is not wanted, and where it could be one of several.
     """
     kind, default, option = MODALITIES[type_]
-    if wanted is not None and option not in address.options:
-        if not any(spec.kind == kind for spec in wanted.values()):
-            return None
+    there = wanted is None or any(spec.kind == kind for spec in wanted.values())
+    if not there and option not in address.options:
+        return None
     return modality_of(address, wanted, kind, default, option)
 
 
@@ -74,9 +75,7 @@ def stream_of(container: InputContainer, type_: str) -> Stream | None:
     for stream in container.streams:
         if stream.type != type_ or stream.codec_context is None:
             continue
-        if (
-            not int(stream.disposition) & 0x400
-        ):  # AV_DISPOSITION_ATTACHED_PIC, libavformat/avformat.h
+        if not int(stream.disposition) & _COVER:
             return stream
     return None
 
@@ -87,14 +86,9 @@ def converter_for(
     spec: Modality | None,
     allocate: Callable[[tuple[int, ...]], NDArray[np.uint8]],
 ) -> Pictures | Sound:
-    """What makes items of the stream's frames; raises FusedgeError where it cannot give what `spec` asks."""
+    """What makes items of the stream's frames; raises FusedgeError where that cannot be `spec`."""
     context: Any = stream.codec_context
     if stream.type == "video":
-        if context.width * context.height > MAX_PIXELS:
-            raise address.error(
-                f"a picture of {context.width} x {context.height} is too large",
-                hint=f"at most {MAX_PIXELS} pixels",
-            )
         if spec is not None and len(spec.channels) not in (1, 3):
             raise address.error(f"{spec.name} has {len(spec.channels)} channels, a picture 1 or 3")
         context.thread_count = 2
@@ -108,7 +102,7 @@ def converter_for(
             f"has {context.channels} channels of sound, {spec.name} {len(spec.channels)}",
             hint="they must be as many, or one of them 1",
         )
-    return Sound(spec, context.channels)
+    return Sound(spec, context.channels, context.sample_rate)
 
 
 class Opened(NamedTuple):
@@ -119,30 +113,40 @@ class Opened(NamedTuple):
 
 
 def open_decoder(address: Address, open_with: Callable[[HWAccel | None], InputContainer]) -> Opened:
-    """A container whose pictures are decoded as the option `decoder` says: `cpu`, `auto` or a kind of device.
+    """A container whose pictures are decoded by what the option `decoder` says: `cpu`, `auto` or a device.
 
-    `auto` takes the first device that can. A device that cannot is an error, never a fall back
-    in silence.
+    `auto` takes the first device that can. A device that cannot is an error; nothing falls back in silence.
     """
     pyav()
     from av.codec.hwaccel import HWAccel, hwdevices_available
 
     devices = hwdevices_available()
     choice = address.choice("decoder", ("auto", "cpu", *devices), "cpu")
-    for device in devices if choice == "auto" else () if choice == "cpu" else (choice,):
-        try:
-            container = open_with(HWAccel(device, allow_software_fallback=False))
-        except FusedgeError:
-            raise
-        except Exception as error:  # a driver that is not there raises what it likes
-            if choice != "auto":
-                raise address.error(
-                    f"decoder={device} does not work here: {reason_of(error)}",
-                    hint="use decoder=cpu",
-                ) from None
-        else:
-            return Opened(container, device)
+    if choice == "auto":
+        for device in devices:
+            if not _trouble(device):
+                with suppress(*faults()):  # it cannot decode this stream
+                    accelerator = HWAccel(device, allow_software_fallback=False)
+                    return Opened(open_with(accelerator), device)
+    elif choice != "cpu":
+        if trouble := _trouble(choice):
+            raise address.error(
+                f"decoder={choice} does not work here: {trouble}", "use decoder=cpu"
+            )
+        return Opened(open_with(HWAccel(choice, allow_software_fallback=False)), choice)
     return Opened(open_with(None), "cpu")
+
+
+def _trouble(device: str) -> str:
+    """Why a device of this machine decodes no video; empty where it does."""
+    from av.codec import Codec
+    from av.codec.hwaccel import HWAccel
+
+    try:
+        HWAccel(device).create(Codec("h264", "r"))
+    except Exception as error:  # a driver that is not there raises what it likes
+        return reason_of(error)
+    return ""
 
 
 def to_stamp(ticks: int | None, time_base: Any) -> int | None:
@@ -150,6 +154,11 @@ def to_stamp(ticks: int | None, time_base: Any) -> int | None:
     if ticks is None or time_base is None or not time_base.denominator:
         return None
     return int(ticks * time_base.numerator * NANOSECONDS // time_base.denominator)
+
+
+def faults() -> tuple[type[Exception], ...]:
+    """What PyAV raises over input that is damaged or gone."""
+    return (pyav().FFmpegError, ArithmeticError, MemoryError, OSError, RuntimeError, ValueError)
 
 
 def reason_of(error: Exception) -> str:
@@ -165,8 +174,8 @@ def is_timeout(error: Exception) -> bool:
 
 
 class Pictures:
-    """Contract: frames become images uint8 `[height, width, channels]`, upright, in RGB or, where the modality
-    has one channel, grey. The size is the modality's, else the first frame's for all of them.
+    """Contract: frames become images uint8 `[height, width, channels]`, upright, in RGB, or grey where the
+    modality has one channel. The size is the modality's, else the first frame's for all of them.
     """
 
     def __init__(
@@ -201,9 +210,10 @@ class Pictures:
             threads=1,
         )
         plane = scaled.planes[0]
-        rows = np.frombuffer(plane, np.uint8).reshape(-1, plane.line_size)[:height, : width * count]
+        lines = np.frombuffer(memoryview(plane), np.uint8).reshape(-1, plane.line_size)
+        pixels = lines[:height, : width * count].reshape(height, width, count)
         image = self._allocate((*self._size, count))
-        np.copyto(image, np.rot90(rows.reshape(height, width, count), quarter_turns))
+        np.copyto(image, np.rot90(pixels, quarter_turns))
         return image
 
 
@@ -220,10 +230,10 @@ class Sound:
     the frames' rate, and `restart`, begin anew, so that no sound is smeared over a gap.
     """
 
-    def __init__(self, spec: Modality | None, count: int) -> None:
+    def __init__(self, spec: Modality | None, count: int, rate_hz: int) -> None:
         self._rate_hz = None if spec is None else spec.rate_hz
         self._resampler: Resampler | None = None
-        self._rate_in_hz = 0
+        self._rate_in_hz = rate_hz
         self.channels = tuple(c.name for c in spec.channels) if spec else _channel_names(count)
 
     def restart(self) -> None:
@@ -235,17 +245,16 @@ class Sound:
 
         Raises ValueError for a frame whose channels or rate are not to be believed.
         """
-        samples = samples_of(frame)
-        rate_in_hz = frame.sample_rate
-        if not sensible(rate_in_hz, samples.shape[1]):
-            raise ValueError(f"{samples.shape[1]} channels at {rate_in_hz} Hz")
-        if not mixes(samples.shape[1], len(self.channels)):
-            raise ValueError(f"{samples.shape[1]} channels instead of {len(self.channels)}")
+        count, rate_in_hz = frame.layout.nb_channels, frame.sample_rate
+        if not sensible(rate_in_hz, count):
+            raise ValueError(f"{count} channels at {rate_in_hz} Hz")
+        if not mixes(count, len(self.channels)):
+            raise ValueError(f"{count} channels instead of {len(self.channels)}")
         rate_out_hz = self._rate_hz or rate_in_hz
         if self._resampler is None or rate_in_hz != self._rate_in_hz:
             self._rate_in_hz = rate_in_hz
             self._resampler = Resampler(rate_in_hz, rate_out_hz, len(self.channels))
-        data = self._resampler.process(mixed(samples, len(self.channels)))
+        data = self._resampler.process(mixed(samples_of(frame), len(self.channels)))
         if not len(data):
             return None
         end_s = frame.samples / rate_in_hz - self._resampler.lag_s
@@ -258,15 +267,27 @@ class Sound:
 
 
 def samples_of(frame: AudioFrame) -> NDArray[np.float32]:
-    """A frame's sound, float32 `[samples, channels]`, whole numbers scaled to -1 … 1."""
-    values = frame.to_ndarray()
-    count = len(frame.layout.channels)
-    values = values.T if frame.format.is_planar else values.reshape(-1, count)
-    if values.dtype == np.uint8:
-        values = (values.astype(np.float32) - 128) / 128
-    elif values.dtype.kind == "i":
-        values = values / np.float32(2.0 ** (8 * values.dtype.itemsize - 1))
-    return np.ascontiguousarray(values, np.float32)
+    """The sound of a `sensible` frame, float32 `[samples, channels]`, whole numbers scaled to -1 … 1.
+
+    Not by the frame's own `to_ndarray`: it takes what follows the eighth channel in memory for a ninth.
+    """
+    count, planar = frame.layout.nb_channels, frame.format.is_planar
+    kind = frame.format.name.removesuffix("p")
+    if kind not in _SAMPLE_TYPES:
+        raise ValueError(f"sound as {kind}")
+    dtype = np.dtype(_SAMPLE_TYPES[kind])
+    values: NDArray[Any] = np.stack(
+        [
+            np.frombuffer(memoryview(plane), dtype, frame.samples * (1 if planar else count))
+            for plane in frame.planes[: count if planar else 1]
+        ],
+        axis=-1,
+    ).reshape(-1, count)
+    samples: NDArray[np.float32] = values.astype(np.float32)
+    if dtype.kind != "f":
+        samples -= 128 if dtype.kind == "u" else 0
+        samples /= 2.0 ** (8 * dtype.itemsize - 1)
+    return samples
 
 
 def sensible(rate_hz: int, channels: int) -> bool:
@@ -284,10 +305,10 @@ def mixed(samples: NDArray[np.float32], count: int) -> NDArray[np.float32]:
     if samples.shape[1] == count:
         return samples
     if count == 1:
-        return samples.mean(axis=1, keepdims=True, dtype=np.float32)
+        mean: NDArray[np.float32] = samples.mean(axis=1, keepdims=True, dtype=np.float32)
+        return mean
     return np.repeat(samples, count, axis=1)
 
 
 def _channel_names(count: int) -> tuple[str, ...]:
-    few = {1: ("sound",), 2: ("left", "right")}
-    return few.get(count) or tuple(f"channel_{number}" for number in range(count))
+    return ("sound",) if count == 1 else tuple(f"sound_{number + 1}" for number in range(count))

@@ -11,6 +11,7 @@ import math
 import re
 import socket
 import threading
+from collections import deque
 from collections.abc import Iterator
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
@@ -199,6 +200,7 @@ class Gpsd(_Gps):
         host, port = _host_and_port(self._address)
         self._device = self._address.text("device")
         self._left = b""
+        self._waiting: deque[bytes | None] = deque()
         self._sky: tuple[int, float, float] | None = None
         try:
             self._socket = socket.create_connection((host, port), GPSD_TIMEOUT_S)
@@ -243,27 +245,28 @@ class Gpsd(_Gps):
     def _answer(self, kind: str) -> dict[str, Any] | None:
         """The next answer of that class; None where none comes in time."""
         for _ in range(round(GPSD_TIMEOUT_S / WAIT_S)):
-            for line in self._lines():
-                answer = _object(line)
+            while self._waiting:
+                answer = _object(self._waiting.popleft())
                 if answer is not None and answer.get("class") == kind:
                     return answer
+            self._receive()
         return None
 
-    def _lines(self) -> list[bytes | None]:
-        """The lines that have come, after a short wait; None for one that is too long."""
+    def _receive(self) -> None:
+        """Put the lines that have come, after a short wait, to those that wait; None is a too long one."""
         try:
             data = self._socket.recv(CHUNK)
         except TimeoutError:
-            return []
+            return
         except OSError as error:
             raise self._gone(error) from None
         if not data:
             raise self._gone(None)
         *lines, self._left = (self._left + data).split(b"\n")
+        self._waiting.extend(lines)
         if len(self._left) > GPSD_LINE:
             self._left = b""
-            return [*lines, None]
-        return [*lines]
+            self._waiting.append(None)
 
     def _gone(self, error: OSError | None) -> FusedgeError:
         reason = f": {error.strerror or error}" if error else ""
@@ -271,8 +274,9 @@ class Gpsd(_Gps):
 
     def _items(self) -> Iterator[Item]:
         while not self._closed.is_set():
-            for line in self._lines():
-                arrival_ns = self._now_ns()
+            arrival_ns = self._now_ns()
+            while self._waiting:
+                line = self._waiting.popleft()
                 answer = _object(line)
                 if answer is None:
                     yield self._broken(f"no JSON object: {(line or b'')[:80]!r}", arrival_ns)
@@ -280,6 +284,7 @@ class Gpsd(_Gps):
                 item = self._item(answer, arrival_ns)
                 if item is not None:
                     yield item
+            self._receive()
 
     def _item(self, answer: dict[str, Any], arrival_ns: int) -> Item | None:
         kind = answer.get("class")

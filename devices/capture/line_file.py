@@ -21,7 +21,10 @@ def is_file(path: Path) -> bool:
 
 
 def open_file(path: Path) -> BinaryIO:
-    """The file's bytes, unpacked where its name ends in .gz."""
+    """The file's bytes, unpacked where its name ends in .gz.
+
+    Of a gzipped file that was cut off the last 64 KiB before the cut are lost.
+    """
     if path.suffix == ".gz":
         return io.BufferedReader(gzip.open(path, "rb"), 1 << 16)
     return path.open("rb")

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from fusedge.bundle.errors import FusedgeError
 from fusedge.bundle.manifest import Modality
-from fusedge.bundle.sample import Rejection, Sample
+from fusedge.bundle.sample import Rejection, Sample, StampKind
 from fusedge.bundle.window import NANOSECONDS, to_ns
 from fusedge.devices.capture.address import Address, Request
 from fusedge.devices.capture.decoding import (
@@ -23,6 +23,7 @@ from fusedge.devices.capture.decoding import (
     Pictures,
     Sound,
     converter_for,
+    faults,
     modality_for,
     none_wanted,
     open_decoder,
@@ -53,6 +54,17 @@ _READ_BYTES = 1 << 18
 def open_media(request: Request) -> MediaFile:
     """The source `file:NAME` of a file with sound, pictures or both; raises FusedgeError."""
     return MediaFile(request)
+
+
+def has_telemetry(address: Address) -> bool:
+    """Whether the film says that a GoPro camera's telemetry is in it; raises FusedgeError for no film."""
+    file = _File(address, threading.Event())
+    try:
+        with _open(address, file, "data").container as film:
+            names = [stream.metadata.get("handler_name", "") for stream in film.streams]
+    finally:
+        file.close()
+    return any("GoPro MET" in name for name in names)
 
 
 class MediaFile:
@@ -104,13 +116,15 @@ class MediaFile:
         file = _File(request.address, self._closed)
         try:
             container, decoder = _open(request.address, file, type_)
-            stream = stream_of(container, type_)
+            stream: Any = stream_of(container, type_)
             if stream is None:
                 container.close()
                 file.close()
                 if request.wanted is not None:
                     warnings.append(f"no {modality}, for it has no {type_} stream")
                 return
+            if type_ == "video" and not stream.codec_context.width:  # FFmpeg has tried in vain
+                raise request.address.error("its pictures cannot be decoded, or are too large")
             converter = converter_for(request.address, stream, spec, request.allocate)
             timeline.begin(container)
             self._tracks.append(_Track(modality, file, container, stream, converter, timeline))
@@ -145,7 +159,7 @@ class MediaFile:
 
 
 class Timeline:
-    """What the streams of a file have in common: when the file starts, and by how much stamps are shifted."""
+    """What the streams of a file share: by how much their stamps are shifted, so as to start at 0."""
 
     def __init__(self) -> None:
         self.shift_ns: int | None = None
@@ -210,6 +224,7 @@ class _Track:
         self.converter = converter
         self._file, self._container, self._stream = file, container, stream
         self._time = StreamTime(timeline)
+        self._faults = faults()
         self._arrival_ns = 0
         rate = getattr(stream, "average_rate", None)
         self._period_ns = min(MAX_LEAP_NS, int(NANOSECONDS / rate)) if rate else to_ns(0.04)
@@ -219,22 +234,28 @@ class _Track:
         self._file.close()
 
     def items(self) -> Iterator[Sample | Rejection]:
+        packets = self._container.demux(self._stream)
         errors = 0
         while errors < MAX_ERRORS:
             try:
-                for packet in self._container.demux(self._stream):
-                    errors = 0
-                    yield from self._decoded(packet)
-                return
-            except Exception as error:  # reading a damaged file; PyAV raises many kinds
+                packet = next(packets, None)
+            except IndexError:  # PyAV raises it at the end of a file in which streams were added
+                break
+            except self._faults as error:
                 errors += 1
                 yield self._malformed(error)
+                packets = self._container.demux(self._stream)
+                continue
+            if packet is None:
+                return
+            errors = 0
+            yield from self._decoded(packet)
         yield from self._decoded(None)
 
     def _decoded(self, packet: Packet[Any] | None) -> Iterator[Sample | Rejection]:
         try:
             frames = self._stream.codec_context.decode(packet)
-        except Exception as error:  # as above
+        except self._faults as error:
             if packet is not None and packet.size:
                 length_ns = to_stamp(packet.duration, self._stream.time_base) or 0
                 yield self._malformed(error, length_ns)
@@ -255,17 +276,17 @@ class _Track:
                     raise ValueError("a picture is damaged")
                 data: Any = converter.image(frame)
             else:
-                if trouble or abs(stamp_ns - end_ns) > GAP_NS:
+                if trouble or stamp_ns - end_ns > GAP_NS:
                     converter.restart()
                 block = converter.block(frame, stamp_ns)
                 if block is None:
                     return
                 data, stamp_ns = block
-        except Exception as error:  # as above
+        except self._faults as error:
             yield self._malformed(error, length_ns)
             return
         self._arrival_ns = max(self._arrival_ns, stamp_ns)
-        stamp = "arrival" if time.derived else "capture"
+        stamp: StampKind = "arrival" if time.derived else "capture"
         yield Sample(self.modality, stamp_ns, self._arrival_ns, data, stamp)
 
     def _length_ns(self, frame: Any) -> int:
@@ -294,12 +315,12 @@ class _File:
             handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK)  # a pipe is not waited for
         except (OSError, ValueError) as error:
             raise _unopened(address, path, error) from None
-        self._file = os.fdopen(handle, "rb", buffering=0)
         if not stat.S_ISREG(os.fstat(handle).st_mode):
-            self._file.close()
+            os.close(handle)
             raise address.error(
                 "is not a file", hint="devices and folders have schemes of their own"
             )
+        self._file = os.fdopen(handle, "rb", buffering=0)
 
     def read(self, size: int) -> bytes:
         return b"" if self._closed.is_set() else self._file.read(size) or b""
@@ -345,9 +366,7 @@ def _open(address: Address, file: _File, type_: str) -> Opened:
         if type_ == "video":
             return open_decoder(address, open_with)
         return Opened(open_with(None), "cpu")
-    except FusedgeError:
-        raise
-    except Exception as error:  # a damaged header; PyAV raises many kinds
+    except faults() as error:
         raise address.error(
             f"cannot be read as sound or pictures: {reason_of(error)}", hint=f"formats: {FORMATS}"
         ) from None

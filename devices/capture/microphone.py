@@ -79,7 +79,7 @@ def open_microphone(request: Request) -> Microphone:
         sd,
         device,
         address.number("rate", None, 1000, 768_000) or device["default_samplerate"],
-        (address.number("block_ms", BLOCK_MS, 1, 1000) or BLOCK_MS) / 1000,
+        (address.number("block_ms", BLOCK_MS, 1, 200) or BLOCK_MS) / 1000,
         _Mix(address, picked, len(channels), device["max_input_channels"]),
     )
     return Microphone(request, name, channels, use, use.rate_hz if spec is None else spec.rate_hz)
@@ -126,8 +126,9 @@ class Microphone:
         self._resampler = Resampler(use.rate_hz, wanted_hz, len(channels))
         self._scale = wanted_hz / use.rate_hz
         self._queue: SimpleQueue[Block | None] = SimpleQueue()  # None: PortAudio has ended
-        self._most_queued = max(2, round(QUEUE_S / use.block_s))
-        self._lost = 0
+        self._most_queued = round(QUEUE_S / use.block_s)
+        self._silent_polls = SILENT_POLLS + round(2 * use.block_s / POLL_S)
+        self._overflowed, self._lost = False, 0  # since the last block that was queued
         self._closing = threading.Event()
         self._lock = threading.Lock()
         self._stream = _opened(request.address, use, self._take, self._finish)
@@ -143,14 +144,13 @@ class Microphone:
         arrival_ns = self._now_ns()
         if self._closing.is_set():
             raise self._use.sd.CallbackAbort
+        self._overflowed |= bool(status.input_overflow)
         if self._queue.qsize() >= self._most_queued:
             self._lost += len(data)
             return
-        lost, self._lost = self._lost, 0
         adc_s, now_s = time.inputBufferAdcTime, time.currentTime
-        self._queue.put(
-            Block(data.copy(), adc_s, now_s, arrival_ns, bool(status.input_overflow), lost)
-        )
+        self._queue.put(Block(data.copy(), adc_s, now_s, arrival_ns, self._overflowed, self._lost))
+        self._overflowed, self._lost = False, 0
 
     def _finish(self) -> None:
         self._queue.put(None)
@@ -174,7 +174,7 @@ class Microphone:
         modality, resampler = self.modalities[0], self._resampler
         polls = START_POLLS
         while (block := self._next(polls)) is not None:
-            polls = SILENT_POLLS
+            polls = self._silent_polls
             arrival_ns, frames = block.arrival_ns, len(block.data)
             stamp_ns, kind, missed = stamps.place(block)
             if block.lost:
@@ -244,9 +244,9 @@ class _Mix:
         if needed > most:
             raise address.error(f"has {most} channels, and {needed} are asked for")
         self._picked, self._count = picked, count
-        # A device may refuse a number that it announces: a loopback that is in use has just one.
-        usual = [needed] if picked or count > 1 else [min(2, most), 1]
-        self.openings = tuple(dict.fromkeys([*usual, most]))
+        # ALSA's plugins would make one channel of all that there are. A device may refuse a number of
+        # channels below its most: a loopback whose other end is in use has just one number.
+        self.openings = tuple(dict.fromkeys([min(most, max(2, needed)), needed, most]))
 
     def __call__(self, data: NDArray[np.float32]) -> NDArray[np.float32]:
         """From `[N, opened]` to `[N, count]`."""
@@ -277,9 +277,8 @@ class Stamps:
         Where the number cannot be told it is 1.
         """
         arrival_ns, length_s = block.arrival_ns, len(block.data) / self._rate_hz
-        again = (
-            block.now_s == self._now_s
-        )  # one overflow marks all blocks that are handed over at once
+        # An overflow marks all blocks that are handed over at once.
+        again = block.now_s == self._now_s
         advanced = block.adc_s > self._adc_s
         self._adc_s, self._now_s = block.adc_s, block.now_s
         before_ns, self._end_ns = self._end_ns, None

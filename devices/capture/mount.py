@@ -57,7 +57,9 @@ BLOCK_NS = NANOSECONDS
 BLOCK_ROWS = (5, 4096)  # fewer tell nothing; more are left out
 MAX_BLOCKS = 3600
 MAX_SPEEDS = 40_000
-SOLVE_EVERY = 5
+SOLVE_EVERY = 5  # seconds, and more as they become many: an hour of them takes 0.1 s
+SOLVE_SHARE = 20
+MAX_VALUE = 1e6
 DRIVE_S = 90  # without speeds; the same phone's axis was right to 2 degrees from then on
 SPEED_DRIVE_S = 30
 UPRIGHT_S = 60  # of driving, where no rest tells what is up
@@ -114,7 +116,7 @@ class Evidence(NamedTuple):
     left_turns: int = 0
     right_turns: int = 0
     agreement: float = 0.0
-    error_deg: float = math.inf
+    error_deg: float = 180.0
 
 
 class _Fit(NamedTuple):
@@ -130,7 +132,7 @@ class MountCalibration:
 
     Contract: `mount` is None until the evidence suffices, and `missing` says what is lacking; from then
     on it never changes. Any rotation is found. Rows and speeds come in the order of time, on one
-    clock; what is not finite or goes back in time is passed over. Memory is bounded to the last hour.
+    clock; what is no number, or beyond any sensor, is passed over. Memory is bounded to the last hour.
     A sensor that is turned over meanwhile begins anew.
     """
 
@@ -149,7 +151,7 @@ class MountCalibration:
     ) -> None:
         """A row in sensor axes: x, y, z in m/s2 and in rad/s."""
         row = (*acceleration, *angular_velocity)
-        if self.mount is not None or not all(map(math.isfinite, row)):
+        if self.mount is not None or not all(abs(value) < MAX_VALUE for value in row):
             return
         if not self._first_ns <= time_ns < self._first_ns + BLOCK_NS:
             self._close_block()
@@ -161,7 +163,7 @@ class MountCalibration:
     def add_speed(self, time_ns: int, speed: float) -> None:
         """The vehicle's speed in m/s; its delay against the motion, up to 3 s, is allowed for."""
         time_s = time_ns / NANOSECONDS
-        if math.isfinite(speed) and (not self._speeds or time_s > self._speeds[-1][0]):
+        if abs(speed) < MAX_VALUE and (not self._speeds or time_s > self._speeds[-1][0]):
             self._speeds.append((time_s, speed))
 
     def finish(self) -> None:
@@ -182,7 +184,8 @@ class MountCalibration:
         middle_s = (self._first_ns + self._last_ns) / 2 / NANOSECONDS
         self._blocks.append((middle_s, *rows.mean(0).tolist(), float(still)))
         self._new += 1
-        if self._new % SOLVE_EVERY == 0:
+        if self._new >= max(SOLVE_EVERY, len(self._blocks) // SOLVE_SHARE):
+            self._new = 0
             self._solve()
 
     def _solve(self) -> None:
@@ -215,7 +218,7 @@ class _Drive:
         self._turned = blocks[moving, 4:7]
         self._speeds = np.array(speeds).reshape(-1, 2)
         self._forward = 0j
-        self._expected: NDArray[np.complex128] | None = None
+        self._speed_at: dict[float, tuple[NDArray[np.float64], NDArray[np.float64]]] = {}
         if rests:
             self._up = np.mean([blocks[rest, 1:4].mean(0) for rest in rests], axis=0)
             resting = np.concatenate([blocks[rest] for rest in rests])
@@ -240,8 +243,8 @@ class _Drive:
         if with_speed:
             fit, lag_s = self._by_speed()
             for _ in range(0 if rests else 3):  # what is up follows from what is forward, and so on
-                self._level(fit.forward)
-                fit, lag_s = self._by_speed()
+                self._level(fit.forward, lag_s)
+                fit = self._speed_fit(lag_s, np.ones(len(self._times), bool))
             if not fit.doubt:
                 return self._judge("speed", fit, lambda part: self._speed_fit(lag_s, part))
             if not rests:
@@ -305,15 +308,17 @@ class _Drive:
 
     def _motion(self, lag_s: float) -> NDArray[np.complex128]:
         """What the speed lets expect; NaN where it is not known."""
+        if lag_s not in self._speed_at:
+            times, speeds = self._speeds[:, 0], self._speeds[:, 1]
+            at = self._times + lag_s
+            before, middle, after = (np.interp(at + d, times, speeds) for d in (-0.5, 0, 0.5))
+            place = np.clip(np.searchsorted(times, at), 1, len(times) - 1)
+            known = times[place] - times[place - 1] < MAX_LAG_S
+            known &= (at - 0.5 >= times[0]) & (at + 0.5 <= times[-1])
+            self._speed_at[lag_s] = np.where(known, after - before, math.nan), middle
+        change, speed = self._speed_at[lag_s]
         yaw, _ = self._plane()
-        times, speeds = self._speeds[:, 0], self._speeds[:, 1]
-        at = self._times + lag_s
-        before, middle, after = (np.interp(at + d, times, speeds) for d in (-0.5, 0, 0.5))
-        known = np.interp(at, times, np.concatenate(([0], np.diff(times)))) < MAX_LAG_S
-        known &= (at - 0.5 >= times[0]) & (at + 0.5 <= times[-1])
-        motion: NDArray[np.complex128] = np.where(
-            known, (after - before) + 1j * middle * yaw, math.nan
-        )
+        motion: NDArray[np.complex128] = change + 1j * speed * yaw
         return motion
 
     def _speed_fit(self, lag_s: float, part: NDArray[np.bool_]) -> _Fit:
@@ -356,10 +361,9 @@ class _Drive:
             doubt = "speeding up and braking do not stand out: do more of both"
         return _Fit(forward, agreement, doubt)
 
-    def _level(self, forward: complex) -> None:
+    def _level(self, forward: complex, lag_s: float) -> None:
         """Take up from what is felt, without what the speed explains."""
         _, first, second = self._axes()
-        _, lag_s = self._by_speed()
         motion = self._motion(lag_s) * forward
         known = np.isfinite(motion)
         explained = np.outer(motion[known].real, first) + np.outer(motion[known].imag, second)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import socket
 import threading
 from collections import Counter, deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any, NamedTuple
 from urllib.parse import urlsplit
@@ -20,6 +20,7 @@ from fusedge.devices.capture.decoding import (
     Pictures,
     Sound,
     converter_for,
+    faults,
     is_timeout,
     modality_for,
     none_wanted,
@@ -36,7 +37,9 @@ if TYPE_CHECKING:
     from av.container import InputContainer
 
 OPEN_S = 10.0
-SILENCE_S = 3.0  # a camera sends a picture each second at the least; below the 5 s of the runtime
+SILENCE_S = (
+    2.0  # FFmpeg hands out the picture that it held back, and waits as long again: 4 s < Pump's 5
+)
 LATE_NS = to_ns(0.2)  # a picture that has waited for longer is not worth converting
 MAX_WAIT_NS = to_ns(1)
 MAX_WAITING_BYTES = 32 << 20  # two seconds of the fattest camera, 100 Mbit/s
@@ -59,8 +62,9 @@ class NetworkCamera:
     So are pictures that have waited for 0.2 s, where this machine does not keep up; before anything
     waits for 1 s, all up to the newest picture that stands by itself is dropped without being decoded.
 
-    Raises FusedgeError at opening, when the server ends the stream and when it is silent for 3 s. The
-    thread that reads ends with the next packet after `close`, at most 3 s later.
+    Raises FusedgeError at opening, when the server ends the stream and when it is silent for 2 to 4 s.
+    The thread that reads, and with it the connection, ends with the next packet after `close`, or as for
+    silence.
     """
 
     live = True
@@ -72,6 +76,7 @@ class NetworkCamera:
         self._clock = DeviceClock()
         self._backlog = Backlog()
         self._claim = threading.Lock()
+        self._faults = faults()
         self._arrival_ns = 0
         wanted = {
             type_: found
@@ -80,7 +85,7 @@ class NetworkCamera:
         }
         if not wanted:
             raise none_wanted(request)
-        self._container, decoder = _open(address, tuple(wanted))
+        self._container, decoder = _open(address, tuple(wanted), request.now_ns)
         warnings: list[str] = []
         self._tracks: dict[int, _Track] = {}
         try:
@@ -143,8 +148,10 @@ class NetworkCamera:
                 ):
                     break
                 ready_ns = self._now_ns()
-        except Exception as error:  # PyAV raises many kinds
-            failure = f"silent for {SILENCE_S:g} s" if is_timeout(error) else reason_of(error)
+        except self._faults as error:
+            failure = (
+                f"silent for {SILENCE_S:g} s and more" if is_timeout(error) else reason_of(error)
+            )
         finally:
             backlog.end(failure)
             self._container.close()
@@ -158,22 +165,27 @@ class NetworkCamera:
 
     def _decoded(self, received: Received) -> Iterator[Sample | Rejection]:
         packet, arrival_ns, old = received.packet, received.arrival_ns, received.old
-        track = self._tracks[received.index]
+        track = self._tracks[received.stream]
         stamp_ns = to_stamp(packet.pts, track.time_base)
         if stamp_ns is not None and not old:
             track.offset_ns = self._clock.place(stamp_ns, arrival_ns) - stamp_ns
         try:
             frames = track.context.decode(packet)
-        except Exception as error:  # as above
+        except self._faults as error:
             yield self._rejection(track, "malformed", reason_of(error), track.size(packet))
             return
+        track.whole = track.whole or received.key is not False or bool(frames)
+        if not track.whole:
+            yield self._rejection(
+                track, "stale", "before the first picture that stands by itself", 1
+            )
         for frame in frames:
             if old or (track.pictures and self._backlog.newest_ns - arrival_ns > LATE_NS):
                 yield self._rejection(track, "stale", "waited", track.size(frame))
                 continue
             try:
                 sample = self._sample(track, frame, arrival_ns)
-            except Exception as error:  # as above
+            except self._faults as error:
                 yield self._rejection(track, "malformed", reason_of(error), track.size(frame))
                 continue
             if sample is not None:
@@ -192,7 +204,7 @@ class NetworkCamera:
                 raise ValueError("a picture is damaged")
             data: Any = converter.image(frame)
         else:
-            if abs(begin_ns - track.end_ns) > GAP_NS:
+            if begin_ns - track.end_ns > GAP_NS:
                 converter.restart()
             track.end_ns = begin_ns + frame.samples * NANOSECONDS // max(1, frame.sample_rate)
             block = converter.block(frame, begin_ns)
@@ -224,6 +236,7 @@ class _Track:
         self.pictures = isinstance(converter, Pictures)
         self.offset_ns: int | None = None
         self.end_ns = 0
+        self.whole = False  # whether a picture that stands by itself has come
 
     def size(self, item: Any) -> int:
         """How many samples of the account a packet or frame is."""
@@ -233,12 +246,12 @@ class _Track:
 
 
 class Received(NamedTuple):
-    """A packet of the stream `index`. It is `old` if it was there before the source began to read; `key` says of
-    a picture whether it stands by itself. It counts as `samples` and takes `size` bytes.
+    """A packet of a stream. It is `old` if it was there before the source began to read; `key` says of a
+    picture whether it stands by itself. It counts as `samples` and takes `size` bytes.
     """
 
     packet: Any
-    index: int
+    stream: int
     arrival_ns: int
     old: bool
     key: bool | None
@@ -273,13 +286,14 @@ class Backlog:
                 self._key_missing = not received.key
                 if not received.key:
                     self._drop(self._waiting.pop())
-            if self._waiting and (
-                received.arrival_ns - self._waiting[0].arrival_ns > MAX_WAIT_NS
-                or self._bytes > MAX_WAITING_BYTES
-            ):
+            while self._is_over(received.arrival_ns):
                 self._shed()
             self._changed.notify()
             return not self._closed
+
+    def _is_over(self, now_ns: int) -> bool:
+        too_old = self._waiting and now_ns - self._waiting[0].arrival_ns > MAX_WAIT_NS
+        return bool(too_old) or self._bytes > MAX_WAITING_BYTES
 
     def _shed(self) -> None:
         keys = [at for at, received in enumerate(self._waiting) if received.key]
@@ -291,7 +305,7 @@ class Backlog:
 
     def _drop(self, received: Received) -> None:
         self._bytes -= received.size
-        self._dropped[received.index] += received.samples
+        self._dropped[received.stream] += received.samples
 
     def take(self) -> Received | None:
         """The oldest, which is waited for; None when closed, or when all is taken and no more will come."""
@@ -326,13 +340,15 @@ class Backlog:
             self._changed.notify()
 
 
-def _open(address: Address, types: tuple[str, ...]) -> Opened:
+def _open(address: Address, types: tuple[str, ...], now_ns: Callable[[], int]) -> Opened:
     options = {
         **CODEC_OPTIONS,
         "rtsp_transport": address.choice("transport", TRANSPORTS, "tcp"),
         "allowed_media_types": "+".join(types),
         "protocol_whitelist": "rtsp,rtp,tcp,udp",
         "timeout": str(int(OPEN_S * 1e6)),  # of the socket, in us
+        "analyzeduration": "500000",  # us; the description of the stream says most
+        "fpsprobesize": "0",
         "max_delay": "200000",  # us that a UDP packet which comes out of turn is waited for
         "buffer_size": str(1 << 20),  # of a UDP socket: a key picture comes in one burst
     }
@@ -350,11 +366,12 @@ def _open(address: Address, types: tuple[str, ...]) -> Opened:
         )
         return container
 
+    begun_ns = now_ns()
     try:
         return open_decoder(address, open_with)
-    except FusedgeError:
-        raise
-    except Exception as error:  # PyAV raises many kinds
+    except faults() as error:
+        if now_ns() - begun_ns >= to_ns(OPEN_S) or is_timeout(error):
+            raise address.error(f"no answer within {OPEN_S:g} s") from None
         raise _refusal(address, error) from None
 
 
@@ -372,8 +389,6 @@ def _refusal(address: Address, error: Exception) -> FusedgeError:
         return address.error("the server has no such stream", hint="check the path")
     if isinstance(error, ConnectionRefusedError):
         return address.error("no server answers there: connection refused", hint="check the port")
-    if is_timeout(error):
-        return address.error(f"no answer within {OPEN_S:g} s")
     with suppress(ValueError, UnicodeError):  # what is no host name
         try:
             socket.getaddrinfo(url.hostname, None)

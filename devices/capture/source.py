@@ -196,7 +196,7 @@ SCHEMES: Mapping[str, Scheme] = {
     ),
     "replay": Scheme(
         "replay:TRIP_FOLDER or replay:RECORDING.mcap",
-        frozenset(),
+        frozenset({"drive"}),
         _replay,
         live=False,
         paths=frozenset({""}),

@@ -14,6 +14,7 @@ import os
 import re
 from collections import Counter
 from collections.abc import Iterator
+from contextlib import contextmanager
 from itertools import islice
 from pathlib import Path
 from typing import NamedTuple
@@ -329,9 +330,8 @@ def udev_spelling(text: bytes) -> str:
 
 class _Camera(NamedTuple):
     node: _Node
-    seen: Capability | None  # None: it may not be opened
-    offers: tuple[Offer, ...]
-    problem: OSError | None
+    seen: Capability | None  # None: it may not be opened, because of `problem`
+    problem: OSError | None = None
 
 
 def _cameras(dev: Path, sys: Path) -> list[_Camera]:
@@ -339,20 +339,24 @@ def _cameras(dev: Path, sys: Path) -> list[_Camera]:
     found = []
     for node in _nodes(dev, sys):
         try:
-            fd = os.open(node.path, os.O_RDWR | os.O_NONBLOCK)
+            with _opened(node.path) as fd:
+                seen = capability(fd)
         except OSError as error:
             if node.number == 0:  # a USB camera's second node is for metadata
-                found.append(_Camera(node, None, (), error))
-            continue
-        try:
-            seen = capability(fd)
+                found.append(_Camera(node, None, error))
+        else:
             if seen is not None and seen.captures:
-                found.append(_Camera(node, seen, tuple(offers(fd)), None))
-        except OSError:  # unplugged while it was asked
-            continue
-        finally:
-            os.close(fd)
+                found.append(_Camera(node, seen))
     return found
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[int]:
+    fd = os.open(path, os.O_RDWR | os.O_NONBLOCK)
+    try:
+        yield fd
+    finally:
+        os.close(fd)
 
 
 def _targets(cameras: list[_Camera]) -> list[str]:
@@ -384,22 +388,33 @@ def cameras(dev: Path = DEV, sys: Path = SYS) -> list[InputDevice]:
     """
     found, listed, sensors = _cameras(dev, sys), [], 0
     for camera, target in zip(found, _targets(found), strict=True):
-        uri, title = f"camera:{target}", camera.node.title
+        uri, title, path = f"camera:{target}", camera.node.title, str(camera.node.path)
         if camera.seen is not None:
             title = camera.seen.card
             if camera.seen.driver == TEGRA_DRIVER:
                 uri, sensors = f"csi:{sensors}", sensors + 1
-        path, note = str(camera.node.path), ""
-        if camera.problem is not None:
-            error = refusal(Address(uri, "camera", target, {}), path, camera.problem)
+        formats, problem = _formats_of(camera)
+        note = ""
+        if problem is not None:
+            error = refusal(Address(uri, "camera", target, {}), path, problem)
             note = f"{error.what} ({error.hint})" if error.hint else error.what
         elif holders := holders_of(path):
             note = f"open in {', '.join(holders)}"
-        # All where none can be read: they tell why the camera is of no use.
-        readable = [offer for offer in camera.offers if offer.format in LAYOUTS] or camera.offers
-        formats = tuple(str(offer) for offer in readable)
         listed.append(InputDevice("camera", title or path, uri, formats, note))
     return listed
+
+
+def _formats_of(camera: _Camera) -> tuple[tuple[str, ...], OSError | None]:
+    """What a camera offers and can be read; all that it offers where that is nothing."""
+    if camera.problem is not None:
+        return (), camera.problem
+    try:
+        with _opened(camera.node.path) as fd:
+            offered = offers(fd)
+    except OSError as error:
+        return (), error
+    readable = [offer for offer in offered if offer.format in LAYOUTS]
+    return tuple(str(offer) for offer in readable or offered), None
 
 
 def resolve(address: Address, dev: Path = DEV, sys: Path = SYS) -> str:

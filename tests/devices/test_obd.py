@@ -298,7 +298,7 @@ def test_nothing_is_left_behind(adapter: Adapter) -> None:
         return len(os.listdir("/proc/self/fd"))
 
     before, threads = handles(), threading.active_count()
-    for turn in range(100):
+    for turn in range(60):
         source = open_(adapter, "?channels=speed")
         if turn % 2:
             rows(source.samples(), 1)

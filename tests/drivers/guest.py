@@ -56,6 +56,7 @@ def main() -> int:
     parser.add_argument("--command", help="run this shell command instead of pytest")
     parser.add_argument("pytest", nargs="*", help="options for pytest, after `--`")
     options = parser.parse_args()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     command = options.command or shlex.join(pytest_command(options.pytest))
     try:
         return run(command, prepare(), options.limit_s)
@@ -156,16 +157,15 @@ def run(command: str, system: Path, limit_s: float) -> int:
     with tempfile.TemporaryDirectory(prefix="results-", dir=CACHE) as folder:
         results = Path(folder)
         write_entry(results, command, system)
-        write_initramfs(results / "initramfs", system, results)
+        write_initramfs(results / "initramfs", system, results, limit_s)
         with subprocess.Popen(
             qemu_command(system, results),
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
-            start_new_session=True,
         ) as guest:
             assert guest.stdout is not None
-            timer = threading.Timer(limit_s, os.killpg, (guest.pid, signal.SIGKILL))
+            timer = threading.Timer(limit_s, guest.kill)
             timer.start()
             try:
                 show(guest.stdout)
@@ -195,12 +195,12 @@ def write_entry(results: Path, command: str, system: Path) -> None:
     lines = [f"export {name}={shlex.quote(value)}" for name, value in names.items()]
     lines += [f"cd {shlex.quote(str(REPOSITORY))}", f"({command})", "status=$?"]
     # What the drivers said is half of what a failure means.
-    lines += ['[ "$status" = 0 ] || dmesg | tail -n 40']
+    lines += ['[ "$status" = 0 ] || "$FUSEDGE_GUEST/busybox" dmesg | tail -n 40']
     lines += [f'echo "$status" > {shlex.quote(str(results))}/status']
     (results / "entry").write_text("\n".join(lines) + "\n", "utf-8")
 
 
-def write_initramfs(path: Path, system: Path, results: Path) -> None:
+def write_initramfs(path: Path, system: Path, results: Path, limit_s: float) -> None:
     """What the kernel unpacks as its first files: busybox, the init script and the modules."""
     files = {file.stem: file for file in system.glob("*.ko")}
     early = load_order(list(EARLY_MODULES), files)
@@ -210,6 +210,7 @@ def write_initramfs(path: Path, system: Path, results: Path) -> None:
         "LATE": "\n".join(insmod(name, LATE_MODULES) for name in late),
         "RESULTS": str(results),
         "ENTRY": str(results / "entry"),
+        "LIMIT_S": f"{limit_s + 30:.0f}",
     }
     text = "".join(f"{name}={shlex.quote(value)}\n" for name, value in settings.items())
     content = {"init": INIT.read_bytes(), "settings": text.encode()}

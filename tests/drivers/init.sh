@@ -1,9 +1,13 @@
 #!/bin/busybox sh
 # The guest's first process: the host's files read-only under a tmpfs, the devices, then the command.
-# guest.py writes /settings: EARLY, LATE (commands that load modules), RESULTS, ENTRY.
+# guest.py writes /settings: EARLY, LATE (commands that load modules), RESULTS, ENTRY, LIMIT_S.
 export PATH=/bin
 /bin/busybox --install -s /bin
 . /settings
+
+# A guest whose launcher was killed ends all the same.
+mknod /dev/null c 1 3
+(sleep "$LIMIT_S"; poweroff -f) &
 
 mkdir -p /proc /sys /host /layer /system
 mount -t proc proc /proc
@@ -27,6 +31,7 @@ eval "$LATE"
 ip link set lo up
 ip link add vcan0 type vcan
 ifconfig vcan0 txqueuelen 1000 up
+dmesg -c > /system/dev/null
 
 # Not a terminal: nothing draws over its own lines.
 chroot /system /bin/sh "$ENTRY" 2>&1 | cat

@@ -39,11 +39,12 @@ from pathlib import Path
 
 from fusedge.bundle.window import to_ns
 from fusedge.devices.capture.address import Request
-from fusedge.devices.capture.column_map import ColumnMap, column_map
+from fusedge.devices.capture.column_map import Channel, ColumnMap, column_map
 from fusedge.devices.capture.course import WithCourseChange
-from fusedge.devices.capture.csv_file import CsvTable, Head, read_head
+from fusedge.devices.capture.csv_file import CsvTable, read_head
 from fusedge.devices.capture.line_file import is_file
 from fusedge.devices.capture.table_source import Fault, Row, Table, TableSource
+from fusedge.devices.capture.units import conversion
 from fusedge.devices.capture.yaml_map import parse_map
 
 PHONE, CAR = "dataset1_phone.csv", "dataset1_car.csv"
@@ -88,7 +89,7 @@ imu:
 gps:
   where: {drive: "DRIVE"}
   speed: speed_mph mph
-  course: gps_heading deg
+  course: gps_heading_raw deg
   latitude: gps_lat deg
   longitude: gps_long deg
   altitude: gps_elevation m
@@ -112,7 +113,8 @@ imu:
 event: {class: Class 1}
 """
 _EVENT_COLUMNS = frozenset({"timestamp", "sample", "aclnx", "girox", "Class"})
-_NDS_COLUMNS = frozenset({"drive", "time_utc", "accel_x", "gps_heading", "speed_mph"})
+_NDS_COLUMNS = frozenset({"drive", "time_utc", "accel_x", "gps_heading_raw", "speed_mph"})
+_SI = {"g": "m/s2", "mph": "m/s", "deg/s": "rad/s"}
 MAX_DRIVE = 10_000
 DRIVE_GAP_NS = to_ns(60)  # 86 s and more between the trips, 1 s at most within
 
@@ -170,9 +172,21 @@ def _check_drive(request: Request, drives: list[str]) -> None:
 
 
 def _table(path: Path, text: str) -> CsvTable:
-    columns: ColumnMap = column_map(parse_map(text.encode(), str(path)), str(path))
-    head: Head = read_head(path, columns)
-    return CsvTable(path, columns, head)
+    columns = _in_si(column_map(parse_map(text.encode(), str(path)), str(path)))
+    return CsvTable(path, columns, read_head(path, columns))
+
+
+def _in_si(columns: ColumnMap) -> ColumnMap:
+    """The map with channels in SI units: recorded without a bundle, numbers have no unit."""
+    modalities = {}
+    for name, spec in columns.modalities.items():
+        channels = {}
+        for key, (column, have, sign, offset) in spec.channels.items():
+            unit = _SI.get(have, have)
+            in_si = conversion(have, unit).factor
+            channels[key] = Channel(column, unit, sign * in_si, offset * in_si)
+        modalities[name] = spec._replace(channels=channels)
+    return columns._replace(modalities=modalities)
 
 
 class _Trips:
@@ -184,8 +198,11 @@ class _Trips:
 
     def numbers(self) -> list[int]:
         """The trips, up to that of the number."""
-        trips = {trip for trip, _ in self._numbered({"event": ("class",)})}
-        return sorted(trips)
+        trip = 0
+        for trip, _ in self._numbered({"event": ("class",)}):
+            if trip == self._number:
+                break
+        return list(range(1, trip + 1))
 
     def rows(self, used: Mapping[str, Collection[str]]) -> Iterator[Row | Fault]:
         """See Table."""

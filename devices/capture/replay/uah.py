@@ -24,21 +24,18 @@ The app's own verdicts on the driver (files SEMANTIC_*) are never read.
 
 from __future__ import annotations
 
-import gzip
 import heapq
-import io
 import math
 import os
 import re
 import threading
-import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from itertools import islice
 from operator import attrgetter
 from pathlib import Path
 from statistics import median_low
-from typing import BinaryIO, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -47,6 +44,7 @@ from fusedge.bundle.errors import FusedgeError
 from fusedge.bundle.sample import Recording, Rejection, Sample, Series
 from fusedge.bundle.window import NANOSECONDS
 from fusedge.devices.capture.driving import CHANNELS, channel_names, select
+from fusedge.devices.capture.line_file import UNREADABLE, bounded_lines, is_file, open_file
 
 G = 9.80665
 KMH = 1 / 3.6
@@ -65,7 +63,6 @@ MAX_LINE = 512  # bytes; the longest row has 73
 MAX_VALUE = float(np.finfo(np.float32).max)
 
 Feed = Iterator[Sample | Rejection]
-_UNREADABLE = (OSError, EOFError, zlib.error)
 
 
 class _Layout(NamedTuple):
@@ -232,9 +229,9 @@ def _locate(folder: Path, layout: _Layout, effect: str, warnings: list[str]) -> 
         warnings.append(f"{folder / layout.name}.txt is missing: {effect}")
         return None
     try:
-        with _open(path) as file:
+        with open_file(path) as file:
             problem = "" if file.read(1) else "is empty"
-    except _UNREADABLE as error:
+    except UNREADABLE as error:
         problem = f"cannot be read ({error})"
     if problem:
         warnings.append(f"{path} {problem}: {effect}")
@@ -245,8 +242,7 @@ def _locate(folder: Path, layout: _Layout, effect: str, warnings: list[str]) -> 
 def _find(folder: Path, layout: _Layout) -> Path | None:
     """The file of that layout, plain or gzipped, None where there is none."""
     paths = (folder / f"{layout.name}{suffix}" for suffix in (".txt", ".txt.gz"))
-    # os.path answers False where Path raises: no permission, name too long
-    return next((path for path in paths if os.path.isfile(path)), None)  # noqa: PTH113
+    return next((path for path in paths if is_file(path)), None)
 
 
 def _no_trip(folder: Path, warnings: Sequence[str]) -> FusedgeError:
@@ -260,23 +256,6 @@ def _no_trip(folder: Path, warnings: Sequence[str]) -> FusedgeError:
     return FusedgeError(what, where=str(folder), hint=hint)
 
 
-def _open(path: Path) -> BinaryIO:
-    if path.suffix == ".gz":
-        return io.BufferedReader(gzip.open(path, "rb"), 1 << 16)
-    return path.open("rb")
-
-
-def _lines(file: BinaryIO) -> Iterator[bytes]:
-    """Lines of at most MAX_LINE bytes with their end; b"" for a longer one, of any length."""
-    while line := file.readline(MAX_LINE):
-        if len(line) < MAX_LINE or line.endswith(b"\n"):
-            yield line
-            continue
-        while len(line) == MAX_LINE and not line.endswith(b"\n"):
-            line = file.readline(MAX_LINE)
-        yield b""
-
-
 def _parsed(path: Path, layout: _Layout) -> Iterator[tuple[int, list[float] | str]]:
     """Number and numbers of each line that is not blank, or why it has none.
 
@@ -284,13 +263,13 @@ def _parsed(path: Path, layout: _Layout) -> Iterator[tuple[int, list[float] | st
     """
     number = 0
     try:
-        with _open(path) as file:
-            for line in _lines(file):
+        with open_file(path) as file:
+            for line in bounded_lines(file, MAX_LINE):
                 number += 1
                 values = _parse(line, layout.columns)
                 if values:
                     yield number, values
-    except _UNREADABLE as error:
+    except UNREADABLE as error:
         yield number + 1, f"cannot be read on ({error})"
 
 

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import os
+
 import pytest
 
 from tests.drivers.kernel import can_link, stamp_at_start
+
+if "FUSEDGE_GUEST" not in os.environ:
+    pytest.exit("these tests need the devices of the guest: make test-drivers", returncode=4)
 
 
 @pytest.fixture(scope="session", autouse=True)
