@@ -9,6 +9,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
+from fusedge.cli.calibrate import calibrate
 from fusedge.cli.demo import demo
 from fusedge.cli.devices import devices
 from fusedge.cli.evaluate import evaluate
@@ -72,5 +73,6 @@ app.command("export")(export)
 app.command("inspect")(inspect)
 app.command("verify")(verify)
 app.command("devices")(devices)
+app.command("calibrate")(calibrate)
 app.command("train")(train)
 app.command("eval")(evaluate)

@@ -4,8 +4,9 @@ SocketCAN stamps a frame in the kernel when the driver hands it over; an slcan a
 udp_multicast tell no time of their own, so their rows are stamped on arrival. A line to an slcan
 adapter has no checksum: a digit that it garbles may pass, where the DBC's range does not catch it.
 
-A controller that has left the bus (bus-off) comes back by itself only if it was told to:
-`ip link set can0 type can restart-ms 100`.
+A controller that has left the bus (bus-off) comes back by itself only if it was brought up so, where
+its driver can: `ip link set can0 up type can bitrate 500000 restart-ms 100`. Else it is brought back
+with `ip link set can0 type can restart`, or by setting it down and up.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ from fusedge.devices.capture.can_interfaces import (
     bitrate_of,
     interface_names,
     is_up,
+    restart_command,
     up_command,
 )
 from fusedge.devices.capture.can_signals import CanSignals, FrameError, load_signals
@@ -48,7 +50,6 @@ SLCAN_BITRATE = 500_000  # of the high-speed bus behind the OBD-II plug (ISO 157
 SLCAN_BAUD = 115_200  # of python-can; an adapter that is a USB device itself takes any
 SLCAN_START_S = 2.0  # an adapter that is an Arduino starts anew when its port is opened
 SLCAN_READ_S = 0.02  # how long python-can waits for a byte at a time
-QUIET_NS = to_ns(1)  # after which what an adapter said without ending a line is dropped
 MAX_FILTERS = 512  # CAN_RAW_FILTER_MAX of <linux/can/raw.h>
 _BUS_OFF = 0x40
 # <linux/can/error.h>
@@ -109,7 +110,6 @@ class CanSource:
         interface = _interface(address)
         self._clock = DeviceClock() if interface in STAMPED else None
         self.warnings = layout.warnings + _bitrate_warning(address, interface)
-        self._heard_ns = request.now_ns()
         self._bus: can.BusABC | None = _open_bus(address, interface, signals)
 
     def samples(self) -> Iterator[Sample | Rejection]:
@@ -144,14 +144,7 @@ class CanSource:
                 raise self._lost(cause) from None
             _forget(bus)
             return self._rejection("undecodable_frame", str(cause))
-        now_ns = self._now_ns()
-        if frame is not None:
-            self._heard_ns = now_ns
-            return self._taken(frame, now_ns)
-        if now_ns - self._heard_ns > QUIET_NS:
-            self._heard_ns = now_ns
-            _forget(bus)
-        return None
+        return None if frame is None else self._taken(frame, self._now_ns())
 
     def _taken(self, frame: can.Message, now_ns: int) -> Sample | Rejection | None:
         if frame.is_error_frame:
@@ -177,8 +170,8 @@ class CanSource:
         detail = ", ".join(classes) or "unspecified"
         if not frame.arbitration_id & _BUS_OFF:
             return self._rejection("error_frame", detail)
-        hint = f"it comes back after: ip link set {self._address.target} type can restart-ms 100"
-        return self._rejection("bus_off", f"the controller has left the bus; {hint}")
+        hint = restart_command(self._address.target)
+        return self._rejection("bus_off", f"the controller has left the bus: {hint}")
 
     def _rejection(self, reason: str, detail: str) -> Rejection:
         return Rejection(self._modality, self._now_ns(), reason, detail)

@@ -35,6 +35,11 @@ def up_command(name: str, bitrate: int | None = None) -> str:
     return f"sudo ip link set {name} up type can bitrate {bitrate or 500_000}"
 
 
+def restart_command(name: str) -> str:
+    """The command that brings a controller back which has left the bus."""
+    return f"sudo ip link set {name} type can restart (or bring it up with restart-ms 100)"
+
+
 def bitrate_of(name: str) -> int | None:
     """The interface's bit rate, None where it has none or it cannot be told."""
     rate = _settings(name).get("bittiming", {}).get("bitrate")
@@ -50,7 +55,7 @@ def can_interfaces(sysfs: Path = SYSFS) -> list[InputDevice]:
         formats = [f"{rate} bit/s" if rate else "bit rate unknown", "up" if up else "down"]
         notes = [] if up else [f"is down: {up_command(name)}"]
         if settings.get("state") == "BUS-OFF":
-            notes.append(f"bus-off: sudo ip link set {name} type can restart-ms 100")
+            notes.append(f"has left the bus (bus-off): {restart_command(name)}")
         usb = Path(os.path.realpath(sysfs / "class/net" / name / "device")).parent
         serial_number = _text(usb / "serial")
         if serial_number:

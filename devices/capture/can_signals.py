@@ -63,15 +63,12 @@ class CanSignals:
             frame_id = message.frame_id, message.is_extended_frame
             _, readings = self._frames[frame_id].setdefault(message.name, (message, {}))
             readings[channel] = _Reading(signal)
+        self.frames = frozenset(self._frames)
+        """The frames that hold the channels."""
 
     def only(self, channels: Iterable[str]) -> CanSignals:
         """The same with fewer channels."""
         return CanSignals({channel: self._chosen[channel] for channel in channels})
-
-    @property
-    def frames(self) -> frozenset[FrameId]:
-        """The frames that hold the channels."""
-        return frozenset(self._frames)
 
     def decode(self, frame_id: FrameId, data: bytes) -> dict[str, float]:
         """The channels' values in a frame, without those that it does not hold this time (multiplexed).

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 MAX_PIXELS = 7680 * 4320  # 8K; a file may promise more than there is memory, and FFmpeg refuses
 RATES_HZ = (1_000, 768_000)  # beyond any recorder's
 MAX_CHANNELS = 8
+MAX_PACKET_S = 10.0
 CODEC_OPTIONS = {"max_pixels": str(MAX_PIXELS)}
 _COVER = 0x400  # AV_DISPOSITION_ATTACHED_PIC in libavformat/avformat.h
 _SAMPLE_TYPES = {"u8": "u1", "s16": "i2", "s32": "i4", "s64": "i8", "flt": "f4", "dbl": "f8"}
@@ -95,14 +96,19 @@ def converter_for(
         context.options = CODEC_OPTIONS
         return Pictures(spec, allocate)
     context.thread_count = 1
-    if not sensible(context.sample_rate, context.channels):
-        raise address.error(f"sound of {context.channels} channels at {context.sample_rate} Hz")
-    if spec is not None and not mixes(context.channels, len(spec.channels)):
+    count = context.channels
+    if (
+        not count
+    ):  # it begins later in the file, so that nothing is known: frames tell, and mono suits any
+        return Sound(spec, 1, 0)
+    if not sensible(context.sample_rate, count):
+        raise address.error(f"sound of {count} channels at {context.sample_rate} Hz")
+    if spec is not None and not mixes(count, len(spec.channels)):
         raise address.error(
-            f"has {context.channels} channels of sound, {spec.name} {len(spec.channels)}",
+            f"has {count} channels of sound, {spec.name} {len(spec.channels)}",
             hint="they must be as many, or one of them 1",
         )
-    return Sound(spec, context.channels, context.sample_rate)
+    return Sound(spec, count, context.sample_rate)
 
 
 class Opened(NamedTuple):
@@ -261,9 +267,9 @@ class Sound:
         return Block(data, begin_ns + to_ns(end_s - 1 / rate_out_hz))
 
     def size(self, duration_ns: int) -> int:
-        """How many samples of the account sound of that length is."""
+        """How many samples of the account sound of that length is, which a file may say at will."""
         rate_hz = self._rate_hz or self._rate_in_hz
-        return max(1, round(duration_ns / NANOSECONDS * rate_hz))
+        return max(1, round(min(duration_ns / NANOSECONDS, MAX_PACKET_S) * rate_hz))
 
 
 def samples_of(frame: AudioFrame) -> NDArray[np.float32]:

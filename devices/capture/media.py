@@ -47,6 +47,7 @@ FORMATS = "mov,matroska,mpegts,mpeg,avi,wav,w64,aiff,caf,flac,mp3,aac,ogg"
 MAX_LEAP_NS = to_ns(10)
 MAX_FALL_NS = to_ns(1)
 GAP_NS = to_ns(0.04)  # sound that is missing; stamps in ms, as Matroska's, jitter by 1 ms
+PERIOD_NS = to_ns(0.04)  # of pictures, where a file tells neither rate nor length
 MAX_ERRORS = 16  # of reading, in a row
 _READ_BYTES = 1 << 18
 
@@ -227,7 +228,9 @@ class _Track:
         self._faults = faults()
         self._arrival_ns = 0
         rate = getattr(stream, "average_rate", None)
-        self._period_ns = min(MAX_LEAP_NS, int(NANOSECONDS / rate)) if rate else to_ns(0.04)
+        self._period_ns = PERIOD_NS
+        if rate and rate > 0:
+            self._period_ns = min(MAX_LEAP_NS, int(NANOSECONDS / rate))
 
     def close(self) -> None:
         self._container.close()

@@ -33,7 +33,7 @@ QUEUE_S = 2.0
 POLL_S = 0.1
 SILENT_POLLS = 8  # PortAudio holds a card for active that was pulled out; its blocks just end
 START_POLLS = 50  # a sound server may have to wake a wireless microphone first
-CLOSE_POLL_S, CLOSE_POLLS = 0.005, 30
+CLOSE_POLL_S, CLOSE_POLLS = 0.005, 100
 MAX_DELAY_S = 2.0  # of a sound server
 RATE_WINDOW_S = 3.0
 RATE_WINDOWS = 3  # the lateness of a block spoils two at most, one each way
@@ -195,7 +195,7 @@ class Microphone:
         return self._address.error(
             f"{self._name} gives {found_hz:,.0f} samples a second, "
             f"not {self._use.rate_hz:,.0f} as announced",
-            hint=f"say its true rate: rate={near_hz}",
+            hint=f"say its true rate: rate={near_hz}" if near_hz != self._use.rate_hz else "",
         )
 
     def _rejection(self, reason: str, lost: int, arrival_ns: int) -> Rejection:
@@ -222,16 +222,16 @@ class Microphone:
         self._queue.put(None)
         with self._lock:
             stream, self._stream = self._stream, None
-            if stream is None:
-                return
-            # PortAudio would cancel its thread wherever it is, and keep Python's lock for ever if
-            # it is in Python: the thread is to end by itself, and only one that is stuck is cancelled.
-            pause = threading.Event()
-            for _ in range(CLOSE_POLLS):
-                if not stream.active:
-                    break
-                pause.wait(CLOSE_POLL_S)
-            stream.close(ignore_errors=True)
+        if stream is None:
+            return
+        # PortAudio would cancel its thread wherever it is, and keep Python's lock for ever if it is
+        # in Python: the thread is to end by itself, and only one that is stuck is cancelled.
+        pause = threading.Event()
+        for _ in range(CLOSE_POLLS):
+            if not stream.active:
+                break
+            pause.wait(CLOSE_POLL_S)
+        stream.close(ignore_errors=True)
 
 
 class _Mix:

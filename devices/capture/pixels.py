@@ -53,7 +53,9 @@ def opencv(purpose: str) -> ModuleType:
         import cv2
     except ImportError:
         raise MissingExtraError("opencv-python-headless", "camera", purpose) from None
-    cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
+    # Where it is depends on the version; it is the same function.
+    silence = getattr(cv2, "setLogLevel", None) or cv2.utils.logging.setLogLevel
+    silence(0)
     return cv2
 
 

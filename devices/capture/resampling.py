@@ -7,7 +7,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fusedge.bundle.errors import MissingExtraError
+from fusedge.bundle.errors import FusedgeError, MissingExtraError
+
+MAX_RATIO = 100  # beyond it soxr holds back seconds of sound, and then all of it
 
 
 class Resampler:
@@ -17,6 +19,7 @@ class Resampler:
 
     `lag_s` says, after each block, how far the end of what has come out lies before the end of what has
     gone in; it is counted, so it neither drifts nor jitters. Equal rates pass through without delay.
+    Raises FusedgeError for rates that are too far apart.
     """
 
     def __init__(self, rate_in_hz: float, rate_out_hz: float, channels: int) -> None:
@@ -28,6 +31,8 @@ class Resampler:
                 import soxr
             except ImportError:
                 raise MissingExtraError("soxr", "mic", "sound at another rate") from None
+            if not 1 / MAX_RATIO <= rate_out_hz / rate_in_hz <= MAX_RATIO:
+                raise FusedgeError(f"{rate_in_hz:g} Hz cannot be resampled to {rate_out_hz:g} Hz")
             self._stream = soxr.ResampleStream(
                 rate_in_hz, rate_out_hz, channels, dtype="float32", quality="HQ"
             )

@@ -342,7 +342,8 @@ def _cameras(dev: Path, sys: Path) -> list[_Camera]:
             with _opened(node.path) as fd:
                 seen = capability(fd)
         except OSError as error:
-            if node.number == 0:  # a USB camera's second node is for metadata
+            gone = error.errno in (errno.ENOENT, errno.ENODEV, errno.ENXIO)
+            if node.number == 0 and not gone:  # a USB camera's second node is for metadata
                 found.append(_Camera(node, None, error))
         else:
             if seen is not None and seen.captures:
@@ -428,7 +429,7 @@ def resolve(address: Address, dev: Path = DEV, sys: Path = SYS) -> str:
     elif address.target.isdecimal():
         found = [str(dev / f"video{int(address.target)}")]
     elif kind in ("by-id", "by-path") and name and "/" not in name:
-        found = _named(kind, name, dev, sys)
+        found = _named(address, dev, sys)
     elif address.target == "auto":
         found = [str(camera.node.path) for camera in _cameras(dev, sys)][:1]
     else:
@@ -444,14 +445,21 @@ def resolve(address: Address, dev: Path = DEV, sys: Path = SYS) -> str:
     return os.path.realpath(found[0])
 
 
-def _named(kind: str, name: str, dev: Path, sys: Path) -> list[str]:
+def _named(address: Address, dev: Path, sys: Path) -> list[str]:
+    kind, _, name = address.target.partition("/")
     if kind == "by-id":
         found = [str(node.path) for node in _nodes(dev, sys) if node.by_id == name]
     else:
         cameras = _cameras(dev, sys)
         found = [str(camera.node.path) for camera in cameras if _place(camera, cameras) == name]
     link = dev / "v4l" / kind / name
-    return found or ([str(link)] if link.exists() else [])
+    if not found and link.exists():
+        found = [str(link)]
+    if not found and kind == "by-path":
+        for camera in cameras:
+            if camera.problem is not None:  # it may be the one, but does not tell where it is
+                raise refusal(address, str(camera.node.path), camera.problem)
+    return found
 
 
 def known(dev: Path = DEV, sys: Path = SYS) -> list[str]:

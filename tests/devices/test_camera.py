@@ -18,15 +18,8 @@ from fusedge.bundle.errors import FusedgeError, MissingExtraError
 from fusedge.bundle.manifest import Modality
 from fusedge.bundle.sample import Rejection, Sample, StampKind
 from fusedge.devices.capture.address import Address, Request, Wanted, parse
-from fusedge.devices.capture.camera import (
-    CameraSource,
-    Choice,
-    achieved,
-    choose,
-    csi_pipeline,
-    open_camera,
-    open_csi,
-)
+from fusedge.devices.capture.camera import CameraSource, csi_pipeline, open_camera, open_csi
+from fusedge.devices.capture.camera_choice import Choice, achieved, choose
 from fusedge.devices.capture.pixels import LAYOUTS, Developer, WrongSizeError
 from fusedge.devices.capture.source import SCHEMES
 from fusedge.devices.capture.v4l2 import Offer, Setting, Span
@@ -295,6 +288,9 @@ class Script:
             return True
         self.now = end
         return False
+
+    def another(self) -> bool:
+        return self.wait(1)
 
     def take(self) -> tuple[int, Picture]:
         return self._frames.pop(0)[0], self._data

@@ -230,11 +230,13 @@ def test_close_ends_a_wait_at_once_and_may_come_twice() -> None:
         time.sleep(0.01)
     pace.running.clear()
     time.sleep(0.15)  # the reader has taken all there is
-    threading.Timer(0.02, pace.running.set).start()
-    began = time.monotonic()
-    source.close()
-    reader.join(5)
-    assert time.monotonic() - began < 0.2
+    closer = threading.Thread(target=source.close)
+    closer.start()
+    reader.join(0.2)
+    ended = not reader.is_alive()
+    pace.running.set()
+    closer.join(5)
+    assert ended
     source.close()
     assert list(source.samples()) == []
 
@@ -444,27 +446,74 @@ def test_a_loss_of_unknown_length_counts_as_one() -> None:
         assert stamps.place(block._replace(adc_s=0.0, overflowed=True))[2] == 1
 
 
+class Fed:
+    """A source whose callback is called as PortAudio does it, at times that no device here has."""
+
+    def __init__(self, rate_hz: float) -> None:
+        self.ns = 0
+        self.source = opened("mic:tone", wanted(rate_hz), lambda: self.ns)
+
+    def __enter__(self) -> Fed:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.source.close()
+
+    def feed(self, *given: Block) -> None:
+        for block in given:
+            self.ns = block.arrival_ns
+            status = SimpleNamespace(input_overflow=block.overflowed)
+            times = SimpleNamespace(inputBufferAdcTime=block.adc_s, currentTime=block.now_s)
+            self.source._take(np.zeros((FRAMES, 2), np.float32), FRAMES, times, status)
+
+    def items(self) -> list[Sample | Rejection]:
+        self.source._finish()
+        items: list[Sample | Rejection] = []
+        with pytest.raises(FusedgeError, match="has ended"):
+            items.extend(self.source._read())
+        return items
+
+
 def test_an_overflow_is_a_rejection_and_the_stamps_after_it_are_right() -> None:
-    """The callback as PortAudio calls it, since no device here overflows when it is told to."""
-    clock = SimpleNamespace(ns=0)
-    source = opened("mic:tone", wanted(48_000), lambda: clock.ns)
-    for block in [*blocks(10), next(blocks(1, begin_s=1001))._replace(overflowed=True)]:
-        clock.ns = block.arrival_ns
-        status = SimpleNamespace(input_overflow=block.overflowed)
-        times = SimpleNamespace(inputBufferAdcTime=block.adc_s, currentTime=block.now_s)
-        source._take(np.zeros((FRAMES, 2), np.float32), FRAMES, times, status)
-    source._finish()
-    items: list[Sample | Rejection] = []
-    with pytest.raises(FusedgeError, match="has ended"):
-        items.extend(source._read())
-    source.close()
+    with Fed(48_000) as fed:
+        fed.feed(*blocks(10), next(blocks(1, begin_s=1001))._replace(overflowed=True))
+        items = fed.items()
     assert items[-2] == Rejection(
-        "sound", clock.ns, "overflow_in_driver", "38400 samples lost", round(0.8 * RATE_HZ)
+        "sound", fed.ns, "overflow_in_driver", "38400 samples lost", round(0.8 * RATE_HZ)
     )
     stamps_ns = [item.timestamp_ns for item in items if isinstance(item, Sample)]
     assert len(stamps_ns) == 11
     assert stamps_ns[0] == pytest.approx(to_ns(1000.02), abs=1000)
     assert stamps_ns[-1] == pytest.approx(to_ns(1001.02), abs=1000)
+
+
+def test_stamps_allow_for_what_the_resampler_holds_back() -> None:
+    with Fed(16_000) as fed:
+        fed.feed(*blocks(60))
+        items = fed.items()
+    count = 0
+    for item in items:
+        assert isinstance(item, Sample)
+        count += len(item.data)
+        assert item.timestamp_ns == pytest.approx(to_ns(1000 + count / 16_000), abs=1000)
+    assert count / 16_000 > 60 * BLOCK_S - 0.05
+
+
+@pytest.mark.parametrize("where", ["the queue", "the card"])
+def test_sound_that_is_lost_all_the_time_is_no_wrong_rate(where: str) -> None:
+    with Fed(48_000) as fed:
+        items = iter(fed.source._read())
+        reasons = set()
+        for turn in range(12):
+            given = list(blocks(130, begin_s=1000 + 130 * BLOCK_S * turn))  # the queue takes 100
+            if where == "the card":
+                given = [given[30]._replace(overflowed=True), *given[31:]]
+            fed.feed(*given)
+            while not fed.source._queue.empty():
+                item = next(items)
+                if isinstance(item, Rejection):
+                    reasons.add(item.reason)
+    assert reasons == {"overflow" if where == "the queue" else "overflow_in_driver"}
 
 
 @pytest.mark.parametrize("off", [0.03, -0.03, 1.0])

@@ -231,6 +231,20 @@ def test_noise_is_no_mount() -> None:
     assert calibration.mount is None
 
 
+def test_a_drive_at_one_speed_does_not_suffice() -> None:
+    drive = town(6)
+    moving = np.abs(drive.felt[:, 2] - G) > 0.3
+    level = np.random.default_rng(1).standard_normal(len(moving)) * moving
+    felt = np.stack([level, 10 * drive.turned[:, 2] + level[::-1] * moving, drive.felt[:, 2]], 1)
+    calibration = calibrate(drive._replace(felt=felt))
+    assert calibration.missing == "speeding up and braking do not stand out: do more of both"
+
+
+def test_the_bias_of_a_gyroscope_is_no_turn() -> None:
+    calibration = calibrate(town(1, turns=False, gyro_bias=0.08))
+    assert calibration.missing == "0 of 3 turns: drive round some corners"
+
+
 def test_a_mount_that_was_found_is_kept() -> None:
     drive = town(7)
     calibration = calibrate(drive)

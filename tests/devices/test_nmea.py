@@ -109,6 +109,7 @@ def test_no_checksum_no_fix() -> None:
     assert len(broken(line[:40] + b"\r\n")) == 1
     assert len(broken(line[1:])) == 1
     assert len(broken(b"$GPRMC,bad*00\r\n")) == 1
+    assert len(broken(sentence("GPGSV,1,1,00").replace(b"1,00", b"1,01"))) == 1
 
 
 def test_other_sentences_are_passed_over() -> None:

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from fusedge.bundle.errors import MissingExtraError
+from fusedge.bundle.errors import FusedgeError, MissingExtraError
 from fusedge.devices.capture.resampling import Resampler
 
 soxr = pytest.importorskip("soxr")
@@ -120,3 +120,9 @@ def test_equal_rates_pass_through_without_soxr(monkeypatch: pytest.MonkeyPatch) 
     assert resampler.lag_s == 0
     with pytest.raises(MissingExtraError, match=r"needs the package 'soxr'.*fusedge\[mic\]"):
         Resampler(48000, 16000, 1)
+
+
+@pytest.mark.parametrize("rate_out_hz", [1e-5, 400, 1e7])
+def test_rates_that_are_too_far_apart_are_refused(rate_out_hz: float) -> None:
+    with pytest.raises(FusedgeError, match="48000 Hz cannot be resampled to"):
+        Resampler(48_000, rate_out_hz, 1)

@@ -15,7 +15,7 @@ from typing import NamedTuple
 
 import pytest
 
-from fusedge.bundle.errors import FusedgeError
+from fusedge.bundle.errors import FusedgeError, MissingExtraError
 from fusedge.devices.capture.address import Address
 from fusedge.devices.capture.serial_ports import Port, open_serial, port_path, ports, serial_ports
 
@@ -160,6 +160,12 @@ def test_a_port_that_cannot_be_opened_is_refused_in_one_line(
     with pytest.raises(FusedgeError) as error:
         open_serial(ADDRESS, target, 9600, 0.1, *machine)
     assert message in error.value.line() and "\n" not in error.value.line()
+
+
+def test_a_package_that_is_not_installed_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "serial", None)
+    with pytest.raises(MissingExtraError, match=r"'pyserial'.*fusedge\[gps\]"):
+        open_serial(ADDRESS, "/dev/ttyS0", 9600, 0.1)
 
 
 def test_a_baud_rate_that_no_port_has_is_refused(pty: tuple[int, str]) -> None:

@@ -223,6 +223,26 @@ def test_a_camera_in_use_is_named_with_who_uses_it() -> None:
     assert pictures(opened(f"{FIRST}?{SMALL}"), 1)
 
 
+@pytest.mark.parametrize("uri", [FIRST, "camera:0", "camera:auto"])
+def test_a_user_without_permission_is_told_so(uri: str) -> None:
+    reading, writing = os.pipe()
+    if (child := os.fork()) == 0:
+        os.setuid(65534)
+        try:
+            opened(uri)
+        except FusedgeError as error:
+            os.write(writing, error.line().encode())
+        finally:
+            os._exit(0)
+    os.close(writing)
+    with os.fdopen(reading) as told:
+        assert told.read() == (
+            f"{uri}: no permission for /dev/video0 "
+            "(only root may; a udev rule can give it to a group)"
+        )
+    os.waitpid(child, 0)
+
+
 def test_what_a_camera_does_not_offer_is_refused_with_what_it_does() -> None:
     assert "unknown format" in (line := refused(f"{FIRST}?format=MJPG")) and "YUYV" in line
     assert "does not offer this size (closest: 320x180" in refused(f"{FIRST}?width=300&height=200")

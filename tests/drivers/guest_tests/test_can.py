@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import fcntl
+import gc
 import math
 import os
+import re
 import subprocess
 import threading
 import time
@@ -39,7 +41,7 @@ BO_ 2566844672 BODY: 3 CAR
 """
 SPEED, BODY = 180, 0x18FEF100
 SPEED_100 = bytes([0, 0, 0, 0, 0, 0x27, 0x10, 0])
-SIOCSIFMTU, TIOCSETD = 0x8922, 0x5423
+TIOCSETD = 0x5423
 N_SLCAN = (17).to_bytes(4, "little")
 
 
@@ -94,9 +96,9 @@ def test_frames_that_are_no_measurement_are_counted(dbc: Path) -> None:
 def test_the_kernel_passes_only_frames_of_the_map(dbc: Path) -> None:
     source = open_(dbc)
     lists = Path("/proc/net/can")
-    assert "vcan0" not in (lists / "rcvlist_all").read_text().replace("(vcan0: no entry)", "")
-    known = (lists / "rcvlist_sff").read_text() + (lists / "rcvlist_eff").read_text()
-    assert "0b4" in known and "18fef100" in known
+    assert "  vcan0  " not in (lists / "rcvlist_all").read_text()
+    filters = re.findall(r"  vcan0 +(\w+) +(\w+) ", (lists / "rcvlist_fil").read_text())
+    assert sorted(filters) == [("0b4", "800007ff"), ("98fef100", "9fffffff")]
     for number in (1, 0xB5, 0x18FEF101):
         can_send(number, bytes(8))
     can_send(SPEED, SPEED_100)
@@ -155,6 +157,7 @@ def test_frames_of_can_fd(dbc: Path, vcan1: str) -> None:
 
 def test_closing_ends_who_waits_and_leaves_nothing(dbc: Path) -> None:
     open_(dbc).close()
+    gc.collect()  # a test before this one may have failed
     before = len(os.listdir("/proc/self/fd"))
     for _ in range(50):
         source = open_(dbc)
@@ -170,10 +173,10 @@ def test_a_controller_leaves_the_bus_and_comes_back(dbc: Path, tmp_path: Path) -
     """The kernel's driver for serial adapters makes a controller of what a pseudo-terminal says."""
     adapter = Lawicel(tmp_path)
     line = os.open(adapter.path, os.O_RDWR | os.O_NOCTTY)
+    known = set(os.listdir("/sys/class/net"))
     fcntl.ioctl(line, TIOCSETD, N_SLCAN)
-    (channel,) = (path.name for path in Path("/sys/class/net").glob("slcan*"))
+    (channel,) = set(os.listdir("/sys/class/net")) - known
     subprocess.run(["ip", "link", "set", channel, "type", "can", "bitrate", "250000"], check=True)
-    subprocess.run(["ip", "link", "set", channel, "type", "can", "restart-ms", "100"], check=True)
     with pytest.raises(FusedgeError, match=f"sudo ip link set {channel} up type can bitrate"):
         open_(dbc, channel)
     can_link(True, channel)
@@ -188,15 +191,19 @@ def test_a_controller_leaves_the_bus_and_comes_back(dbc: Path, tmp_path: Path) -
     adapter.say(b"sb000000\r")
     off = next(items)
     assert isinstance(off, Rejection) and off.reason == "bus_off"
-    assert f"ip link set {channel} type can restart-ms 100" in off.detail
-    back = next(items)
-    assert isinstance(back, Rejection) and back.detail == "controller restarted"
+    assert f"sudo ip link set {channel} type can restart" in off.detail
+    (device,) = (found for found in can_interfaces() if f"can:{channel}?" in found.uri)
+    assert "250000 bit/s" in device.formats[0] and "bus-off" in device.note
+    can_link(False, channel)  # this driver has no restart-ms
+    with pytest.raises(FusedgeError, match="is down"):
+        list(items)
+    can_link(True, channel)
+    source = open_(dbc, channel)
+    items = source.samples()
     adapter.frame(SPEED_100)
     assert isinstance(next(items), Sample)
-    (device,) = (found for found in can_interfaces() if f"can:{channel}?" in found.uri)
-    assert "250000 bit/s" in device.formats[0]
     os.close(line)
     adapter.unplug()
-    with pytest.raises(FusedgeError, match="is down|has vanished"):
+    with pytest.raises(FusedgeError, match=r"is down|has vanished"):
         next(items)
     wait_for(lambda: not Path(f"/sys/class/net/{channel}").exists())

@@ -93,14 +93,14 @@ def test_decisions_go_on_whatever_is_pulled_out(tmp_path: Path, traffic: None) -
     bus = f"can:vcan0?modality=motion&dbc={dbc}&map={{x: MOTION.X 1, y: MOTION.Y 1}}"
     with UsbCamera("S1") as camera, UsbMicrophone("S2") as microphone:
         camera.plug()
-        microphone.plug()
+        microphone.plug(1)
         session = Session(bundle, [CAMERA, MICROPHONE, bus], LiveClock(), silence_s=20)
         running = Running(session)
         running.await_presence(view=True, sound=True, motion=True)
 
-        pulls: list[tuple[str, Callable[[], None], Callable[[], None]]] = [
+        pulls: list[tuple[str, Callable[[], object], Callable[[], object]]] = [
             ("view", camera.unplug, camera.plug),
-            ("sound", microphone.unplug, microphone.plug),
+            ("sound", microphone.unplug, lambda: microphone.plug(1)),
             ("motion", lambda: can_link(False), lambda: can_link(True)),
         ]
         for name, out, back in pulls:
