@@ -47,6 +47,11 @@ def pyav() -> Any:
     return av
 
 
+def text_options() -> dict[str, str]:
+    """Options of `av.open` for texts that are not in UTF-8, which PyAV takes from version 19 on."""
+    return {"metadata_errors": "replace"} if int(pyav().__version__.partition(".")[0]) < 19 else {}
+
+
 def modality_for(
     address: Address, wanted: Wanted, type_: str
 ) -> tuple[str, Modality | None] | None:
@@ -275,21 +280,19 @@ class Sound:
 def samples_of(frame: AudioFrame) -> NDArray[np.float32]:
     """The sound of a `sensible` frame, float32 `[samples, channels]`, whole numbers scaled to -1 … 1.
 
-    Not by the frame's own `to_ndarray`: it takes what follows the eighth channel in memory for a ninth.
+    Not by the frame's own `planes`: they take what follows the eighth channel in memory for a ninth.
     """
+    from av.audio.plane import AudioPlane
+
     count, planar = frame.layout.nb_channels, frame.format.is_planar
     kind = frame.format.name.removesuffix("p")
     if kind not in _SAMPLE_TYPES:
         raise ValueError(f"sound as {kind}")
     dtype = np.dtype(_SAMPLE_TYPES[kind])
-    values: NDArray[Any] = np.stack(
-        [
-            np.frombuffer(memoryview(plane), dtype, frame.samples * (1 if planar else count))
-            for plane in frame.planes[: count if planar else 1]
-        ],
-        axis=-1,
-    ).reshape(-1, count)
-    samples: NDArray[np.float32] = values.astype(np.float32)
+    planes = [AudioPlane(frame, place) for place in range(count if planar else 1)]
+    length = frame.samples * (1 if planar else count)
+    values = np.stack([np.frombuffer(memoryview(p), dtype, length) for p in planes], axis=-1)
+    samples: NDArray[np.float32] = values.reshape(-1, count).astype(np.float32)
     if dtype.kind != "f":
         samples -= 128 if dtype.kind == "u" else 0
         samples /= 2.0 ** (8 * dtype.itemsize - 1)

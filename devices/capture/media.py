@@ -30,6 +30,7 @@ from fusedge.devices.capture.decoding import (
     pyav,
     reason_of,
     stream_of,
+    text_options,
     to_stamp,
 )
 from fusedge.devices.capture.rtsp import open_stream
@@ -359,9 +360,9 @@ def _open(address: Address, file: _File, type_: str) -> Opened:
             "r",
             options=CODEC_OPTIONS,
             container_options={"format_whitelist": FORMATS, "protocol_whitelist": "none"},
-            metadata_errors="replace",
             buffer_size=_READ_BYTES,
             hwaccel=accelerator,
+            **text_options(),
         )
         return container
 

@@ -28,6 +28,7 @@ from fusedge.devices.capture.decoding import (
     pyav,
     reason_of,
     stream_of,
+    text_options,
     to_stamp,
 )
 from fusedge.devices.capture.device_clock import DeviceClock
@@ -360,9 +361,9 @@ def _open(address: Address, types: tuple[str, ...], now_ns: Callable[[], int]) -
             "r",
             format="rtsp",
             options=options,
-            metadata_errors="replace",
             timeout=(OPEN_S, SILENCE_S),
             hwaccel=accelerator,
+            **text_options(),
         )
         return container
 

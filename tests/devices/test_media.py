@@ -17,6 +17,7 @@ from fusedge.bundle.errors import FusedgeError
 from fusedge.bundle.sample import Rejection, Sample
 from fusedge.devices.capture.address import Request, Wanted, parse
 from fusedge.devices.capture.file import open_file
+from fusedge.devices.capture.isolated import IsolatedSource
 from fusedge.devices.capture.media import MAX_FALL_NS, MAX_LEAP_NS, StreamTime, Timeline
 from fusedge.devices.capture.source import SCHEMES, Source
 from tests.devices.modalities import audio, by_name, image, series
@@ -122,6 +123,17 @@ def test_items_are_the_same_every_time(clips: Path) -> None:
         assert isinstance(one, Sample) and isinstance(other, Sample)
         assert one[:3] == other[:3]
         assert np.array_equal(one.data, other.data)
+
+
+def test_items_are_the_same_out_of_a_process_of_its_own(clips: Path) -> None:
+    uri = f"file:{clips / 'drive.mp4'}"
+    opener = "fusedge.devices.capture.file:open_file"
+    source = IsolatedSource(uri, parse(uri, SCHEMES), BOTH, opener=opener)
+    for one, other in zip(play(clips / "drive.mp4", BOTH), source.samples(), strict=True):
+        assert isinstance(one, Sample) and isinstance(other, Sample)
+        assert one[:3] == other[:3]
+        assert np.array_equal(one.data, other.data)
+    source.close()
 
 
 def test_what_comes_has_the_size_rate_and_channels_that_are_wanted(clips: Path) -> None:
@@ -413,6 +425,14 @@ def test_pictures_of_a_turned_camera_are_turned_upright(
     red = small[..., 0].astype(int) - small[..., 1] > 100
     side = {90: red[0], 180: red[:, -1], 270: red[-1]}[degrees]
     assert side.all()
+
+
+def test_a_text_that_is_not_in_utf8_is_no_hindrance(clips: Path, tmp_path: Path) -> None:
+    path = tmp_path / "latin.mp4"
+    path.write_bytes(
+        (clips / "drive.mp4").read_bytes().replace(b"VideoHandler", b"Vid\xe9oHandler")
+    )
+    assert len(samples(play(path), "camera")) == 75
 
 
 def test_a_cover_picture_is_no_camera(clips: Path, tmp_path: Path) -> None:

@@ -394,7 +394,7 @@ def test_stamps_are_the_capture_on_whatever_clock_it_is_told(base_s: float) -> N
         lambda block, first: block._replace(adc_s=0.0, now_s=0.0),
         lambda block, first: block._replace(adc_s=first.adc_s),  # stands still
         lambda block, first: block._replace(adc_s=block.now_s),  # in the future
-        lambda block, first: block._replace(adc_s=block.now_s - 60),
+        lambda block, first: block._replace(adc_s=block.now_s - 5),
         lambda block, first: block._replace(adc_s=float("nan")),
         lambda block, first: block._replace(adc_s=float("inf"), now_s=float("inf")),
     ],
