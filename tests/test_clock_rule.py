@@ -49,7 +49,10 @@ def test_the_machines_time_is_refused(file: str, code: str) -> None:
     assert findings(file, code)
 
 
-@pytest.mark.parametrize("file", ["runtime/clock.py", "devices/capture/child.py", "cli/x.py", "export/x.py", "models/x.py"])
+@pytest.mark.parametrize(
+    "file",
+    ["runtime/clock.py", "devices/capture/child.py", "cli/x.py", "export/x.py", "models/x.py"],
+)
 def test_elsewhere_it_is_allowed(file: str) -> None:
     assert not findings(file, "import time\ntime.monotonic_ns()\n")
 

@@ -17,7 +17,9 @@ from fusedge.bundle.manifest import Modality
 Wanted = Mapping[str, Modality] | None
 """The modalities that a bundle takes, by name, as its manifest describes them; None: all there is."""
 
-_CREDENTIALS = re.compile(r"(?<=//)[^/?#]*@")
+_CREDENTIALS = re.compile(
+    r"(?<=://)[^#]*@", re.DOTALL
+)  # a password may hold what should be escaped
 
 
 def shown(uri: str) -> str:

@@ -12,7 +12,6 @@ import mmap
 import os
 import tempfile
 from collections.abc import Callable
-from functools import partial
 from typing import Any
 
 import numpy as np
@@ -44,38 +43,42 @@ class RingWriter:
         self._memory = mmap.mmap(file, size, offset=offset)
         self._bytes = np.frombuffer(self._memory, np.uint8)
         self._address: int = self._bytes.__array_interface__["data"][0]
-        self._taken = self._bytes[: self.slots]
         self._unsent: set[int] = set()
 
     def allocate(self, shape: tuple[int, ...]) -> NDArray[np.uint8] | None:
         """An uninitialised image in a slot of its own; None where all are taken."""
-        slot = int(self._taken.argmin())
-        if self._taken[slot]:
+        number = self._memory.find(b"\0", 0, self.slots)
+        if number < 0:
             return None
-        self._taken[slot] = 1
-        self._unsent.add(slot)
-        address = self._address + PAGE + slot * self.slot_bytes
-        return np.asarray(_Slot(shape, address, False, partial(self._drop, slot)))
+        self._memory[number] = 1
+        self._unsent.add(number)
+        place = (self._address + PAGE + number * self.slot_bytes, False)
+        return np.asarray(_Slot(shape, place, number, self._drop))
 
-    def _drop(self, slot: int) -> None:
-        if slot in self._unsent:
-            self._unsent.discard(slot)
-            self._taken[slot] = 0
+    def _drop(self, number: int) -> None:
+        if number in self._unsent:
+            self._unsent.discard(number)
+            self._memory[number] = 0
 
     def send(self, image: NDArray[Any]) -> int | None:
         """Leave an image to the reader: its slot, into which it is copied where it was made elsewhere.
         None: all are taken.
         """
-        place = image.__array_interface__["data"][0] - self._address - PAGE
-        slot, rest = divmod(place, self.slot_bytes)
-        if rest or slot not in self._unsent or not image.flags.c_contiguous:
-            copy = self.allocate(image.shape)
-            if copy is None:
-                return None
-            np.copyto(copy, image)
-            return self.send(copy)
-        self._unsent.discard(slot)
-        return int(slot)
+        slot: object = image.base
+        if (
+            isinstance(slot, _Slot)
+            and slot.gone == self._drop  # of this ring, and not of the one before
+            and slot.number in self._unsent
+            and slot.__array_interface__["shape"] == image.shape
+            and image.flags.c_contiguous
+        ):
+            self._unsent.discard(slot.number)
+            return slot.number
+        copy = self.allocate(image.shape)
+        if copy is None:
+            return None
+        np.copyto(copy, image)
+        return self.send(copy)
 
 
 class RingReader:
@@ -89,37 +92,38 @@ class RingReader:
         self._bytes = np.frombuffer(self._memory, np.uint8)
         self._address: int = self._bytes.__array_interface__["data"][0]
 
-    def view(self, slot: int, shape: tuple[int, ...]) -> NDArray[np.uint8]:
+    def view(self, number: int, shape: tuple[int, ...]) -> NDArray[np.uint8]:
         """The image uint8 `shape` in a slot that the writer gave; not to be written to."""
-        count = math.prod(shape)
-        if not (0 <= slot < self._slots and 0 < count <= self._slot_bytes):
+        if number >= self._slots or math.prod(shape) > self._slot_bytes:
             raise ValueError("an image lies outside of the shared memory")
-        address = self._address + PAGE + slot * self._slot_bytes
-        return np.asarray(_Slot(shape, address, True, partial(self._free, slot)))
+        place = (self._address + PAGE + number * self._slot_bytes, True)
+        return np.asarray(_Slot(shape, place, number, self._free))
 
-    def _free(self, slot: int) -> None:
-        self._bytes[slot] = 0
+    def _free(self, number: int) -> None:
+        self._memory[number] = 0
 
 
 class _Slot:
     """What all arrays that look at a slot are based on; calls `gone` when the last of them goes.
 
-    `gone` keeps the memory mapped until then.
+    `place` is the address and whether it may only be read; `gone` keeps the memory mapped until then.
     """
 
+    __slots__ = ("__array_interface__", "gone", "number")
+
     def __init__(
-        self, shape: tuple[int, ...], address: int, readonly: bool, gone: Callable[[], None]
+        self,
+        shape: tuple[int, ...],
+        place: tuple[int, bool],
+        number: int,
+        gone: Callable[[int], None],
     ) -> None:
-        self.__array_interface__ = {
-            "version": 3,
-            "shape": shape,
-            "typestr": "|u1",
-            "data": (address, readonly),
-        }
-        self._gone = gone
+        self.__array_interface__ = {"version": 3, "shape": shape, "typestr": "|u1", "data": place}
+        self.gone = gone
+        self.number = number
 
     def __del__(self) -> None:
-        self._gone()
+        self.gone(self.number)
 
 
 def anonymous_file() -> int:

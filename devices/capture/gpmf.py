@@ -201,11 +201,14 @@ def _device(file: BinaryIO, path: Path) -> bytes:
 
 
 def _film_payloads(path: Path) -> _Payloads:
-    from fusedge.devices.capture.decoding import pyav
+    from fusedge.devices.capture.decoding import pyav, text_options
 
     av = pyav()
+    options = {"format_whitelist": "mov", "protocol_whitelist": "file"}
     try:
-        with av.open(f"file:{path}", format="mov") as film:
+        with av.open(
+            f"file:{path}", format="mov", container_options=options, **text_options()
+        ) as film:
             start_s = (film.start_time or 0) / av.time_base
             streams = list(film.streams.data)
             for stream in film.streams:

@@ -33,14 +33,11 @@ from fusedge.devices.capture.decoding import (
     text_options,
     to_stamp,
 )
-from fusedge.devices.capture.rtsp import open_stream
 
 if TYPE_CHECKING:
     from av.codec.hwaccel import HWAccel
     from av.container import InputContainer
     from av.packet import Packet
-
-__all__ = ["MediaFile", "StreamTime", "Timeline", "open_media", "open_stream"]
 
 # FFmpeg's names of what cameras and recorders write. Formats that open further files (playlists, lists of
 # files, session descriptions) are not among them, and so are refused.

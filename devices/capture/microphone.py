@@ -101,7 +101,8 @@ class Microphone:
     - The device captures at a rate that it has, and the sound is resampled here to the modality's.
       Where ALSA resamples all the same, `warnings` says so.
     - A stamp is the capture time of a block's last sample as the card's driver tells it, where that can
-      be believed, and else the arrival. Samples come 20 to 120 ms after they were captured.
+      be believed, and else the arrival. Sound comes up to 30 ms after it was captured, and up to
+      50 ms where it is resampled (a USB microphone at 48 kHz, made 16 kHz).
     - Sound that was lost, in the card's buffer or in the queue of 2 s, is a rejection, and the
       stamps after it are right.
     - A device that gives nothing for 0.8 s, or whose rate is more than 2 % off for 9 s, raises.

@@ -96,7 +96,7 @@ def _csi(request: Request) -> Source:
 
 
 def _rtsp(request: Request) -> Source:
-    from fusedge.devices.capture.media import open_stream
+    from fusedge.devices.capture.rtsp import open_stream
 
     return open_stream(request)
 
@@ -167,6 +167,7 @@ SCHEMES: Mapping[str, Scheme] = {
         frozenset({"modality", "sound", "decoder", "map"}),
         _file,
         live=False,
+        isolated=True,
         paths=frozenset({"", "map"}),
     ),
     "mic": Scheme(

@@ -22,10 +22,9 @@ HELLO, SAMPLE, RING, REJECTION, END, ERROR = range(6)
 INLINE = 0xFFFFFFFF
 MAX_INLINE = 16_384  # bytes; to copy that twice costs less than to share it
 MAX_LENGTH = 1 << 28  # of what follows a header: an image of 8192 x 8192 x 3 is shorter
-_STAMPS = ("capture", "arrival")
-_DTYPES: tuple[np.dtype[Any], ...] = (np.dtype(np.float32), np.dtype(np.uint8))
 
-# kind, length of what follows, and of a sample: modality, stamp, dtype, slot, shape, timestamp, arrival;
+# kind, length of what follows, and of a sample: modality, whether its stamp is the arrival, whether it is
+# uint8 (else float32), slot, shape, timestamp, arrival;
 # of a RING: its offset in the file as `timestamp`, slots and bytes of a slot as `shape`.
 _HEADER = struct.Struct("<BIBBBIIIIqq")
 
@@ -68,23 +67,30 @@ class Sender:
 
     def sample(self, sample: Sample) -> None:
         """Hand a sample over."""
-        data, content = sample.data, b""
-        image = data.dtype == np.uint8 and data.nbytes > MAX_INLINE
-        slot = self._ring_for(data.nbytes).send(data) if image else None
+        modality, timestamp_ns, arrival_ns, data, stamp = sample
+        slot, content, shape = None, b"", data.shape
+        image = data.dtype == np.uint8
+        if image and data.nbytes > MAX_INLINE:
+            ring = self._ring
+            if ring is None or data.nbytes > ring.slot_bytes:
+                ring = self._ring_for(data.nbytes)
+            slot = ring.send(data)
         if slot is None:
             slot, content = INLINE, data.tobytes()
-        header = _HEADER.pack(
-            SAMPLE,
-            len(content),
-            self._modalities[sample.modality],
-            _STAMPS.index(sample.stamp),
-            _DTYPES.index(data.dtype),
-            slot,
-            *(*data.shape, 0, 0)[:3],
-            sample.timestamp_ns,
-            sample.arrival_ns,
+        self._socket.sendall(
+            _HEADER.pack(
+                SAMPLE,
+                len(content),
+                self._modalities[modality],
+                stamp == "arrival",
+                image,
+                slot,
+                *(shape if len(shape) == 3 else (*shape, 0, 0)[:3]),
+                timestamp_ns,
+                arrival_ns,
+            )
+            + content
         )
-        self._socket.sendall(header + content)
 
     def rejection(self, rejection: Rejection) -> None:
         """Hand a rejection over."""
@@ -95,16 +101,16 @@ class Receiver:
     """The reader's end. Raises EOFError where the other one is gone."""
 
     def __init__(self, connection: socket.socket, file: int) -> None:
-        self._socket = connection
+        self._receive = connection.recv
         self._file = file
         self._ring: RingReader | None = None
         self.modalities: tuple[str, ...] = ()
         """To be set from the HELLO."""
 
     def _take(self, count: int) -> bytes:
-        data = self._socket.recv(count, socket.MSG_WAITALL)
+        data = self._receive(count, socket.MSG_WAITALL)
         while len(data) < count:
-            more = self._socket.recv(count - len(data))
+            more = self._receive(count - len(data))
             if not more:
                 raise EOFError
             data += more
@@ -113,7 +119,7 @@ class Receiver:
     def message(self) -> Sample | tuple[int, bytes]:
         """The next sample, or the kind and content of another message."""
         while True:
-            kind, length, modality, stamp, dtype, slot, d0, d1, d2, time_ns, arrival_ns = (
+            kind, length, modality, arrived, image, slot, d0, d1, d2, time_ns, arrival_ns = (
                 _HEADER.unpack(self._take(_HEADER.size))
             )
             if kind == SAMPLE:
@@ -122,13 +128,14 @@ class Receiver:
                 if slot != INLINE and self._ring is not None:
                     data = self._ring.view(slot, shape)
                 else:
-                    data = np.frombuffer(self._take(length), _DTYPES[dtype]).reshape(shape)
+                    dtype: Any = np.uint8 if image else np.float32
+                    data = np.frombuffer(self._take(length), dtype).reshape(shape)
                 return Sample(
                     self.modalities[modality],
                     time_ns,
                     arrival_ns,
                     data,
-                    "arrival" if stamp else "capture",
+                    "arrival" if arrived else "capture",
                 )
             if kind != RING:
                 return kind, self._take(length) if length <= MAX_LENGTH else b""

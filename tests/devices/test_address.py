@@ -73,7 +73,7 @@ def test_a_broken_number_is_not_whole_and_a_choice_is_one_of_those_offered() -> 
 
 @given(st.text(max_size=60), st.text(alphabet="abc:@/?#%é ", min_size=1, max_size=20))
 def test_credentials_are_never_shown(host: str, password: str) -> None:
-    secret = "".join(c for c in password if c not in "/?#") + "S3CRET"
+    secret = password.replace("#", "") + "S3CRET"
     assert "S3CRET" not in shown(f"rtsp://user:{secret}@{host.replace('S3CRET', '')}")
 
 

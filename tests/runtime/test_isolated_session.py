@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import itertools
 import os
 import threading
 import time
@@ -100,5 +101,5 @@ def test_a_camera_that_fails_is_opened_again_and_decisions_go_on(
     assert report.summary["sources"]["camera:0"]["restarts"] >= 1
     assert "camera:0" in report.problem
     times = [decision.timestamp_ns for decision in camera.memory.decisions]
-    assert max(b - a for a, b in zip(times, times[1:], strict=False)) == to_ns(PERIOD_S)
+    assert max(b - a for a, b in itertools.pairwise(times)) == to_ns(PERIOD_S)
     assert camera.memory.decisions[-1].modalities["motion"].present

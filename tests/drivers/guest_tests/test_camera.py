@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import grp  # noqa: F401  # a child without rights may not be able to load it
 import os
 import struct
 import subprocess

@@ -169,9 +169,25 @@ def test_closing_ends_who_waits_and_leaves_nothing(dbc: Path) -> None:
     assert len(os.listdir("/proc/self/fd")) == before
 
 
-def test_a_controller_leaves_the_bus_and_comes_back(dbc: Path, tmp_path: Path) -> None:
+@pytest.fixture
+def adapter(tmp_path: Path) -> Iterator[Lawicel]:
+    """A serial adapter that takes commands; the kernel waits until it has read them."""
+    made, gone = Lawicel(tmp_path), threading.Event()
+
+    def serve() -> None:
+        while not gone.is_set():
+            made.heard()
+
+    thread = threading.Thread(target=serve)
+    thread.start()
+    yield made
+    gone.set()
+    thread.join()
+    made.unplug()
+
+
+def test_a_controller_leaves_the_bus_and_comes_back(dbc: Path, adapter: Lawicel) -> None:
     """The kernel's driver for serial adapters makes a controller of what a pseudo-terminal says."""
-    adapter = Lawicel(tmp_path)
     line = os.open(adapter.path, os.O_RDWR | os.O_NOCTTY)
     known = set(os.listdir("/sys/class/net"))
     fcntl.ioctl(line, TIOCSETD, N_SLCAN)
@@ -202,8 +218,7 @@ def test_a_controller_leaves_the_bus_and_comes_back(dbc: Path, tmp_path: Path) -
     items = source.samples()
     adapter.frame(SPEED_100)
     assert isinstance(next(items), Sample)
-    os.close(line)
-    adapter.unplug()
+    os.close(line)  # as when it is pulled out
     with pytest.raises(FusedgeError, match=r"is down|has vanished"):
         next(items)
     wait_for(lambda: not Path(f"/sys/class/net/{channel}").exists())

@@ -246,7 +246,7 @@ def test_a_card_that_another_program_uses_is_said_with_its_name() -> None:
 def test_a_card_that_may_not_be_used_is_said() -> None:
     # Another user may not read Python's own files here, so all is imported before.
     script = (
-        "import os\n"
+        "import grp, os\n"
         "import sounddevice\n"
         "from fusedge.devices.capture.address import Request, parse\n"
         "from fusedge.devices.capture.microphone import open_microphone\n"
@@ -265,7 +265,7 @@ def test_a_card_that_may_not_be_used_is_said() -> None:
     lines = done.stdout.splitlines()
     assert len(lines) == 3, done
     for target, line in zip(("hw:CARD=Loopback", "auto", "default"), lines, strict=True):
-        assert line.startswith(f"mic:{target}: no permission for /dev/snd/pcmC0D0c (")
+        assert f"mic:{target}: no permission for /dev/snd/pcmC0D0c (" in line
 
 
 def test_a_rate_that_a_card_does_not_have_is_refused_with_those_that_it_has() -> None:
