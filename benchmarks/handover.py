@@ -33,6 +33,7 @@ class Camera:
     uri = "camera:bench"
     modalities = ("view",)
     channels: Mapping[str, tuple[str, ...]] = {"view": ("r", "g", "b")}
+    units: Mapping[str, tuple[str, ...]] = {}
     warnings: tuple[str, ...] = ()
 
     def __init__(self, request: Request) -> None:

@@ -67,6 +67,7 @@ class Device:
         self.uri = f"bench:{modality}"
         self.modalities = (modality,)
         self.channels: Mapping[str, tuple[str, ...]] = {}
+        self.units: Mapping[str, tuple[str, ...]] = {}
         self._now_ns, self._fault = now_ns, fault
         self._period_ns = to_ns(1 / RATES_HZ[modality])
         self._closed = threading.Event()

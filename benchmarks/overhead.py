@@ -84,6 +84,7 @@ class Source:
         self.uri = f"bench:{modality}"
         self.modalities = (modality,)
         self.channels: Mapping[str, tuple[str, ...]] = {}
+        self.units: Mapping[str, tuple[str, ...]] = {}
         self._ticker = Ticker(PHASE_NS[modality])
 
     def samples(self) -> Iterator[Sample]:

@@ -1,9 +1,9 @@
 """What is left of a device that comes and goes: `python -m benchmarks.reconnections`.
 
 Each of these is lost and found again a thousand times, those that take seconds to open 50 times, by the
-runtime's own feed, with a back-off of 10 ms: a GPS receiver, an OBD adapter and a CAN adapter on pseudo-terminals that
-vanish, a camera whose process crashes, and a network camera whose server is killed. Memory is that of this
-process, after a fifth of the times and at the end.
+runtime's own feed, with a back-off of 10 ms: a GPS receiver, an OBD adapter and a CAN adapter on
+pseudo-terminals that vanish, a camera whose process crashes, and a network camera whose server is killed.
+Memory is that of this process, after a fifth of the times and at the end.
 """
 
 from __future__ import annotations

@@ -62,6 +62,7 @@ class Shuffled:
         self.uri = "shuffled:"
         self.modalities = tuple(RATES_HZ)
         self.channels: Mapping[str, tuple[str, ...]] = {}
+        self.units: Mapping[str, tuple[str, ...]] = {}
         dice = np.random.default_rng(seed)
         lateness_ns = {spec.name: to_ns(SHARE * spec.lateness_s) for spec in specs}
         sound_ns = 0

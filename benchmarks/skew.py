@@ -62,6 +62,7 @@ class Scene:
     uri = "scene:"
     modalities = ("video", "sound")
     channels: dict[str, tuple[str, ...]] = {}  # noqa: RUF012  # never written to
+    units: dict[str, tuple[str, ...]] = {}  # noqa: RUF012
     warnings: tuple[str, ...] = ()
     live = False
 

@@ -50,10 +50,13 @@ _WITH_PAYLOAD: tuple[Form, ...] = ("image", "audio", "array")
 
 @dataclass(frozen=True)
 class Track:
-    """What a recording knows of a modality: names of its channels, samples a second (0: unknown)."""
+    """What a recording knows of a modality: names of its channels, samples a second (0: unknown), and
+    of a series the channels' units (none: unknown).
+    """
 
     channels: tuple[str, ...]
     rate_hz: float = 0.0
+    units: tuple[str, ...] = ()
 
 
 class Channel(NamedTuple):
@@ -100,7 +103,11 @@ OWN_CHANNELS: Mapping[str, Channel] = {
 def tracks_of(manifest: Manifest) -> dict[str, Track]:
     """The tracks of a bundle's modalities."""
     return {
-        m.name: Track(tuple(channel.name for channel in m.channels), m.rate_hz)
+        m.name: Track(
+            tuple(channel.name for channel in m.channels),
+            m.rate_hz,
+            tuple(channel.unit for channel in m.channels) if m.kind == "series" else (),
+        )
         for m in manifest.modalities
     }
 

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import os
-from collections import Counter
 from pathlib import Path
 from typing import Annotated, Any
 from urllib.parse import quote, unquote
 
-import yaml
 from pydantic import (
     AfterValidator,
     BaseModel,
@@ -20,11 +18,11 @@ from pydantic import (
 )
 
 from fusedge.bundle.errors import FusedgeError
+from fusedge.bundle.strict_yaml import MAX_BYTES, load_yaml
 from fusedge.devices.capture.source import SCHEMES
 from fusedge.runtime.chaos import EVERY_S
 from fusedge.runtime.session import HANG_S, SILENCE_S
 
-MAX_BYTES = 1 << 20
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.\-]*$", max_length=80)]
 Whole = Annotated[int, Strict()]  # true is no number, nor is a text
 Number = Annotated[float, Strict()]
@@ -106,35 +104,15 @@ class Appliance(_Strict):
         return self
 
 
-class _Loader(yaml.SafeLoader):  # type: ignore[misc]
-    """Without aliases, by which a small file can stand for a huge one, and without repeated keys."""
-
-    def compose_node(self, parent: Any, index: Any) -> Any:
-        if self.check_event(yaml.AliasEvent):
-            raise yaml.YAMLError("aliases (*name) are not taken")
-        return super().compose_node(parent, index)
-
-    def construct_mapping(self, node: Any, deep: bool = False) -> Any:
-        keys = Counter(str(key.value) for key, _ in node.value)
-        key, count = keys.most_common(1)[0] if keys else ("", 0)
-        if count > 1:
-            raise yaml.YAMLError(f"{key[:80]!r} is given twice")
-        return super().construct_mapping(node, deep)
-
-
 def load_appliance(path: Path) -> Appliance:
     """Read the file; raises FusedgeError with the first thing that is wrong in it."""
     where = str(path)
     try:
         with path.open("rb") as stream:
             content = stream.read(MAX_BYTES + 1)
-        if len(content) > MAX_BYTES:
-            raise FusedgeError(f"has more than {MAX_BYTES} bytes", where=where)
-        raw = yaml.load(content.decode(), _Loader)  # a SafeLoader
     except OSError as error:
         raise FusedgeError(f"cannot be read: {error.strerror or error}", where=where) from None
-    except (yaml.YAMLError, UnicodeDecodeError, RecursionError, ValueError) as error:
-        raise FusedgeError(f"is no YAML that can be taken: {error}", where=where) from None
+    raw = load_yaml(content, where)
     try:
         appliance = Appliance.model_validate(raw)
     except ValidationError as error:

@@ -195,7 +195,8 @@ class ChaoticSource:
     def __init__(self, source: Source, strikes: Mapping[str, Strikes], clock: Clock) -> None:
         self._source, self._strikes, self._clock = source, strikes, clock
         self.uri, self.modalities = source.uri, source.modalities
-        self.channels, self.live, self.warnings = source.channels, source.live, source.warnings
+        self.channels, self.units = source.channels, source.units
+        self.live, self.warnings = source.live, source.warnings
 
     def samples(self) -> Iterator[Item]:
         """See Source; raises where the device is said to be gone."""

@@ -115,7 +115,7 @@ def _tracks(sources: Sequence[Source]) -> dict[str, Track]:
                     where=source.uri,
                     hint="leave one of them out",
                 )
-            tracks[modality] = Track(channels)
+            tracks[modality] = Track(channels, units=source.units.get(modality, ()))
     return tracks
 
 

@@ -322,7 +322,8 @@ class Repeated:
         self._source = reopen()
         self._closed = False
         self.uri, self.modalities = self._source.uri, self._source.modalities
-        self.channels, self.warnings = self._source.channels, self._source.warnings
+        self.channels, self.units = self._source.channels, self._source.units
+        self.warnings = self._source.warnings
 
     def samples(self) -> Iterator[Sample | Rejection]:
         """See Source."""

@@ -6,7 +6,7 @@ import os
 import re
 import threading
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from fractions import Fraction
 from pathlib import Path
@@ -92,6 +92,7 @@ class CameraSource:
         self.uri = request.address.uri
         self.modalities = (modality,)
         self.channels = {modality: names}
+        self.units: Mapping[str, tuple[str, ...]] = {}
         self.warnings = choice.warnings
         self._request = request
         self._modality = modality

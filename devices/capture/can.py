@@ -100,6 +100,7 @@ class CanSource:
         self.uri = address.uri
         self.modalities = (layout.modality,)
         self.channels = {layout.modality: layout.channels}
+        self.units = {layout.modality: layout.units}
         self._address = address
         self._modality = layout.modality
         self._now_ns = request.now_ns

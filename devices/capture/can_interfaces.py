@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import subprocess
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -42,8 +43,7 @@ def restart_command(name: str) -> str:
 
 def bitrate_of(name: str) -> int | None:
     """The interface's bit rate, None where it has none or it cannot be told."""
-    rate = _settings(name).get("bittiming", {}).get("bitrate")
-    return rate if isinstance(rate, int) else None
+    return _bitrate(_settings(name))
 
 
 def can_interfaces(sysfs: Path = SYSFS) -> list[InputDevice]:
@@ -51,7 +51,7 @@ def can_interfaces(sysfs: Path = SYSFS) -> list[InputDevice]:
     devices = []
     for name in interface_names(sysfs):
         settings, up = _settings(name), is_up(name, sysfs)
-        rate = settings.get("bittiming", {}).get("bitrate")
+        rate = _bitrate(settings)
         formats = [f"{rate} bit/s" if rate else "bit rate unknown", "up" if up else "down"]
         notes = [] if up else [f"is down: {up_command(name)}"]
         if settings.get("state") == "BUS-OFF":
@@ -71,6 +71,12 @@ def can_interfaces(sysfs: Path = SYSFS) -> list[InputDevice]:
             )
         )
     return devices
+
+
+def _bitrate(settings: Mapping[str, Any]) -> int | None:
+    timing = settings.get("bittiming")  # of a controller with any rate, else it has a few
+    rate = timing.get("bitrate") if isinstance(timing, dict) else settings.get("bittiming_bitrate")
+    return rate if isinstance(rate, int) else None
 
 
 def _settings(name: str) -> dict[str, Any]:

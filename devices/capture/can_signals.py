@@ -4,22 +4,20 @@ from __future__ import annotations
 
 import math
 import re
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-import yaml
-
 from fusedge.bundle.errors import FusedgeError, MissingExtraError, UnknownNameError
 from fusedge.bundle.manifest import Modality
 from fusedge.devices.capture.address import Address
+from fusedge.devices.capture.yaml_map import read_map
 
 if TYPE_CHECKING:
     from cantools.database.can import Database, Message, Signal
 
 MAX_DBC_BYTES = 16 << 20  # S
-MAX_MAP_BYTES = 1 << 16
 MAX_CHANNELS = 1024  # C
 # How value tables call a raw value that is no measurement. Of a flag, "invalid" is one.
 _UNMEASURED = re.compile(
@@ -157,10 +155,7 @@ def _load_dbc(path: str) -> Database:
 
 
 def _mapped(address: Address, dbc: str, database: Database) -> dict[str, Chosen]:
-    value = address.text("map")
-    inline = value.lstrip().startswith("{")
-    where = f"map in {address.uri}" if inline else value
-    entries = _load_map(value.encode() if inline else _read(value, MAX_MAP_BYTES), where)
+    entries, where = _entries(address)
     messages = {message.name: message for message in database.messages}
     chosen = {}
     for channel, text in entries.items():
@@ -206,37 +201,19 @@ def _named(address: Address, spec: Modality, signals: Mapping[str, Chosen]) -> M
     return chosen
 
 
-class _Loader(yaml.SafeLoader):  # type: ignore[misc]
-    """Without aliases, by which a small file can stand for a huge one, and without repeated keys."""
-
-    def compose_node(self, parent: Any, index: Any) -> Any:
-        if self.check_event(yaml.AliasEvent):
-            raise yaml.YAMLError("aliases (*name) are not taken")
-        return super().compose_node(parent, index)
-
-    def construct_mapping(self, node: Any, deep: bool = False) -> Any:
-        counts = Counter(str(key.value) for key, _ in node.value)
-        for key, count in counts.most_common(1):
-            if count > 1:
-                raise yaml.YAMLError(f"{key[:80]!r} is given twice")
-        return super().construct_mapping(node, deep)
-
-
-def _load_map(content: bytes, where: str) -> dict[str, str]:
-    try:
-        raw = yaml.load(content.decode(), _Loader)  # a SafeLoader
-    except (yaml.YAMLError, RecursionError, ValueError) as error:
-        raise FusedgeError(f"is no YAML that can be taken: {error}", where=where) from None
-    if not isinstance(raw, dict) or not 0 < len(raw) <= MAX_CHANNELS:
+def _entries(address: Address) -> tuple[dict[str, str], str]:
+    """The map's channels with what is written for them, and where it stands."""
+    table, where = read_map(address)
+    if not 0 < len(table) <= MAX_CHANNELS:
         raise FusedgeError(
             f"is not a table of 1 to {MAX_CHANNELS} channels",
             where=where,
             hint="a line each: speed: MESSAGE.SIGNAL km/h",
         )
-    for channel, text in raw.items():
-        if not isinstance(channel, str) or not isinstance(text, str):
+    for channel, text in table.items():
+        if not isinstance(text, str):
             raise FusedgeError(f"{channel}: {text} is not a channel and a signal", where=where)
-    return raw
+    return table, where
 
 
 def _read(path: str, most: int) -> bytes:

@@ -62,6 +62,7 @@ def _serve(connection: socket.socket, file: int, sender: Sender) -> None:
     fields = {
         "modalities": source.modalities,
         "channels": dict(source.channels),
+        "units": dict(source.units),
         "live": source.live,
         "warnings": source.warnings,
     }

@@ -1,41 +1,12 @@
-"""How fast a course changes: the channel `course_change` of recorded fixes, as UAH-DriveSet has it."""
+"""The channel `course_change` of recorded fixes."""
 
 from __future__ import annotations
 
 import math
-from collections import deque
 from collections.abc import Collection, Iterator, Mapping
 
-from fusedge.bundle.window import NANOSECONDS, to_ns
-from fusedge.devices.capture.fixes import MIN_COURSE_SPEED
+from fusedge.devices.capture.fixes import MIN_COURSE_SPEED, CourseChange
 from fusedge.devices.capture.table_source import Fault, Row, Table
-
-SPAN_NS = to_ns(2)
-TOLERANCE_NS = to_ns(0.5)
-
-
-class CourseChange:
-    """Contract: the size of the course's change since the fix 2 s before, over the time between, in
-    rad/s; NaN where either course is not known, or the fix nearest to 2 s old is 0.5 s off.
-    """
-
-    def __init__(self) -> None:
-        self._fixes: deque[tuple[int, float]] = deque()
-
-    def add(self, timestamp_ns: int, course_rad: float) -> float:
-        """Take the course of the next fix, NaN where there is none; the rate."""
-        fixes = self._fixes
-        if fixes and timestamp_ns <= fixes[-1][0]:
-            fixes.clear()
-        fixes.append((timestamp_ns, course_rad))
-        ideal_ns = timestamp_ns - SPAN_NS
-        while len(fixes) > 1 and abs(fixes[1][0] - ideal_ns) <= abs(fixes[0][0] - ideal_ns):
-            fixes.popleft()
-        before_ns, before_rad = fixes[0]
-        turn = course_rad - before_rad
-        if abs(before_ns - ideal_ns) > TOLERANCE_NS or not math.isfinite(turn):
-            return math.nan
-        return abs(math.remainder(turn, math.tau)) * NANOSECONDS / (timestamp_ns - before_ns)
 
 
 class WithCourseChange:

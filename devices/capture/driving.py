@@ -58,3 +58,9 @@ def channel_names(columns: Mapping[str, list[int]]) -> dict[str, tuple[str, ...]
     """The names of the columns of each modality."""
     offered = {modality: list(CHANNELS[modality]) for modality in columns}
     return {m: tuple(offered[m][column] for column in chosen) for m, chosen in columns.items()}
+
+
+def channel_units(columns: Mapping[str, list[int]]) -> dict[str, tuple[str, ...]]:
+    """Their units."""
+    names = channel_names(columns)
+    return {m: tuple(CHANNELS[m][name] for name in chosen) for m, chosen in names.items()}

@@ -66,6 +66,7 @@ class JoinedSource:
         self.channels: Mapping[str, tuple[str, ...]] = {
             name: channels for source in sources for name, channels in source.channels.items()
         }
+        self.units = {name: units for source in sources for name, units in source.units.items()}
         self.warnings = (*(line for source in sources for line in source.warnings), *warnings)
 
     def samples(self) -> Iterator[Sample | Rejection]:

@@ -29,7 +29,6 @@ CHANNELS: Mapping[str, str] = {
 SPAN_NS = to_ns(2.0)
 SPAN_TOLERANCE_NS = to_ns(0.5)
 GAP_NS = to_ns(1.6)  # between fixes: at 1 Hz not one may be lacking
-MAX_FIXES = 128  # in the span: 25 Hz is the fastest receiver
 # A course is as good as the speed across it: 0.05 m/s with an open sky (u-blox M8 and M9 data sheets), a
 # few times that in a street, is 0.1 rad and more below this speed.
 MIN_COURSE_SPEED = 1.5
@@ -56,6 +55,31 @@ class Fix(NamedTuple):
     satellites: float = math.nan
 
 
+class CourseChange:
+    """Contract: the size of the course's change since the fix 2 s before, over the time between, in
+    rad/s; NaN where either course is not known, the fix nearest to 2 s old is 0.5 s off, or there was
+    a gap in between.
+    """
+
+    def __init__(self) -> None:
+        self._fixes: deque[tuple[int, float]] = deque()
+
+    def add(self, timestamp_ns: int, course_rad: float) -> float:
+        """Take the course of the next fix, NaN where there is none; the rate."""
+        fixes = self._fixes
+        if fixes and not 0 < timestamp_ns - fixes[-1][0] <= GAP_NS:
+            fixes.clear()
+        fixes.append((timestamp_ns, course_rad))
+        ideal_ns = timestamp_ns - SPAN_NS
+        while len(fixes) > 1 and abs(fixes[1][0] - ideal_ns) <= abs(fixes[0][0] - ideal_ns):
+            fixes.popleft()
+        before_ns, before_rad = fixes[0]
+        turn = course_rad - before_rad
+        if abs(before_ns - ideal_ns) > SPAN_TOLERANCE_NS or not math.isfinite(turn):
+            return math.nan
+        return abs(math.remainder(turn, math.tau)) * NANOSECONDS / (timestamp_ns - before_ns)
+
+
 class FixRows:
     """Contract: the capture time is the receiver's, placed on the session's clock, or the arrival where
     it has none. A place that no vehicle can have reached since the last fix is a `position_jump`, until
@@ -66,14 +90,14 @@ class FixRows:
     def __init__(self, layout: RowLayout) -> None:
         self._layout = layout
         self._clock = DeviceClock()
-        self._courses: deque[tuple[int, float]] = deque(maxlen=MAX_FIXES)
+        self._change = CourseChange()
         self._place: tuple[int, Fix] | None = None
         self._doubted: tuple[int, Fix] | None = None
         self._agreeing = 0
 
     def lost(self, arrival_ns: int, detail: str) -> Rejection:
         """The receiver knows no position."""
-        self._courses.clear()
+        self._change = CourseChange()
         return Rejection(self._layout.modality, arrival_ns, "no_fix", detail)
 
     def row(self, fix: Fix, arrival_ns: int) -> Sample | Rejection:
@@ -84,7 +108,7 @@ class FixRows:
             time_ns = self._clock.place(fix.time_ns, arrival_ns)
         jump_m = self._jump_m(time_ns, fix)
         if jump_m:
-            self._courses.clear()
+            self._change = CourseChange()
             detail = f"{jump_m:.0f} m from the last fix"
             return Rejection(self._layout.modality, arrival_ns, "position_jump", detail)
         slow = not fix.speed >= MIN_COURSE_SPEED
@@ -92,7 +116,7 @@ class FixRows:
         values = {
             **fix._asdict(),
             "course": course,
-            "course_change": self._course_change(time_ns, course),
+            "course_change": self._change.add(time_ns, course),
         }
         del values["time_ns"]
         return Sample(self._layout.modality, time_ns, arrival_ns, self._layout.row(values), stamp)
@@ -109,18 +133,6 @@ class FixRows:
                 return jump_m
         self._place, self._doubted, self._agreeing = here, None, 0
         return 0.0
-
-    def _course_change(self, time_ns: int, course: float) -> float:
-        courses = self._courses
-        if courses and not 0 < time_ns - courses[-1][0] <= GAP_NS:
-            courses.clear()
-        courses.append((time_ns, course))
-        goal_ns = time_ns - SPAN_NS
-        then_ns, before = min(courses, key=lambda entry: abs(entry[0] - goal_ns))
-        if abs(then_ns - goal_ns) > SPAN_TOLERANCE_NS:
-            return math.nan
-        turned = abs(math.remainder(course - before, math.tau)) if course == course else math.nan
-        return turned / ((time_ns - then_ns) / NANOSECONDS)
 
 
 def _excess_m(before: tuple[int, Fix], here: tuple[int, Fix]) -> float:

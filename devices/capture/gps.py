@@ -71,6 +71,7 @@ class _Gps:
         self._modality = modality
         self.modalities = (modality,)
         self.channels = {modality: layout.channels}
+        self.units = {modality: layout.units}
         self.warnings = layout.warnings
         self._closed = threading.Event()
         self._lock = threading.Lock()

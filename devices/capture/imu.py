@@ -117,7 +117,7 @@ class _Frame:
                 if quantity in measured:
                     offered |= {name: VEHICLE_CHANNELS[name] for name in part}
         self._layout = RowLayout(address, self.modality, spec, offered)
-        self.channels = self._layout.channels
+        self.channels, self.units = self._layout.channels, self._layout.units
         self.warnings += self._layout.warnings
 
     def sample(
@@ -148,6 +148,7 @@ class _Imu:
         self._address, self._now_ns, self._frame = request.address, request.now_ns, frame
         self.modalities = (frame.modality,)
         self.channels = {frame.modality: frame.channels}
+        self.units = {frame.modality: frame.units}
         self.warnings = frame.warnings
         self._closed = threading.Event()
         self._lock = threading.Lock()

@@ -81,6 +81,9 @@ class IsolatedSource:
         self.channels: Mapping[str, tuple[str, ...]] = {
             name: tuple(channels) for name, channels in hello["channels"].items()
         }
+        self.units: Mapping[str, tuple[str, ...]] = {
+            name: tuple(units) for name, units in hello["units"].items()
+        }
         self.live = bool(hello["live"])
         self.warnings: tuple[str, ...] = tuple(hello["warnings"])
 

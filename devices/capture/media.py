@@ -7,7 +7,7 @@ import heapq
 import os
 import stat
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from operator import attrgetter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -101,6 +101,7 @@ class MediaFile:
             raise
         self.modalities = tuple(track.modality for track in self._tracks)
         self.channels = {track.modality: track.converter.channels for track in self._tracks}
+        self.units: Mapping[str, tuple[str, ...]] = {}
         self.warnings = tuple(f"{self.uri}: {warning}" for warning in warnings)
 
     def _add(

@@ -121,6 +121,7 @@ class Microphone:
         self.uri = request.address.uri
         self.modalities = (modality,)
         self.channels: Mapping[str, tuple[str, ...]] = {modality: channels}
+        self.units: Mapping[str, tuple[str, ...]] = {}
         self.warnings: tuple[str, ...] = ()
         self._address, self._now_ns, self._use = request.address, request.now_ns, use
         self._name: str = use.device["name"]

@@ -110,6 +110,7 @@ class ObdSource:
         self.uri = request.address.uri
         self.modalities = (layout.modality,)
         self.channels = {layout.modality: layout.channels}
+        self.units = {layout.modality: layout.units}
         self._address = request.address
         self._modality = layout.modality
         self._now_ns = request.now_ns

@@ -5,7 +5,7 @@ from __future__ import annotations
 import socket
 import threading
 from collections import Counter, deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any, NamedTuple
 from urllib.parse import urlsplit
@@ -107,6 +107,7 @@ class NetworkCamera:
         tracks = self._tracks.values()
         self.modalities = tuple(track.modality for track in tracks)
         self.channels = {track.modality: track.converter.channels for track in tracks}
+        self.units: Mapping[str, tuple[str, ...]] = {}
         self.warnings = tuple(f"{self.uri}: {warning}" for warning in warnings)
 
     def samples(self) -> Iterator[Sample | Rejection]:

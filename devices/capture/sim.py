@@ -30,7 +30,7 @@ from fusedge.bundle.errors import FusedgeError, UnknownNameError
 from fusedge.bundle.sample import Rejection, Sample
 from fusedge.bundle.window import to_ns
 from fusedge.devices.capture.address import Request
-from fusedge.devices.capture.driving import channel_names, select
+from fusedge.devices.capture.driving import channel_names, channel_units, select
 from fusedge.devices.capture.wanted import names_of
 
 STEP_S = 0.1  # the phone's motion rate is 9.9 Hz
@@ -218,6 +218,7 @@ class SimulatedDrive:
         self._columns = select(uri, wanted)
         self.modalities = tuple(self._columns)
         self.channels = channel_names(self._columns)
+        self.units = channel_units(self._columns)
         self._closed = threading.Event()
 
     def samples(self) -> Iterator[Sample | Rejection]:

@@ -33,6 +33,10 @@ class Source(Protocol):
         """Of each of `modalities` the names of its channels, in the order of `Sample.data`."""
 
     @property
+    def units(self) -> Mapping[str, tuple[str, ...]]:
+        """Of those of `modalities` that are series, the units of their channels."""
+
+    @property
     def live(self) -> bool:
         """Whether arrival is stamped with the injected clock."""
 

@@ -54,6 +54,11 @@ class SyntheticSource:
         self.channels: Mapping[str, tuple[str, ...]] = {
             spec.name: tuple(channel.name for channel in spec.channels) for spec in specs
         }
+        self.units: Mapping[str, tuple[str, ...]] = {
+            spec.name: tuple(channel.unit for channel in spec.channels)
+            for spec in specs
+            if spec.kind == "series"
+        }
         self.duration_s = duration_s
         self.step_s = min(3600.0, duration_s / 8)
         random = np.random.default_rng(seed)

@@ -149,6 +149,7 @@ class TableSource:
         self._tables = [t for t in tables if any(name in self._layouts for name in t.offered)]
         self.modalities = tuple(self._layouts)
         self.channels = {name: layout.channels for name, layout in self._layouts.items()}
+        self.units = {name: layout.units for name, layout in self._layouts.items()}
         lacking = [line for layout in self._layouts.values() for line in layout.warnings]
         self.warnings = (*warnings, *lacking)
         self._closed = threading.Event()

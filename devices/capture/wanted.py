@@ -66,7 +66,7 @@ class RowLayout:
     ) -> None:
         self.modality = modality
         units = dict(offered) if spec is None else {c.name: c.unit for c in spec.channels}
-        self.channels = tuple(units)
+        self.channels, self.units = tuple(units), tuple(units.values())
         self.warnings: tuple[str, ...] = ()
         given = [name for name in self.channels if name in offered]
         if not given:

@@ -22,6 +22,7 @@ class Frames:
     live = True
     modalities = ("view",)
     channels: Mapping[str, tuple[str, ...]] = {"view": ("r", "g", "b")}
+    units: Mapping[str, tuple[str, ...]] = {}
     warnings: tuple[str, ...] = ("as asked for",)
 
     def __init__(

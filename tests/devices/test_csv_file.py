@@ -326,7 +326,7 @@ def test_of_several_wanted_modalities_bare_names_belong_to_the_one_that_is_named
         ("{time: &t {column: t, unit: s}, imu: {time: *t, a: ax g}}", "aliases"),
         ("{" * 1000, "levels deep"),
         ("{x: " * 1000 + "}" * 1000, "levels deep"),
-        ("{" + " " * 70_000 + "}", "more than 65536 bytes"),
+        ("{" + " " * (1 << 20) + "}", "more than 1048576 bytes"),
         ("{time: !!python/object:os.system {}, imu: {a: ax g}}", "names no column"),
         ("{a: b", "is no YAML"),
         ("nowhere.yaml", "nowhere.yaml: cannot be read: No such file"),

@@ -24,7 +24,7 @@ from fusedge.bundle.recording_file import Info, RecordingWriter
 from fusedge.bundle.sample import Rejection, Sample
 from fusedge.bundle.window import to_ns
 from fusedge.devices.capture.source import open_source
-from tests.devices.modalities import named
+from tests.devices.modalities import by_name, named, series
 
 TRACKS = {
     "imu": Track(("x", "y", "z"), 100.0),
@@ -38,12 +38,12 @@ def imu(number: int, arrival_ns: int | None = None) -> Sample:
     return Sample("imu", number, number if arrival_ns is None else arrival_ns, data)
 
 
-def write(path: Path, messages: list[Any]) -> Path:
-    info = Info(format_version=1, fusedge="x", exact=True, clip="", tracks=TRACKS, session={})
+def write(path: Path, messages: list[Any], tracks: dict[str, Track] = TRACKS) -> Path:
+    info = Info(format_version=1, fusedge="x", exact=True, clip="", tracks=tracks, session={})
     writer = RecordingWriter(path, info)
     for item in messages:
         if isinstance(item, Sample):
-            item = sample_message(item, TRACKS.get(item.modality))
+            item = sample_message(item, tracks.get(item.modality))
         elif isinstance(item, Rejection):
             item = rejection_message(item)
         writer.add(item)
@@ -99,6 +99,20 @@ def test_a_channel_that_is_not_there_is_named(tmp_path: Path) -> None:
         open_source(f"replay:{path}", named(imu=["xx"]), lambda: 0)
     with pytest.raises(FusedgeError, match=r"it offers imu, cabin, road"):
         open_source(f"replay:{path}", named(speed=["v"]), lambda: 0)
+
+
+def test_units_of_the_recording_become_those_of_the_bundle(tmp_path: Path) -> None:
+    tracks = {"gps": Track(("heading", "speed"), units=("deg", "km/h"))}
+    fix = Sample("gps", 1, 1, np.array([180, 36], np.float32))
+    path = write(tmp_path / "a.mcap", [fix, fix._replace(data=np.zeros(3, np.float32))], tracks)
+    wanted = by_name(series("gps", {"speed": "m/s", "heading": "rad"}))
+    source = open_source(f"replay:{path}", wanted, lambda: 0)
+    assert source.units == {"gps": ("m/s", "rad")}
+    row, odd = (item.data.tolist() for item in source.samples() if isinstance(item, Sample))
+    assert row == pytest.approx([10, np.pi]) and odd == [0, 0, 0]
+    assert open_source(f"replay:{path}", None, lambda: 0).units == {"gps": ("deg", "km/h")}
+    with pytest.raises(FusedgeError, match="km/h is a speed, m a length"):
+        open_source(f"replay:{path}", by_name(series("gps", {"speed": "m"})), lambda: 0)
 
 
 def test_a_malformed_sample_comes_back_as_it_was(tmp_path: Path) -> None:

@@ -26,6 +26,7 @@ class LiveSource:
 
     live = True
     warnings: tuple[str, ...] = ()
+    units: Mapping[str, tuple[str, ...]] = {}
 
     def __init__(
         self,
@@ -62,6 +63,7 @@ class RecordedSource:
     uri, live, warnings = "list:", False, ()
     modalities = ("fast", "slow")
     channels: Mapping[str, tuple[str, ...]] = {}
+    units: Mapping[str, tuple[str, ...]] = {}
 
     def __init__(self, items: Sequence[Sample]) -> None:
         self._items = items

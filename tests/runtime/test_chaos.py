@@ -124,6 +124,7 @@ class LiveSource:
     warnings: tuple[str, ...] = ()
     modalities = ("motion",)
     channels: ClassVar[Mapping[str, tuple[str, ...]]] = {"motion": ("x", "y")}
+    units: ClassVar[Mapping[str, tuple[str, ...]]] = {}
 
     def __init__(self, uri: str, clock: Clock, end_ns: int) -> None:
         self.uri, self._clock, self._end_ns = uri, clock, end_ns

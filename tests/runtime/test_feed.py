@@ -48,6 +48,7 @@ class Recorded:
         self.items, self.failure, self.uri = items, failure, uri
         self.modalities: tuple[str, ...] = ("fast",)
         self.channels: dict[str, tuple[str, ...]] = {}
+        self.units: dict[str, tuple[str, ...]] = {}
         self.closed = 0
 
     def samples(self) -> Iterator[Item]:

@@ -28,7 +28,7 @@ from fusedge.bundle.recording import (
 from fusedge.bundle.recording_file import Gap, Info, RecordingFile, RecordingWriter
 from fusedge.bundle.sample import Rejection, Sample
 from fusedge.bundle.window import to_ns
-from fusedge.devices.capture.replay.mcap import RecordingSource
+from fusedge.devices.capture.source import open_source
 from fusedge.runtime.clock import VirtualClock
 from fusedge.runtime.journal import Cut, Tick
 from fusedge.runtime.part import Failure, Job
@@ -162,7 +162,7 @@ def test_shuffled_arrival_gives_one_sha256_as_a_source(tmp_path: Path, tiny: Bun
         for sample in shuffled:
             recorder.write(sample)
         recorder.close({})
-        source = RecordingSource(f"replay:{path}", path, None)
+        source = open_source(f"replay:{path}", None, lambda: 0)
         read = [(s.arrival_ns, s.timestamp_ns, s.data.tobytes()) for s in source.samples()]
         assert read == [(s.arrival_ns, s.timestamp_ns, s.data.tobytes()) for s in shuffled]
         sink = MemorySink()
@@ -409,6 +409,6 @@ def test_times_beyond_all_bounds_are_replayed_or_end_it(
 def test_documents_are_not_input(tmp_path: Path, tiny: Bundle) -> None:
     path = tmp_path / "a.mcap"
     live_session(tiny, path, 3, seconds=5)
-    items = list(RecordingSource(f"replay:{path}", path, None).samples())
+    items = list(open_source(f"replay:{path}", None, lambda: 0).samples())
     recorded = [e for e in RecordingFile(path).entries() if not isinstance(e, Document)]
     assert len(items) == len(recorded)

@@ -133,6 +133,7 @@ class Trip:
     uri = "trip"
     modalities = ("motion",)
     channels = {"motion": ("x", "y")}  # noqa: RUF012
+    units: dict[str, tuple[str, ...]] = {}  # noqa: RUF012
     warnings = ()
 
     def samples(self) -> Iterator[Sample | Rejection]:

@@ -38,6 +38,7 @@ class Device:
     def __init__(self, run: Run, modality: str) -> None:
         self.uri, self.modalities = f"bench:{modality}", (modality,)
         self.channels: dict[str, tuple[str, ...]] = {}
+        self.units: dict[str, tuple[str, ...]] = {}
         self._run = run
         self._closed = threading.Event()
 

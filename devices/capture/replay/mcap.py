@@ -3,14 +3,21 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
 
 from fusedge.bundle.errors import FusedgeError, UnknownNameError
-from fusedge.bundle.recording import Document
+from fusedge.bundle.manifest import Modality
+from fusedge.bundle.recording import Document, Track
 from fusedge.bundle.recording_file import Gap, RecordingFile
 from fusedge.bundle.sample import Rejection, Sample, size
 from fusedge.bundle.window import to_ns
+from fusedge.devices.capture.address import Address, Wanted
+from fusedge.devices.capture.units import conversion
 
 MAX_SILENCE_NS = to_ns(
     86_400.0
@@ -21,7 +28,8 @@ MAX_TIME_NS = 1 << 61  # in 2043 if since 1970; windows around a later one leave
 class RecordingSource:
     """What was received in a recorded session, with its stamps and in its order of arrival.
 
-    `wanted` chooses modalities and their channels by name; None takes all. Rejections come out as
+    `wanted` chooses modalities and their channels by name, and converts units where the recording knows
+    them; None takes all as it is. Rejections come out as
     rejections. What cannot be read (`malformed`) and what the recorder missed (`recording_gap`) is one
     too, of the first modality where the file does not say of which. Arrival that falls is held, for
     live sources do not wait for each other; where it leaps by more than a day, or is MAX_TIME_NS or
@@ -33,40 +41,31 @@ class RecordingSource:
 
     live = False
 
-    def __init__(self, uri: str, path: Path, wanted: Mapping[str, tuple[str, ...]] | None) -> None:
-        self.uri = uri
+    def __init__(self, address: Address, path: Path, wanted: Wanted) -> None:
+        self.uri = address.uri
         self._file = RecordingFile(path)
         self.warnings = (
             () if self._file.complete else (f"{path} has no end: read as far as it goes",)
         )
-        self._columns = self._select(wanted)
-        if not self._columns:
+        self._selections = {
+            modality: _Selection(
+                address, modality, track, None if wanted is None else wanted[modality]
+            )
+            for modality, track in self._file.info.tracks.items()
+            if wanted is None or modality in wanted
+        }
+        if not self._selections:
             names = ", ".join(wanted or ()) or "any"
             offered = ", ".join(self._file.info.tracks) or "nothing"
             raise FusedgeError(
                 f"offers none of the wanted modalities ({names})",
-                where=uri,
+                where=self.uri,
                 hint=f"it offers {offered}",
             )
-        self.modalities = tuple(self._columns)
+        self.modalities = tuple(self._selections)
+        self.channels = {name: chosen.channels for name, chosen in self._selections.items()}
+        self.units = {name: chosen.units for name, chosen in self._selections.items()}
         self._closed = threading.Event()
-
-    def _select(self, wanted: Mapping[str, tuple[str, ...]] | None) -> dict[str, list[int] | None]:
-        """The columns of each modality, None where they are all of them in their order."""
-        self.channels: dict[str, tuple[str, ...]] = {}
-        columns: dict[str, list[int] | None] = {}
-        for modality, track in self._file.info.tracks.items():
-            if wanted is not None and modality not in wanted:
-                continue
-            names = track.channels if wanted is None else wanted[modality]
-            for name in names:
-                if name not in track.channels:
-                    kind = f"channel of {modality} in {self.uri}"
-                    raise UnknownNameError(kind, name, track.channels)
-            same = names == track.channels
-            columns[modality] = None if same else [track.channels.index(name) for name in names]
-            self.channels[modality] = names
-        return columns
 
     def samples(self) -> Iterator[Sample | Rejection]:
         """Samples and rejections in the order of arrival."""
@@ -99,20 +98,53 @@ class RecordingSource:
         if isinstance(entry, Gap) and not entry.modality:
             detail = f"{self._file.path}: {entry.reason} ({entry.lost or 'some'} entries)"
             return Rejection(self.modalities[0], entry.log_ns, "recording_gap", detail)
-        if isinstance(entry, Document) or entry.modality not in self._columns:
+        if isinstance(entry, Document) or entry.modality not in self._selections:
             return None
         if isinstance(entry, Gap):
             detail = f"{self._file.path}: {entry.reason}"
             return Rejection(entry.modality, entry.log_ns, "malformed", detail)
         if isinstance(entry, Rejection):
             return entry
-        columns = self._columns[entry.modality]
-        track = self._file.info.tracks[entry.modality]
-        whole = entry.data.ndim and entry.data.shape[-1] == len(track.channels)
-        return (
-            entry if columns is None or not whole else entry._replace(data=entry.data[..., columns])
-        )
+        return entry._replace(data=self._selections[entry.modality].of(entry.data))
 
     def close(self) -> None:
         """End the iterator before its next item."""
         self._closed.set()
+
+
+class _Selection:
+    """The wanted channels of a track, in the wanted order and units."""
+
+    def __init__(
+        self, address: Address, modality: str, track: Track, spec: Modality | None
+    ) -> None:
+        self.channels = track.channels if spec is None else tuple(c.name for c in spec.channels)
+        self.units = track.units
+        self._count = len(track.channels)
+        self._columns: list[int] | None = None
+        self._factors = self._offsets = np.zeros(0, np.float32)
+        for name in self.channels:
+            if name not in track.channels:
+                kind = f"channel of {modality} in {address.uri}"
+                raise UnknownNameError(kind, name, track.channels)
+        columns = [track.channels.index(name) for name in self.channels]
+        if self.channels != track.channels:
+            self._columns = columns
+        if spec is not None and len(track.units) == len(track.channels):
+            self.units = tuple(channel.unit for channel in spec.channels)
+            where = f"{modality} in {address.uri}"
+            have = [track.units[column] for column in columns]
+            pairs = [conversion(a, b, where) for a, b in zip(have, self.units, strict=True)]
+            if any(pair != (1, 0) for pair in pairs):
+                self._factors = np.array([pair.factor for pair in pairs], np.float32)
+                self._offsets = np.array([pair.offset for pair in pairs], np.float32)
+
+    def of(self, data: NDArray[Any]) -> NDArray[Any]:
+        """What a sample's data becomes; unchanged where it is malformed."""
+        if not data.ndim or data.shape[-1] != self._count:
+            return data
+        if self._columns is not None:
+            data = data[..., self._columns]
+        if len(self._factors) and data.dtype == np.float32:
+            data = data * self._factors + self._offsets
+        return data

@@ -24,7 +24,7 @@ def open_recording(request: Request) -> Source:
     if path.suffix == ".mcap":
         from fusedge.devices.capture.replay.mcap import RecordingSource
 
-        return RecordingSource(request.address.uri, path, wanted)
+        return RecordingSource(request.address, path, request.wanted)
     if is_segment(path):
         return open_segment(request)
     if is_set(path):

@@ -43,7 +43,7 @@ from numpy.typing import NDArray
 from fusedge.bundle.errors import FusedgeError
 from fusedge.bundle.sample import Recording, Rejection, Sample, Series
 from fusedge.bundle.window import NANOSECONDS
-from fusedge.devices.capture.driving import CHANNELS, channel_names, select
+from fusedge.devices.capture.driving import CHANNELS, channel_names, channel_units, select
 from fusedge.devices.capture.line_file import UNREADABLE, bounded_lines, is_file, open_file
 
 G = 9.80665
@@ -127,7 +127,8 @@ class TripSource:
         if not self._open:
             raise _no_trip(folder, warnings)
         self.modalities = tuple(modality for modality, _ in self._open)
-        self.channels = channel_names({name: columns[name] for name in self.modalities})
+        given = {name: columns[name] for name in self.modalities}
+        self.channels, self.units = channel_names(given), channel_units(given)
         self.warnings = tuple(warnings)
         self._closed = threading.Event()
 

@@ -42,7 +42,7 @@ BO_ 2566844672 BODY: 3 CAR
 SPEED, BODY = 180, 0x18FEF100
 SPEED_100 = bytes([0, 0, 0, 0, 0, 0x27, 0x10, 0])
 TIOCSETD = 0x5423
-N_SLCAN = (17).to_bytes(4, "little")
+N_TTY, N_SLCAN = bytes(4), (17).to_bytes(4, "little")
 
 
 @pytest.fixture
@@ -218,7 +218,8 @@ def test_a_controller_leaves_the_bus_and_comes_back(dbc: Path, adapter: Lawicel)
     items = source.samples()
     adapter.frame(SPEED_100)
     assert isinstance(next(items), Sample)
-    os.close(line)  # as when it is pulled out
+    fcntl.ioctl(line, TIOCSETD, N_TTY)  # the driver lets go, as when it is pulled out
+    os.close(line)
     with pytest.raises(FusedgeError, match=r"is down|has vanished"):
         next(items)
     wait_for(lambda: not Path(f"/sys/class/net/{channel}").exists())
