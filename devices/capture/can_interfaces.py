@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from fusedge.devices.capture.inputs import InputDevice
+from fusedge.devices.capture.usb_names import text_attribute
 
 SYSFS = Path("/sys")
 _CAN = "280"  # ARPHRD_CAN of <linux/if_arp.h>
@@ -20,12 +21,12 @@ IP_TIMEOUT_S = 2.0
 def interface_names(sysfs: Path = SYSFS) -> list[str]:
     """The names of the interfaces, up or down."""
     entries = sorted((sysfs / "class/net").glob("*"))
-    return [entry.name for entry in entries if _text(entry / "type") == _CAN]
+    return [entry.name for entry in entries if text_attribute(entry / "type") == _CAN]
 
 
 def is_up(name: str, sysfs: Path = SYSFS) -> bool:
     """Whether the interface is up."""
-    flags = _text(sysfs / "class/net" / name / "flags")
+    flags = text_attribute(sysfs / "class/net" / name / "flags")
     return bool(flags) and bool(int(flags, 16) & _UP)
 
 
@@ -57,14 +58,16 @@ def can_interfaces(sysfs: Path = SYSFS) -> list[InputDevice]:
         if settings.get("state") == "BUS-OFF":
             notes.append(f"has left the bus (bus-off): {restart_command(name)}")
         usb = Path(os.path.realpath(sysfs / "class/net" / name / "device")).parent
-        serial_number = _text(usb / "serial")
+        serial_number = text_attribute(usb / "serial")
         if serial_number:
             formats.append(f"USB adapter {serial_number}")
             notes.append(
                 f"the name {name} depends on the order of plugging in; a udev rule on the serial "
                 "number keeps it"
             )
-        title = " ".join(filter(None, (_text(usb / "manufacturer"), _text(usb / "product"))))
+        title = " ".join(
+            filter(None, (text_attribute(usb / "manufacturer"), text_attribute(usb / "product")))
+        )
         devices.append(
             InputDevice(
                 "can", title or name, f"can:{name}?dbc=…", (", ".join(formats),), "; ".join(notes)
@@ -93,10 +96,3 @@ def _settings(name: str) -> dict[str, Any]:
     except (OSError, subprocess.SubprocessError, ValueError, LookupError, AttributeError):
         return {}
     return settings if isinstance(settings, dict) else {}
-
-
-def _text(path: Path) -> str:
-    try:
-        return path.read_text("utf-8", "replace").strip()
-    except OSError:  # it has no such property, or is gone
-        return ""

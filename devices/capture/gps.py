@@ -10,7 +10,6 @@ import json
 import math
 import re
 import socket
-import threading
 from collections import deque
 from collections.abc import Iterator
 from datetime import datetime
@@ -22,6 +21,7 @@ from fusedge.bundle.window import NANOSECONDS, to_ns
 from fusedge.devices.capture.access import missing
 from fusedge.devices.capture.address import Address, Request
 from fusedge.devices.capture.fixes import CHANNELS, Fix, FixRows
+from fusedge.devices.capture.held_device import HeldDevice
 from fusedge.devices.capture.nmea import NmeaReader, NoFix
 from fusedge.devices.capture.serial_ports import open_serial
 from fusedge.devices.capture.source import Source
@@ -57,12 +57,11 @@ def open_gpsd(request: Request) -> Source:
     return Gpsd(request)
 
 
-class _Gps:
+class _Gps(HeldDevice):
     """What the two have in common: see Source."""
 
-    live = True
-
     def __init__(self, request: Request) -> None:
+        super().__init__()
         self.uri = request.address.uri
         self._address, self._now_ns = request.address, request.now_ns
         modality, spec = modality_of(request.address, request.wanted, "series", "gps")
@@ -73,34 +72,6 @@ class _Gps:
         self.channels = {modality: layout.channels}
         self.units = {modality: layout.units}
         self.warnings = layout.warnings
-        self._closed = threading.Event()
-        self._lock = threading.Lock()
-        self._reading = False
-
-    def samples(self) -> Iterator[Item]:
-        """See Source. Raises FusedgeError when the receiver is gone."""
-        with self._lock:
-            if self._closed.is_set():
-                return
-            self._reading = True
-        try:
-            yield from self._items()
-        finally:
-            self._release()
-
-    def close(self) -> None:
-        """See Source."""
-        with self._lock:
-            self._closed.set()
-            reading = self._reading
-        if not reading:
-            self._release()
-
-    def _items(self) -> Iterator[Item]:
-        raise NotImplementedError
-
-    def _release(self) -> None:
-        raise NotImplementedError
 
     def _broken(self, detail: str, arrival_ns: int) -> Rejection:
         return Rejection(self._modality, arrival_ns, "malformed", detail)

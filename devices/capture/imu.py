@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import errno
 import select
-import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -19,6 +18,7 @@ from fusedge.bundle.window import to_ns
 from fusedge.devices.capture.access import refusal
 from fusedge.devices.capture.address import Request
 from fusedge.devices.capture.device_clock import DeviceClock, believable
+from fusedge.devices.capture.held_device import HeldDevice
 from fusedge.devices.capture.iio import (
     DEV,
     QUANTITIES,
@@ -138,46 +138,20 @@ class _Frame:
         return Sample(self.modality, time_ns, arrival_ns, self._layout.row(values), stamp)
 
 
-class _Imu:
+class _Imu(HeldDevice):
     """What the two ways of reading have in common: see Source."""
 
-    live = True
-
     def __init__(self, request: Request, frame: _Frame) -> None:
+        super().__init__()
         self.uri = request.address.uri
         self._address, self._now_ns, self._frame = request.address, request.now_ns, frame
         self.modalities = (frame.modality,)
         self.channels = {frame.modality: frame.channels}
         self.units = {frame.modality: frame.units}
         self.warnings = frame.warnings
-        self._closed = threading.Event()
-        self._lock = threading.Lock()
-        self._reading = False
-
-    def samples(self) -> Iterator[Sample | Rejection]:
-        """See Source. Raises FusedgeError when the sensor is gone."""
-        with self._lock:
-            if self._closed.is_set():
-                return
-            self._reading = True
-        try:
-            yield from self._items()
-        finally:
-            self._release()
-
-    def close(self) -> None:
-        """See Source."""
-        with self._lock:
-            self._closed.set()
-            reading = self._reading
-        if not reading:
-            self._release()
-
-    def _items(self) -> Iterator[Sample | Rejection]:
-        raise NotImplementedError
 
     def _release(self) -> None:
-        """Give back what is held."""
+        """Nothing is held between two readings."""
 
     def _gone(self, error: OSError) -> FusedgeError:
         return self._address.error(f"the sensor is gone: {error.strerror or error}")

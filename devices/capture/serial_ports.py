@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import errno
 import os
-import re
 import termios
 from collections import Counter
 from pathlib import Path
@@ -18,6 +17,7 @@ from fusedge.bundle.errors import FusedgeError, MissingExtraError
 from fusedge.devices.capture.access import busy, holders_of, missing, refusal
 from fusedge.devices.capture.address import Address
 from fusedge.devices.capture.inputs import InputDevice
+from fusedge.devices.capture.usb_names import text_attribute, usb_name
 
 if TYPE_CHECKING:
     import serial
@@ -27,7 +27,6 @@ SYSFS = Path("/sys")
 WRITE_TIMEOUT_S = 1.0  # a port that takes nothing, as a Bluetooth one out of reach
 MAX_TEXT = 256  # of a file in sysfs; a USB string descriptor has at most 126 characters
 _NO_UART = "0"  # PORT_UNKNOWN of <linux/serial.h>: a place for a port, without one
-_USB_LENGTH = 63  # of vendor and model each, as usb_id cuts them
 _LOCKED = (errno.EAGAIN, errno.EACCES)
 
 
@@ -77,10 +76,10 @@ def port_path(address: Address, target: str, dev: Path = DEV, sysfs: Path = SYSF
 
     Raises FusedgeError where there is no such port, or several fit.
     """
-    known = ports(dev, sysfs)
-    listed = [f"by-id/{port.by_id}" if port.by_id else port.path for port in known]
     if target.startswith("/"):
         return target
+    known = ports(dev, sysfs)
+    listed = [f"by-id/{port.by_id}" if port.by_id else port.path for port in known]
     if target == "auto":
         fitting = [port.path for port in known]
     # os.path answers False where Path raises: no permission, name too long
@@ -135,43 +134,16 @@ def _port(entry: Path, dev: Path) -> Port | None:
     device = Path(os.path.realpath(entry / "device"))
     if entry.name.startswith("rfcomm"):  # Bluetooth
         return Port(str(dev / entry.name), "Bluetooth", "")
-    if not os.path.exists(entry / "device") or _text(entry / "type") == _NO_UART:  # noqa: PTH110
+    if not os.path.exists(entry / "device") or text_attribute(entry / "type") == _NO_UART:  # noqa: PTH110
         return None
     # Of usb-serial the tty lies under a port of the interface, of cdc-acm under the interface.
-    inside = _text(device / "bInterfaceNumber")
+    inside = text_attribute(device / "bInterfaceNumber")
     interface = device if inside else device.parent
-    number = inside or _text(interface / "bInterfaceNumber")
+    number = inside or text_attribute(interface / "bInterfaceNumber")
     if not number:
         return Port(str(dev / entry.name), "", "")
     usb = interface.parent
-    index = "" if inside else _text(device / "port_number")
+    index = "" if inside else text_attribute(device / "port_number")
     by_id = f"usb-{usb_name(usb)}-if{number}" + (f"-port{index}" if index else "")
-    words = (_text(usb / "manufacturer"), _text(usb / "product"))
+    words = (text_attribute(usb / "manufacturer"), text_attribute(usb / "product"))
     return Port(str(dev / entry.name), " ".join(filter(None, words)), by_id)
-
-
-def usb_name(device: Path) -> str:
-    """What udev calls ID_SERIAL of a USB device in sysfs: `VENDOR_MODEL` or `VENDOR_MODEL_SERIAL`."""
-    vendor = _text(device / "manufacturer") or _text(device / "idVendor")
-    model = _text(device / "product") or _text(device / "idProduct")
-    serial_number = _text(device / "serial")
-    words = [_udev(vendor)[:_USB_LENGTH], _udev(model)[:_USB_LENGTH]]
-    if serial_number.isascii() and serial_number.isprintable() and "," not in serial_number:
-        words.append(_udev(serial_number))
-    return "_".join(word for word in words if word)
-
-
-def _udev(text: str) -> str:
-    """As udev writes it in a link: white space and what it does not allow become `_`."""
-    return "".join(
-        c if re.match(r"[0-9A-Za-z#+\-.:=@_]", c) or not c.isascii() else "_"
-        for c in "_".join(text.split())
-    )
-
-
-def _text(path: Path) -> str:
-    try:
-        with path.open("rb") as file:
-            return file.read(MAX_TEXT).decode("utf-8", "replace").strip()
-    except OSError:  # it has no such property, or is gone
-        return ""

@@ -19,7 +19,7 @@ from fusedge.bundle.errors import FusedgeError, MissingExtraError
 from fusedge.devices.capture.access import busy, holders_of, missing, refusal
 from fusedge.devices.capture.address import Address
 from fusedge.devices.capture.inputs import InputDevice
-from fusedge.devices.capture.serial_ports import usb_name
+from fusedge.devices.capture.usb_names import usb_name
 
 MAX_TEXT = 1 << 16  # of a file in /proc or /sys; /proc/asound/cards has 160 bytes a card
 USUAL_RATES_HZ = (8000, 16000, 22050, 32000, 44100, 48000, 96000, 192000)

@@ -11,7 +11,6 @@ import ctypes
 import errno
 import fcntl
 import os
-import re
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -23,6 +22,7 @@ from fusedge.devices.capture.access import holders_of, missing, refusal
 from fusedge.devices.capture.address import Address
 from fusedge.devices.capture.inputs import InputDevice
 from fusedge.devices.capture.pixels import LAYOUTS
+from fusedge.devices.capture.usb_names import attribute, usb_name
 
 DEV, SYS = Path("/dev"), Path("/sys")
 TEGRA_DRIVER = "tegra-video"  # of Jetson's CSI sensors: raw Bayer, pictures come from Argus
@@ -288,44 +288,18 @@ def _nodes(dev: Path, sys: Path) -> list[_Node]:
 
 
 def _node(path: Path, folder: Path) -> _Node:
-    index = _attribute(folder / "index").decode("latin-1")
+    index = attribute(folder / "index").decode("latin-1")
     number = int(index) if index.isdecimal() else 0
     usb = _usb_name(folder)
     by_id = f"usb-{usb}-video-index{number}" if usb else ""
-    return _Node(path, by_id, number, _attribute(folder / "name").decode("utf-8", "replace"))
+    return _Node(path, by_id, number, attribute(folder / "name").decode("utf-8", "replace"))
 
 
 def _usb_name(folder: Path) -> str:
-    """VENDOR_MODEL_SERIAL of the USB device that the node belongs to, as udev's usb_id has it."""
+    """The name of the USB device that the node belongs to; empty where it is on none."""
     device = (folder / "device").resolve()
     usb = next((p for p in (device, *device.parents) if (p / "idVendor").is_file()), None)
-    if usb is None:
-        return ""
-    vendor = _attribute(usb / "manufacturer") or _attribute(usb / "idVendor")
-    model = _attribute(usb / "product") or _attribute(usb / "idProduct")
-    serial = _attribute(usb / "serial")
-    if any(not 0x20 <= byte <= 0x7F or byte == ord(",") for byte in serial):
-        serial = b""
-    parts = [udev_spelling(part) for part in (vendor[:63], model[:63], serial) if part]
-    return "_".join(part for part in parts if part)
-
-
-def _attribute(file: Path) -> bytes:
-    try:
-        with file.open("rb") as stream:
-            return stream.read(512).rstrip(b"\n")
-    except OSError:
-        return b""
-
-
-# What udev leaves in a name: these, an escape \x, and characters outside ASCII that are valid.
-_NOT_IN_NAMES = re.compile(r"(\\x)|[^0-9A-Za-z#+\-.:=@_\x80-\U0010ffff]|[\udc80-\udcff]")
-
-
-def udev_spelling(text: bytes) -> str:
-    """A text of a USB device as udev writes it into names."""
-    joined = b"_".join(text.split()).decode("utf-8", "surrogateescape")
-    return _NOT_IN_NAMES.sub(lambda match: match[1] or "_", joined)
+    return usb_name(usb) if usb is not None else ""
 
 
 class _Camera(NamedTuple):

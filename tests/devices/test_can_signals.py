@@ -205,7 +205,7 @@ def test_a_dbc_that_cannot_be_used_is_refused_in_one_line(
 
 def test_files_are_read_up_to_a_size(dbc: Path, tmp_path: Path) -> None:
     table = tmp_path / "map.yaml"
-    table.write_text("#" * 70_000)
+    table.write_text("#" * ((1 << 20) + 1))
     with pytest.raises(FusedgeError, match="more than 1048576 bytes"):
         load(dbc, map=str(table))
     with pytest.raises(FusedgeError, match="more than 16777216 bytes"):

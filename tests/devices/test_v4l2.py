@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 
 from fusedge.bundle.errors import FusedgeError
 from fusedge.devices.capture.address import Address
-from fusedge.devices.capture.v4l2 import Offer, Span, cameras, resolve, udev_spelling
+from fusedge.devices.capture.usb_names import udev_spelling
+from fusedge.devices.capture.v4l2 import Offer, Span, cameras, resolve
 
 
 class Tree:
