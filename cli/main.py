@@ -23,6 +23,8 @@ def stop_signals(stop: Callable[[], object], *, once: bool) -> Iterator[None]:
     """Let the stop signals call `stop` meanwhile, but those that are ignored, as under nohup. With `once`
     each of them does what it did before when it comes again.
     """
+    if _interrupted:  # and it was swallowed by what was imported then
+        raise KeyboardInterrupt
     before: dict[int, Any] = {number: signal.getsignal(number) for number in STOP_SIGNALS}
 
     def answer(number: int, frame: FrameType | None) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
-from fusedge.bundle.errors import MissingExtraError
+from fusedge.bundle.errors import FusedgeError
 from fusedge.devices.capture.can_interfaces import can_interfaces
 from fusedge.devices.capture.iio import imus
 from fusedge.devices.capture.inputs import InputDevice, InputKind
@@ -36,6 +36,6 @@ def list_inputs() -> Inputs:
     for kind, find in LISTERS.items():
         try:
             devices += find()
-        except MissingExtraError as error:
+        except FusedgeError as error:
             notes.append(f"{kind}: {error.line()}")
     return Inputs(tuple(devices), tuple(notes))

@@ -23,6 +23,7 @@ from fusedge.bundle.recording_file import RecordingFile
 from fusedge.bundle.sample import Rejection, Sample
 from fusedge.cli.app import app
 from fusedge.cli.record import parse_duration, recorders
+from fusedge.devices.capture.address import Request
 from fusedge.devices.capture.driving import CHANNELS
 from fusedge.devices.capture.sim import SimulatedDrive, parse_options
 from fusedge.devices.capture.source import SCHEMES, Scheme
@@ -169,7 +170,10 @@ def test_a_source_that_failed_is_told_and_fails(
             yield from islice(super().samples(), 5)
             raise OSError("unplugged")
 
-    scheme = Scheme("", frozenset(), lambda uri, target, *_: Broken(uri, target))
+    def open_broken(request: Request) -> Broken:
+        return Broken(request.address.uri, request.address.target)
+
+    scheme = Scheme("", frozenset(), open_broken, live=False)
     monkeypatch.setitem(SCHEMES, "broken", scheme)  # type: ignore[misc]
     uris = ["broken:gps", "broken:imu"][:count]
     sources = [word for uri in uris for word in ("--source", uri)]

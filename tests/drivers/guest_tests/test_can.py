@@ -30,7 +30,6 @@ from tests.drivers.kernel import (
     can_link,
     can_send,
 )
-from tests.drivers.usbip import wait_for
 
 DBC = """VERSION ""
 BU_: CAR
@@ -222,4 +221,5 @@ def test_a_controller_leaves_the_bus_and_comes_back(dbc: Path, adapter: Lawicel)
     os.close(line)
     with pytest.raises(FusedgeError, match=r"is down|has vanished"):
         next(items)
-    wait_for(lambda: not Path(f"/sys/class/net/{channel}").exists())
+    with pytest.raises(FusedgeError, match=f"no device {channel}"):
+        open_(dbc, channel)
