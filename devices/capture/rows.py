@@ -13,9 +13,10 @@ from fusedge.devices.capture.wanted import RowLayout
 
 
 class RowCollector:
-    """Contract: at most `rate_hz` rows a second. A row has of each channel the newest value, if that is at
-    most `hold_s` old, else NaN, and the stamp of the newest of them. A value that is not given
-    (None of a sensor) is never 0.
+    """Contract: at most `rate_hz` rows a second, in the mean: one that is less than an interval late does
+    not put off the next. A row has of each channel the newest value, if that is at most `hold_s` old,
+    else NaN, and the stamp of the newest of them. A value that is not given (None of a sensor) is
+    never 0.
     """
 
     def __init__(self, layout: RowLayout, rate_hz: float, hold_s: float) -> None:
@@ -34,13 +35,23 @@ class RowCollector:
         self.values += len(values)
         for name, value in values.items():
             self._newest[name] = (timestamp_ns, value)
-        due = self._row_ns is None or abs(timestamp_ns - self._row_ns) >= self._period_ns
-        if not values or not due:
+        if not values or not self._is_due(timestamp_ns):
             return None
-        self._row_ns = timestamp_ns
         return Sample(
             self._layout.modality, timestamp_ns, arrival_ns, self._row(timestamp_ns), stamp
         )
+
+    def _is_due(self, timestamp_ns: int) -> bool:
+        """Whether a row is due, which is then made."""
+        before_ns = self._row_ns
+        if before_ns is None or not 0 <= timestamp_ns - before_ns < 2 * self._period_ns:
+            self._row_ns = timestamp_ns
+            return True
+        due_ns = before_ns + self._period_ns
+        if timestamp_ns < due_ns:
+            return False
+        self._row_ns = due_ns
+        return True
 
     def _row(self, timestamp_ns: int) -> NDArray[np.float32]:
         held = {

@@ -106,6 +106,20 @@ def test_values_that_come_one_by_one_are_joined_and_not_kept_too_long() -> None:
     np.testing.assert_array_equal(got, [[1, nan], [2, 5], [3, 5], [4, 5], [0, nan]])
 
 
+@pytest.mark.parametrize(
+    ("every_ms", "rate_hz"), [(11, 50), (90, 10), (90, 20), (7, 100), (100, 10)]
+)
+def test_rows_keep_their_mean_rate_whatever_the_rate_of_the_values(
+    every_ms: int, rate_hz: float
+) -> None:
+    rows = RowCollector(RowLayout(address(), "can", None, {"a": "1"}), rate_hz, 1)
+    times = [
+        ms for ms in range(0, 10_000, every_ms) if rows.add({"a": 1}, ms * 10**6, 0, "capture")
+    ]
+    wanted = min(rate_hz, 1000 / every_ms) * 10
+    assert len(times) == pytest.approx(wanted, abs=2)
+
+
 def test_a_device_whose_clock_leaps_back_goes_on_giving_rows() -> None:
     rows = RowCollector(RowLayout(address(), "can", None, {"a": "1"}), 10, 1)
     assert rows.add({"a": 1}, to_ns(100), to_ns(100), "capture")
