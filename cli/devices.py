@@ -11,6 +11,7 @@ from fusedge.devices.capture.listing import Inputs, list_inputs
 from fusedge.devices.targets.detect import Machine, detect
 
 GIB = 1 << 30
+MAX_FORMATS = 8  # of a camera, on a screen
 
 
 def devices(as_json: JsonOption = False) -> None:
@@ -43,8 +44,10 @@ def _print_inputs(inputs: Inputs) -> None:
             soft_wrap=True,
         )
         console.print(f"  {printable(device.uri)}", style="bold", markup=False, soft_wrap=True)
-        for line in device.formats:
+        for line in device.formats[:MAX_FORMATS]:
             console.print(f"  {printable(line)}", style="dim", markup=False, soft_wrap=True)
+        if (more := len(device.formats) - MAX_FORMATS) > 0:
+            console.print(f"  and {more} more, see --json", style="dim")
     if not inputs.devices:
         console.print("inputs: no camera, microphone, CAN interface, serial port or IMU")
     for note in inputs.notes:

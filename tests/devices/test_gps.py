@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import math
 import os
+import select
 import threading
 import time
 import tty
@@ -44,7 +45,8 @@ class Receiver:
         def run() -> None:
             number = 0
             while not self._stop.wait(every_s):
-                self.send(make(number))
+                if select.select([], [self._master], [], 0)[1]:  # it waits for no reader
+                    self.send(make(number))
                 number += 1
 
         self._thread = threading.Thread(target=run)
