@@ -9,18 +9,21 @@ import yaml
 
 from fusedge.bundle.errors import FusedgeError
 
-MAX_BYTES = 1 << 20
+MAX_BYTES = 1 << 18  # a list of so many ones takes 2.6 s to load
 MAX_DEPTH = 32
 
 
 class _Strict:
-    """Takes no aliases and no repeated keys."""
+    """Takes no aliases, no tags and no repeated keys."""
 
     depth = 0
 
     def compose_node(self, parent: Any, index: Any) -> Any:
         if self.check_event(yaml.AliasEvent):  # type: ignore[attr-defined]
             raise yaml.YAMLError("aliases (*name) are not taken")
+        tag = self.peek_event().tag  # type: ignore[attr-defined]  # None where it is not written
+        if tag is not None:
+            raise yaml.YAMLError(f"tags ({tag[:80]}) are not taken")
         if self.depth >= MAX_DEPTH:
             raise yaml.YAMLError(f"is more than {MAX_DEPTH} levels deep")
         self.depth += 1

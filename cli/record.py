@@ -17,6 +17,7 @@ from fusedge.bundle.recording import tracks_of
 from fusedge.cli.console import console, print_json
 from fusedge.cli.main import stop_signals
 from fusedge.cli.options import JpegOption, JsonOption
+from fusedge.devices.capture.address import shown
 from fusedge.runtime.record import RecordProgress, RecordReport
 from fusedge.runtime.record import record as record_sources
 from fusedge.runtime.sinks.recorder import EventClips, Recorder
@@ -69,7 +70,7 @@ def record(
         line = f"note: source {printable(uri)} failed, first: {first}"
         console.print(line, style="yellow", markup=False, soft_wrap=True)
     if not any(account["used"] for account in report.modalities.values()):
-        raise FusedgeError("not one sample came", where=", ".join(source))
+        raise FusedgeError("not one sample came", where=", ".join(map(shown, source)))
     if failed:
         raise FusedgeError(
             f"recorded, but {'a source' if len(failed) == 1 else f'{len(failed)} sources'} failed",

@@ -29,7 +29,7 @@ from fusedge.cli.options import (
 )
 from fusedge.cli.record import recorders
 from fusedge.cli.report import print_report
-from fusedge.devices.capture.source import SCHEMES
+from fusedge.devices.capture.source import is_live
 from fusedge.runtime.appliance import Appliance, PipelineSetting, load_appliance
 from fusedge.runtime.backend import SharedParts
 from fusedge.runtime.chaos import EVERY_S
@@ -208,6 +208,7 @@ def _open(
         precision=setting.precision,
         without=setting.without,
         latency_s=setting.latency_s,
+        wait_for_sources=True,  # an appliance starts before its cameras
         latency_pairs=[
             LatencyPair(pair.speed, pair.acceleration, pair.highpass_hz)
             for pair in setting.measure_latency
@@ -296,8 +297,7 @@ def _devices(scheme: str, names: Sequence[str] | None) -> list[str]:
 
 def default_speed(uris: Sequence[str]) -> str:
     """Real time if one of the sources is a device, else as fast as it goes."""
-    schemes = (SCHEMES.get(uri.partition(":")[0]) for uri in uris)
-    return "live" if any(scheme.live for scheme in schemes if scheme is not None) else "max"
+    return "live" if any(map(is_live, uris)) else "max"
 
 
 def parse_speed(text: str) -> Clock:

@@ -18,6 +18,7 @@ from pydantic import (
 )
 
 from fusedge.bundle.errors import FusedgeError
+from fusedge.bundle.regular_file import read_file
 from fusedge.bundle.strict_yaml import MAX_BYTES, load_yaml
 from fusedge.devices.capture.source import SCHEMES
 from fusedge.runtime.chaos import EVERY_S
@@ -107,12 +108,7 @@ class Appliance(_Strict):
 def load_appliance(path: Path) -> Appliance:
     """Read the file; raises FusedgeError with the first thing that is wrong in it."""
     where = str(path)
-    try:
-        with path.open("rb") as stream:
-            content = stream.read(MAX_BYTES + 1)
-    except OSError as error:
-        raise FusedgeError(f"cannot be read: {error.strerror or error}", where=where) from None
-    raw = load_yaml(content, where)
+    raw = load_yaml(read_file(path, MAX_BYTES), where)
     try:
         appliance = Appliance.model_validate(raw)
     except ValidationError as error:

@@ -22,7 +22,7 @@ from fusedge.bundle.errors import FusedgeError, UnknownNameError
 from fusedge.bundle.manifest import Part
 from fusedge.bundle.sample import Rejection, Sample, data_bytes
 from fusedge.bundle.window import NANOSECONDS, to_ns
-from fusedge.devices.capture.address import Wanted
+from fusedge.devices.capture.address import Wanted, shown
 from fusedge.devices.capture.source import Source
 from fusedge.runtime.backend import Array
 from fusedge.runtime.clock import Clock
@@ -149,10 +149,10 @@ class Chaos:
         """As `open_uri`, but the sources fail now and then."""
 
         def open_chaotic(uri: str, wanted: Wanted, now_ns: Callable[[], int]) -> Source:
-            strikes = self.of("source", uri)
+            strikes = self.of("source", shown(uri))
             flap = strikes.get("flap")
             if flap is not None and flap.begun and self._clock.real and flap.at(now_ns()):
-                raise FusedgeError("no such device (chaos: flap)", where=uri)
+                raise FusedgeError("no such device (chaos: flap)", where=shown(uri))
             return ChaoticSource(open_uri(uri, wanted, now_ns), strikes, self._clock)
 
         return open_chaotic

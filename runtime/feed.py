@@ -5,10 +5,10 @@ from __future__ import annotations
 import heapq
 import threading
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
-from typing import Any, Protocol
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, Protocol, TypeVar
 
-from fusedge.bundle.errors import printable
+from fusedge.bundle.errors import FusedgeError, printable
 from fusedge.bundle.sample import Rejection, Sample, data_bytes, size
 from fusedge.bundle.window import NANOSECONDS, to_ns
 from fusedge.devices.capture.source import Source
@@ -20,9 +20,13 @@ Item = Sample | Rejection
 
 CHUNK = 1024  # items that are taken at a time
 CHUNK_BYTES = 64 << 20
+MAX_APART_NS = to_ns(
+    86_400.0
+)  # of the beginnings of recorded sources, which else have no common time
 QUEUE_AGE_NS = to_ns(2.0)  # what waits longer than this for the pipeline is given up
 QUEUE_ITEMS = 65_536
 QUEUE_BYTES = 256 << 20  # two seconds of 4K at 5 Hz
+OPEN_S = 35.0  # for a device to be opened; sources give up by themselves after 30 s
 MAX_STUCK = 4  # threads of a source that never came back, before it is given up until one does
 
 
@@ -96,10 +100,7 @@ class MergedFeed:
     def __init__(self, sources: Sequence[Source]) -> None:
         self._sources = sources
         self._tallies = [_Tally(source) for source in sources]
-        streams = [
-            self._read(source, tally) for source, tally in zip(sources, self._tallies, strict=True)
-        ]
-        self._items = heapq.merge(*streams, key=lambda pair: pair[0].arrival_ns)
+        self._items: Iterator[tuple[Item, _Tally]] = iter(())
         self._next: tuple[Item, _Tally] | None = None
         self.deliver: Callable[[], None] = lambda: None
         self.ended = False
@@ -115,10 +116,19 @@ class MergedFeed:
                 tally.waiting += count
                 yield item, tally
         except Exception as error:  # a source may raise anything
-            tally.fail(f"{type(error).__name__}: {error}")
+            tally.fail(_told(error))
 
     def start(self) -> int:
-        """See Feed."""
+        """See Feed. Raises FusedgeError where the sources have no common time."""
+        streams, begun = [], {}
+        for source, tally in zip(self._sources, self._tallies, strict=True):
+            stream = self._read(source, tally)
+            first = next(stream, None)
+            if first is not None:
+                begun[tally.uri] = first[0].arrival_ns
+                streams.append(_chain(first, stream))
+        _check_common_time(begun)
+        self._items = heapq.merge(*streams, key=lambda pair: pair[0].arrival_ns)
         self._advance()
         return self._next[0].arrival_ns if self._next is not None else 0
 
@@ -196,8 +206,13 @@ class PumpedFeed:
 
     def start(self) -> int:
         """See Feed."""
-        first_ns = [time_ns for pump in self._pumps if (time_ns := pump.prepare()) is not None]
-        self._clock.begin(min(first_ns, default=0))
+        begun = {
+            pump.tally.uri: time_ns
+            for pump in self._pumps
+            if (time_ns := pump.prepare()) is not None
+        }
+        _check_common_time(begun)
+        self._clock.begin(min(begun.values(), default=0))
         now_ns = self._clock.now_ns()
         for pump in self._pumps:
             pump.start(now_ns)
@@ -253,9 +268,10 @@ class Pump:
     """Reads one source in a thread of its own into a bounded queue.
 
     Contract: what a live source raises, its end and its silence for `silence_s` are failures: it is
-    opened again after a back-off, for ever. A thread that does not come back from a source is
-    left behind, at most `MAX_STUCK` of them at a time. A recorded source is read at the pace of
-    the clock, once. What waits in the queue for more than `QUEUE_AGE_NS` is dropped, oldest first.
+    opened again after a back-off, for ever; to open it may take up to `OPEN_S`. A thread that does not
+    come back from a source is left behind, at most `MAX_STUCK` of them at a time. A recorded source is
+    read at the pace of the clock, once. What waits in the queue for more than `QUEUE_AGE_NS` is
+    dropped, oldest first.
     """
 
     def __init__(
@@ -277,7 +293,7 @@ class Pump:
         self._queue: deque[Item] = deque()
         self._queue_bytes = 0
         self._lost: dict[str, int] = {}
-        self._reading = False
+        self._reading = self._opening = False
         self._heard_ns = 0
         self._retired = threading.Event()
         self._thread: threading.Thread | None = None
@@ -305,7 +321,7 @@ class Pump:
         try:
             first = next(items, None)
         except Exception as error:  # a source may raise anything
-            self.tally.fail(f"{type(error).__name__}: {error}")
+            self.tally.fail(_told(error))
             first = None
         self._items = iter(()) if first is None else _chain(first, items)
         return None if first is None else first.arrival_ns
@@ -315,7 +331,7 @@ class Pump:
         self._launch(now_ns, self._source)
 
     def _launch(self, now_ns: int, source: Source | None) -> None:
-        self._heard_ns, self._reading = now_ns, False
+        self._heard_ns, self._reading, self._opening = now_ns, False, False
         self._retired = threading.Event()
         self._thread = threading.Thread(
             target=self._serve,
@@ -344,19 +360,22 @@ class Pump:
             source = self._open(retired)
 
     def _open(self, retired: threading.Event) -> Source | None:
-        self._heard_ns, self._reading = self._clock.now_ns(), True
+        self._heard_ns, self._reading, self._opening = self._clock.now_ns(), True, True
         try:
             source = self._reopen()
         except Exception as error:  # a device that is away raises what it likes
-            self.tally.fail(str(error))
+            self.tally.fail(_told(error))
             return None
         finally:
             self._rest(retired)
+        with self._lock:  # so that who retires it finds the source to close
+            if not retired.is_set():
+                self._source = source
         if retired.is_set():
             self._close(source)
             return None
-        self._source = source
         self.tally.restarts += 1
+        self.tally.modalities = source.modalities
         self._backoff.started(self._clock.now_ns())
         return source
 
@@ -375,7 +394,7 @@ class Pump:
                     return ""
                 self._deliver()
         except Exception as error:  # a source may raise anything
-            return f"{type(error).__name__}: {error}"
+            return _told(error)
         finally:
             self._rest(retired)
             self._close(source)
@@ -384,7 +403,7 @@ class Pump:
     def _rest(self, retired: threading.Event) -> None:
         with self._lock:
             if not retired.is_set():  # else it is another thread that reads
-                self._reading = False
+                self._reading = self._opening = False
 
     def _put(self, item: Item, retired: threading.Event) -> bool:
         count = size(item)
@@ -426,6 +445,11 @@ class Pump:
         items += [Rejection(name, newest_ns, "overflow", "", n) for name, n in lost.items()]
         return items
 
+    @property
+    def _limit_ns(self) -> int:
+        """For how long the source may say nothing."""
+        return max(self._silence_ns, to_ns(OPEN_S)) if self._opening else self._silence_ns
+
     def supervise(self, now_ns: int) -> None:
         """Leave a live source that hangs, and open it again."""
         thread = self._thread
@@ -434,9 +458,10 @@ class Pump:
         if not thread.is_alive():
             if self.stuck < MAX_STUCK:
                 self._launch(now_ns, None)
-        elif self._reading and now_ns - self._heard_ns > self._silence_ns:
+        elif self._reading and now_ns - self._heard_ns > self._limit_ns:
             self.tally.silences += 1
-            self.tally.fail(f"silent for {self._silence_ns / 1e9:g} s")
+            what = "not opened within" if self._opening else "silent for"
+            self.tally.fail(f"{what} {self._limit_ns / 1e9:g} s")
             if self.stuck >= MAX_STUCK:
                 self._heard_ns = now_ns
                 return
@@ -468,6 +493,29 @@ class Pump:
             closer.start()
 
 
-def _chain(first: Item, rest: Iterator[Item]) -> Iterator[Item]:
+def _told(error: Exception) -> str:
+    """Our own errors say where and what; of others the kind is told as well."""
+    return str(error) if isinstance(error, FusedgeError) else f"{type(error).__name__}: {error}"
+
+
+def _check_common_time(begun: Mapping[str, int]) -> None:
+    """Whether recorded sources, by URI and first arrival, can be of one drive."""
+    in_order = sorted(begun, key=begun.__getitem__)
+    if not in_order:
+        return
+    early, late = in_order[0], in_order[-1]
+    apart_ns = begun[late] - begun[early]
+    if apart_ns > MAX_APART_NS:
+        raise FusedgeError(
+            f"begins {apart_ns / NANOSECONDS:,.0f} s before {late}: they have no common time",
+            where=early,
+            hint="give a table's time an offset_s in its map",
+        )
+
+
+_T = TypeVar("_T")
+
+
+def _chain(first: _T, rest: Iterator[_T]) -> Iterator[_T]:
     yield first
     yield from rest

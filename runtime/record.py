@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from contextlib import ExitStack, nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from threading import Event
+from threading import Event, Thread
 from typing import Any
 
 from fusedge.bundle.errors import FusedgeError, printable
@@ -73,7 +73,14 @@ def record(
         warnings = [printable(line) for source in sources for line in source.warnings]
         opened.pop_all()
     feed: Feed
-    if any(source.live for source in sources):
+    lives = {source.live for source in sources}
+    if lives == {True, False}:
+        raise FusedgeError(
+            "devices and recordings have no common time",
+            where=", ".join(source.uri for source in sources),
+            hint="record them one after the other",
+        )
+    if True in lives:
         pairs = [
             (source, lambda uri=uri: open_uri(uri, None, clock.now_ns))
             for source, uri in zip(sources, uris, strict=True)
@@ -86,7 +93,8 @@ def record(
     run = _Run(feed, recorder, Ledger({name: Account() for name in tracks}))
     limit_ns = None if seconds is None else to_ns(seconds)
     header = {"sources": [shown(uri) for uri in uris], "clock": clock.kind, "warnings": warnings}
-    ended = "failed"
+    ended, done = "failed", Event()
+    Thread(target=_close_at_stop, args=(feed, stop, done), name="stop", daemon=True).start()
     try:
         recorder.open(header)
         ended = run.loop(clock, stop, limit_ns, progress)
@@ -97,12 +105,21 @@ def record(
             hint="what was written before can be read",
         ) from None
     finally:
+        done.set()
         feed.stop()
         feed.join(PATIENCE_S)
         ledger, given = run.ledger.as_dict(), feed.report()
         with suppress(FusedgeError) if ended == "failed" else nullcontext():
             recorder.close({"ended": ended, "ledger": ledger, "sources": given})
     return RecordReport(ended, run.seconds, path.stat().st_size, ledger, given, warnings)
+
+
+def _close_at_stop(feed: Feed, stop: Event, done: Event) -> None:
+    """Close the sources once `stop` is set: the loop may wait for one that hangs."""
+    while not done.wait(POLL_S):
+        if stop.is_set():
+            feed.stop()
+            return
 
 
 def _tracks(sources: Sequence[Source]) -> dict[str, Track]:

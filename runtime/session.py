@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import resource
+import threading
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
@@ -11,11 +12,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fusedge.bundle.archive import Bundle
-from fusedge.bundle.errors import FusedgeError, UnknownNameError, printable
+from fusedge.bundle.errors import FusedgeError, MissingExtraError, UnknownNameError, printable
 from fusedge.bundle.sample import Rejection, Sample
 from fusedge.bundle.window import NANOSECONDS
+from fusedge.devices.capture.absent import AbsentSource
 from fusedge.devices.capture.address import Wanted, shown
-from fusedge.devices.capture.source import Source, open_source
+from fusedge.devices.capture.source import Damage, Source, is_live, open_source
 from fusedge.runtime.backend import OnnxPart
 from fusedge.runtime.clock import Clock, process_cpu_ns, stopwatch_ns
 from fusedge.runtime.decision import Decision
@@ -58,7 +60,8 @@ class Session:
     """A bundle, its sources and a clock, ready to run once: see fusedge.runtime.runner.
 
     Raises FusedgeError where a source cannot be opened, two sources give one modality, or no source
-    gives any modality of the bundle. A modality that nobody gives, or that `without` names, is
+    gives any modality of the bundle. A device that cannot be opened yet is tried again, though, if another
+    source can, or with `wait_for_sources`. A modality that nobody gives, or that `without` names, is
     missing from every decision; `warnings` says so of the former. A live source that is silent for
     `silence_s` is opened again; a part that computes for longer than `hang_s` is given up and
     loaded again. With `watch`, another bundle that comes to lie at the bundle's path is changed to
@@ -86,6 +89,7 @@ class Session:
         loaders: Callable[[Bundle, str, str], Loader] | None = None,
         chaos: Chaos | None = None,
         watch: bool = False,
+        wait_for_sources: bool = False,
         name: str = "",
     ) -> None:
         known = {m.name for m in bundle.manifest.modalities}
@@ -118,24 +122,33 @@ class Session:
         with ExitStack() as opened:
             sources: list[Source] = []
             for uri in uris:
-                source = self._open_source(uri)
+                source = self._open_or_await(uri)
                 opened.callback(source.close)
                 sources.append(source)
+            absent = [source.error for source in sources if isinstance(source, AbsentSource)]
+            if len(absent) == len(sources) and absent and not wait_for_sources:
+                raise absent[0]
             self.warnings = [printable(line) for source in sources for line in source.warnings]
-            self._damaged = any(source.warnings for source in sources if not source.live)
+            self._damaged = any(
+                isinstance(line, Damage) for source in sources for line in source.warnings
+            )
             live = [source.uri for source in sources if source.live]
             if live and not clock.real:
                 raise FusedgeError(
                     "a live source cannot be run faster than it is",
                     where=", ".join(live),
-                    hint="--speed live",
+                    hint="speed live",
                 )
             recorded = [source.uri for source in sources if not source.live]
             if recorded and clock.kind == "live":
                 raise FusedgeError(
                     "has a time of its own, not the machine's",
                     where=", ".join(recorded),
-                    hint="--speed 1, or max",
+                    hint="leave it out beside a device" if live else "speed 1, or max",
+                )
+            if clock.kind != "live" and any(map(is_live, uris)):
+                raise FusedgeError(
+                    "a device has the machine's time", where=", ".join(live), hint="speed live"
                 )
             self._check_modalities(sources)
             if chaos is not None and chaos.left_out:
@@ -229,6 +242,17 @@ class Session:
     def _open_source(self, uri: str) -> Source:
         return self._open_uri(uri, self._wanted, self.clock.now_ns)
 
+    def _open_or_await(self, uri: str) -> Source:
+        """A device that is away may come; a name that nobody knows is mistyped."""
+        try:
+            return self._open_source(uri)
+        except (UnknownNameError, MissingExtraError):
+            raise
+        except FusedgeError as error:
+            if self.clock.kind != "live" or not is_live(uri):
+                raise
+            return AbsentSource(uri, error)
+
     def _check_modalities(self, sources: list[Source]) -> None:
         given: dict[str, Source] = {}
         for source in sources:
@@ -240,7 +264,9 @@ class Session:
                     )
                 given[modality] = source
         missing = [modality for modality in self._wanted if modality not in given]
-        if len(missing) == len(self._wanted):
+        if len(missing) == len(self._wanted) and not any(
+            isinstance(source, AbsentSource) for source in sources
+        ):
             raise FusedgeError(
                 f"no source gives any of {', '.join(self._wanted)}",
                 where=", ".join(source.uri for source in sources),
@@ -253,6 +279,8 @@ class Session:
         May be called from a signal handler or another thread.
         """
         self.stopping = True
+        if not self.clock.real:  # the loop may wait for a source that hangs
+            threading.Thread(target=self.feed.stop, name="stop", daemon=True).start()
 
     def open(self, sinks: Sequence[Sink]) -> None:
         """Open the sinks and begin to read; raises what a sink raises, with the others closed."""

@@ -35,6 +35,8 @@ def missing(address: Address, target: str, others: Iterable[str]) -> FusedgeErro
     known = list(others)
     close = difflib.get_close_matches(target, known, n=1, cutoff=0.5)
     hint = f"did you mean {close[0]}?" if close else f"there is {', '.join(known) or 'none'}"
+    if target in ("", "auto") and not known:
+        return address.error("no device is there")
     return address.error(f"no device {target}", hint=hint)
 
 

@@ -17,14 +17,17 @@ from fusedge.bundle.manifest import Modality
 Wanted = Mapping[str, Modality] | None
 """The modalities that a bundle takes, by name, as its manifest describes them; None: all there is."""
 
-_CREDENTIALS = re.compile(
-    r"(?<=://)[^#]*@", re.DOTALL
-)  # a password may hold what should be escaped
+# A password may hold what should be escaped, and may be in the path or query, as some cameras want it.
+_CREDENTIALS = re.compile(r"^(rtsp:/*|\w+://).*@", re.DOTALL)
+_PARAMETERS = re.compile(
+    r"((?:user|usr|login|pass|passwd|password|pwd|psw|token|key|auth)\w*=)[^&/?#]*", re.I
+)
 
 
 def shown(uri: str) -> str:
     """The URI without the user and password that a network address may hold."""
-    return _CREDENTIALS.sub("…@", uri)
+    hidden = _CREDENTIALS.sub(r"\1…@", uri)
+    return hidden if hidden == uri and "://" not in uri else _PARAMETERS.sub(r"\1…", hidden)
 
 
 class Address(NamedTuple):
@@ -99,11 +102,17 @@ def parse(uri: str, schemes: Mapping[str, Any]) -> Address:
     name, colon, rest = uri.partition(":")
     if not colon:
         forms = ", ".join(scheme.form for scheme in schemes.values())
-        raise FusedgeError("a source is named by scheme", where=uri, hint=f"write one of: {forms}")
+        raise FusedgeError(
+            "a source is named by scheme", where=shown(uri), hint=f"write one of: {forms}"
+        )
     if name not in schemes:
         raise UnknownNameError("source scheme", name, schemes)
     network = rest.startswith("//")
-    target, _, query = rest.partition("#" if network else "?")
+    if name == "rtsp" and not network:
+        raise FusedgeError("is no network address", where=shown(uri), hint="write rtsp://HOST/PATH")
+    login = rest[: rest.rfind("@") + 1] if network else ""  # may hold a # of its own
+    target, _, query = rest[len(login) :].partition("#" if network else "?")
+    target = login + target
     return Address(
         shown(uri),
         name,

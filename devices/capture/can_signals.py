@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from fusedge.bundle.errors import FusedgeError, MissingExtraError, UnknownNameError
 from fusedge.bundle.manifest import Modality
+from fusedge.bundle.regular_file import read_file
 from fusedge.devices.capture.address import Address
 from fusedge.devices.capture.yaml_map import read_map
 
@@ -143,7 +144,11 @@ def _load_dbc(path: str) -> Database:
         import cantools
     except ImportError:
         raise MissingExtraError("cantools", "can", "reading a DBC file") from None
-    text = _read(path, MAX_DBC_BYTES).decode("cp1252", "replace")  # as Vector's tools write it
+    content = read_file(Path(path), MAX_DBC_BYTES)
+    try:
+        text = content.decode()
+    except UnicodeDecodeError:
+        text = content.decode("cp1252", "replace")  # as Vector's tools write it
     try:
         # strict: real files have overlapping signals, of which one may still be right
         database = cantools.database.load_string(text, "dbc", strict=False)
@@ -214,15 +219,3 @@ def _entries(address: Address) -> tuple[dict[str, str], str]:
         if not isinstance(text, str):
             raise FusedgeError(f"{channel}: {text} is not a channel and a signal", where=where)
     return table, where
-
-
-def _read(path: str, most: int) -> bytes:
-    try:
-        with Path(path).open("rb") as file:
-            content = file.read(most + 1)
-    except (OSError, ValueError) as error:  # ValueError: a path with a zero in it
-        reason = error.strerror if isinstance(error, OSError) else None
-        raise FusedgeError(f"cannot be read: {reason or error}", where=path) from None
-    if len(content) > most:
-        raise FusedgeError(f"has more than {most} bytes", where=path)
-    return content

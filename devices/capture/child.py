@@ -29,7 +29,8 @@ GRACE_S = 0.2  # for a source to close its device
 
 def main() -> None:
     """Serve one source."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to answer
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, signal.SIG_IGN)  # the parent's to answer; we end with it
     handle, file = map(int, sys.argv[2:])
     connection = socket.socket(fileno=handle)
     sender = Sender(connection, file)
@@ -55,10 +56,12 @@ def _serve(connection: socket.socket, file: int, sender: Sender) -> None:
     )
     module, _, name = task["opener"].partition(":")
     opener: Callable[[Request], Source] = getattr(importlib.import_module(module), name)
-    source = opener(request)
+    opened: list[Source] = []
     threading.Thread(
-        target=_await_end, args=(connection, source), name="control", daemon=True
+        target=_await_end, args=(connection, opened), name="control", daemon=True
     ).start()
+    source = opener(request)
+    opened.append(source)
     fields = {
         "modalities": source.modalities,
         "channels": dict(source.channels),
@@ -82,10 +85,11 @@ def _wanted(task: dict[str, Any] | None) -> Wanted:
     return {name: Modality.model_validate(fields) for name, fields in task.items()}
 
 
-def _await_end(connection: socket.socket, source: Source) -> None:
+def _await_end(connection: socket.socket, opened: list[Source]) -> None:
     with suppress(OSError):
         connection.recv(1)  # nothing more is said: it comes back at the end
-    closer = threading.Thread(target=source.close, name="close", daemon=True)
-    closer.start()
-    closer.join(GRACE_S)
+    for source in opened:
+        closer = threading.Thread(target=source.close, name="close", daemon=True)
+        closer.start()
+        closer.join(GRACE_S)
     os._exit(0)

@@ -12,13 +12,14 @@ import csv
 import datetime
 import math
 import re
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
 from fusedge.bundle.errors import FusedgeError, UnknownNameError
 from fusedge.bundle.manifest import Modality
+from fusedge.bundle.regular_file import is_file
 from fusedge.devices.capture.address import Address, Request, Wanted
 from fusedge.devices.capture.column_map import (
     TIME_UNITS,
@@ -29,7 +30,7 @@ from fusedge.devices.capture.column_map import (
     TimePart,
     column_map,
 )
-from fusedge.devices.capture.line_file import UNREADABLE, bounded_lines, is_file, open_file
+from fusedge.devices.capture.line_file import UNREADABLE, bounded_lines, open_file
 from fusedge.devices.capture.table_source import MAX_TIME_NS, Fault, Row, TableSource
 from fusedge.devices.capture.yaml_map import read_map
 
@@ -47,7 +48,6 @@ _ISO = re.compile(
 _TIME_NAME = re.compile(r"(?:t|time|timestamp)(?:_(?P<unit>s|ms|us|ns))?", re.I)
 
 _Cells = list[str]
-_Clock = Callable[[_Cells, int], int]
 
 
 def open_csv(request: Request) -> TableSource:
@@ -83,6 +83,14 @@ def read_head(path: Path, columns: ColumnMap | None = None) -> Head:
     line, number = b"\n", 0
     try:
         with open_file(path) as file:
+            start = file.read(MAX_LINE)
+            if b"\r" in start and not start.count(b"\n") and not start.count(b"\0"):
+                raise FusedgeError(
+                    "its lines end with CR alone",
+                    where=str(path),
+                    hint="save it with LF or CR LF at the end of lines",
+                )
+            file.seek(0)
             for line in bounded_lines(file, MAX_LINE):
                 number += 1
                 if number > skip and not line.isspace():
@@ -110,7 +118,8 @@ class CsvTable:
     """A text file as a Table, read line by line.
 
     Contract: a line that is none of the table (torn, too long, another count of cells, no time) is
-    `malformed` for each modality that is used; a cell that is no number for its own. Empty cells and
+    `malformed` for each modality that is used (a time that no clock shows is `implausible_stamp`); a
+    cell that is no number for its own. Empty cells and
     the likes of NaN were not measured; where no channel of a modality was, there is no row of it. A
     last line without its end was cut off, maybe within a number. Raises UnknownNameError for a
     column that the file does not have.
@@ -147,30 +156,15 @@ class CsvTable:
         raise UnknownNameError(f"column of {self._path}:", column, names)
 
     def _clock(self, time: TimeMap) -> _Clock:
-        """What reads a time from the cells and number of a row; it raises ValueError."""
         parts = [
             (self._place(part.column) if part.column else None, part.step_ns) for part in time.parts
         ]
-        decimal, offset_ns = self._decimal, time.offset_ns
-
-        def clock(cells: _Cells, row: int) -> int:
-            total = offset_ns
-            for place, step_ns in parts:
-                if place is None:
-                    total += round(row * step_ns)
-                elif step_ns:
-                    total += _time_ns(cells[place], step_ns, decimal)
-                else:
-                    total += _iso_ns(cells[place])
-            if not -MAX_TIME_NS < total < MAX_TIME_NS:
-                raise ValueError(f"the time is {total} ns")
-            return total
-
-        return clock
+        return _Clock(parts, time.offset_ns, self._decimal)
 
     def rows(self, used: Mapping[str, Collection[str]]) -> Iterator[Row | Fault]:
         """See Table."""
         readers = {name: self._modalities[name].using(names) for name, names in used.items()}
+        clock = self._time.anew()
         number = 0
         try:
             with open_file(self._path) as file:
@@ -182,8 +176,8 @@ class CsvTable:
                     row += 1
                     try:
                         cells = self._cells(line)
-                        time_ns = self._time(cells, row)
-                    except ValueError as error:
+                        time_ns = clock(cells, row)
+                    except (ValueError, OverflowError) as error:
                         yield from self._faults(readers, number, error)
                         continue
                     for name, reader in readers.items():
@@ -224,7 +218,7 @@ class CsvTable:
             if measured_ns != reader.newest_ns:
                 reader.newest_ns = measured_ns
                 yield Row(name, measured_ns, values, time_ns)
-        except ValueError as error:
+        except (ValueError, OverflowError) as error:
             yield from self._faults([name], number, error)
 
     def _cells(self, line: bytes) -> _Cells:
@@ -241,8 +235,57 @@ class CsvTable:
     def _faults(
         self, modalities: Collection[str], number: int, error: Exception
     ) -> Iterator[Fault]:
+        reason = "implausible_stamp" if isinstance(error, OverflowError) else "malformed"
         for name in modalities:
-            yield Fault(name, "malformed", f"{self._path}:{number}: {error}")
+            yield Fault(name, reason, f"{self._path}:{number}: {error}")
+
+
+class _Clock:
+    """Reads the time from the cells and number of a row.
+
+    Contract: times of day without a date that fall by more than half a day have passed midnight; if
+    they rise by as much again, that was one wrong row. Raises ValueError for what is no time,
+    OverflowError for one beyond MAX_TIME_NS.
+    """
+
+    def __init__(
+        self, parts: Sequence[tuple[int | None, float]], offset_ns: int, decimal: str
+    ) -> None:
+        self._parts, self._offset_ns, self._decimal = parts, offset_ns, decimal
+        self._days_ns = 0
+        self._before_ns: int | None = None
+
+    def anew(self) -> _Clock:
+        """Another one, for reading from the start."""
+        return _Clock(self._parts, self._offset_ns, self._decimal)
+
+    def __call__(self, cells: _Cells, row: int) -> int:
+        total, dated = self._offset_ns, set()
+        for place, step_ns in self._parts:
+            if place is None:
+                total += round(row * step_ns)
+            elif _is_iso(cells[place], step_ns, self._decimal):
+                part_ns, has_date = _iso_ns(cells[place])
+                total += part_ns
+                dated.add(has_date)
+            else:
+                total += _time_ns(cells[place], step_ns, self._decimal)
+        if dated == {False}:
+            total = self._in_order(total)
+        if not -MAX_TIME_NS < total < MAX_TIME_NS:
+            raise OverflowError(f"the time is {total / 1e9:g} s")
+        return total
+
+    def _in_order(self, time_ns: int) -> int:
+        """A time of day with the days before it."""
+        if self._before_ns is not None:
+            step_ns = time_ns + self._days_ns - self._before_ns
+            if step_ns < -_DAY_NS // 2:
+                self._days_ns += _DAY_NS
+            elif step_ns > _DAY_NS // 2 and self._days_ns:
+                self._days_ns -= _DAY_NS
+        self._before_ns = time_ns + self._days_ns
+        return self._before_ns
 
 
 class _Reader:
@@ -259,7 +302,8 @@ class _Reader:
 
     def using(self, names: Collection[str]) -> _Reader:
         """A new reader of those channels."""
-        return _Reader({name: self.channels[name] for name in names}, self.clock, self.where)
+        clock = None if self.clock is None else self.clock.anew()
+        return _Reader({name: self.channels[name] for name in names}, clock, self.where)
 
 
 def _by_name(address: Address, wanted: Wanted, head: Head) -> ColumnMap:
@@ -309,7 +353,7 @@ def _all_named(names: Sequence[str]) -> dict[str, ModalityMap]:
     for name in names:
         modality, _, channel = name.partition(".")
         if modality and channel:
-            channels.setdefault(modality, {})[channel] = Channel(name, "1")
+            channels.setdefault(modality, {})[channel] = Channel(name, "")  # nobody says the unit
     return {name: ModalityMap(columns) for name, columns in channels.items()}
 
 
@@ -364,21 +408,27 @@ def _matches(cell: str, value: str) -> bool:
         return False
 
 
-def _time_ns(cell: str, step_ns: float, decimal: str) -> int:
+def _is_iso(cell: str, step_ns: float, decimal: str) -> bool:
     if math.isnan(step_ns):  # seconds, or a date
-        if not _is_value(cell, decimal) or ":" in cell:
-            return _iso_ns(cell)
+        return not _is_value(cell, decimal) or ":" in cell
+    return not step_ns
+
+
+def _time_ns(cell: str, step_ns: float, decimal: str) -> int:
+    if math.isnan(step_ns):
         step_ns = TIME_UNITS["s"]
     if step_ns == int(step_ns) and cell.isascii() and cell.isdigit() and len(cell) < 20:
         return int(cell) * int(step_ns)
     time = _number(cell, decimal)
     if not math.isfinite(time):
         raise ValueError(f"{cell[:80]!r} is no time")
+    if not math.isfinite(time * step_ns):
+        raise OverflowError(f"the time is {time:g}")
     return round(time * step_ns)
 
 
-def _iso_ns(cell: str) -> int:
-    """Nanoseconds since 1970 of a date, since midnight of a time alone."""
+def _iso_ns(cell: str) -> tuple[int, bool]:
+    """Nanoseconds since 1970 of a date, since midnight of a time alone; whether there is a date."""
     match = _ISO.fullmatch(cell)
     if match is None or not (match["date"] or match["hour"]):
         raise ValueError(f"{cell[:80]!r} is no date and time in the form of ISO 8601")
@@ -388,10 +438,11 @@ def _iso_ns(cell: str) -> int:
         epoch = datetime.date(1970, 1, 1).toordinal()
         total = (datetime.date(year, month, day).toordinal() - epoch) * _DAY_NS
     hour, minute, second = (int(match[name] or 0) for name in ("hour", "minute", "second"))
-    if hour > 24 or minute > 59 or second > 60:
+    part = int((match["part"] or "0").ljust(9, "0"))
+    if minute > 59 or second > 60 or (hour, minute, second, part) > (24, 0, 0, 0):
         raise ValueError(f"{cell[:80]!r} is no time of day")
     seconds = hour * 3600 + minute * 60 + second - _zone_s(match["zone"])
-    return total + seconds * 10**9 + int((match["part"] or "0").ljust(9, "0"))
+    return total + seconds * 10**9 + part, match["date"] is not None
 
 
 def _zone_s(zone: str | None) -> int:

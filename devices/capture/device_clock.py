@@ -6,7 +6,7 @@ from collections import deque
 
 from fusedge.bundle.window import NANOSECONDS, to_ns
 
-MEMORY_NS = to_ns(30)  # 100 ppm of drift make 3 ms in it
+MEMORY_NS = to_ns(10)  # 100 ppm of drift make 1 ms in it
 BUCKET_NS = to_ns(1)
 STEP_NS = to_ns(2)  # further off than this is another clock, if it stays so
 STEP_PROOF = 5
@@ -15,9 +15,10 @@ STEP_PROOF = 5
 class DeviceClock:
     """The device's stamps and the arrivals differ by an offset and a delay, which is never negative.
 
-    Contract: the offset is taken from the quickest delivery of the last 30 s, so that a late one moves
+    Contract: the offset is taken from the quickest delivery of the last 10 s, so that a late one moves
     nothing, and drift is followed. Stamps that agree with another offset by more than 2 s begin anew:
-    at once where they are ahead, for nothing comes before it was measured, else at the fifth in a row.
+    at once where they are ahead, for nothing comes before it was measured, else at the fifth in a row;
+    a smaller step back cannot be told from late deliveries, and is followed after 10 s.
     A constant delay cannot be seen, and is the manifest's `latency_s`.
     """
 

@@ -47,8 +47,8 @@ def _open_film(request: Request) -> Source:
     film = open_media(request)
     try:
         return JoinedSource([film, open_gpmf(request)])
-    except FusedgeError as error:
-        return JoinedSource([film], (error.line(),))
+    except FusedgeError:  # it has nothing of what is wanted; the session says what nobody gives
+        return film
     except BaseException:
         film.close()
         raise
@@ -59,7 +59,7 @@ class JoinedSource:
 
     live = False
 
-    def __init__(self, sources: Sequence[Source], warnings: Sequence[str] = ()) -> None:
+    def __init__(self, sources: Sequence[Source]) -> None:
         self._sources = sources
         self.uri = sources[0].uri
         self.modalities = tuple(name for source in sources for name in source.modalities)
@@ -67,7 +67,7 @@ class JoinedSource:
             name: channels for source in sources for name, channels in source.channels.items()
         }
         self.units = {name: units for source in sources for name, units in source.units.items()}
-        self.warnings = (*(line for source in sources for line in source.warnings), *warnings)
+        self.warnings = tuple(line for source in sources for line in source.warnings)
 
     def samples(self) -> Iterator[Sample | Rejection]:
         """See Source."""

@@ -29,9 +29,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fusedge.bundle.errors import FusedgeError
+from fusedge.bundle.regular_file import is_file
 from fusedge.bundle.window import to_ns
 from fusedge.devices.capture.address import Request
-from fusedge.devices.capture.line_file import is_file
 from fusedge.devices.capture.table_source import Fault, Row, TableSource
 
 NOMINAL_S = 1.0
@@ -391,4 +391,4 @@ def _gps(
         if fix is None or fix >= MIN_FIX:
             yield time_s, Row("gps", to_ns(time_s), dict(zip(GPS, values, strict=False)))
         else:
-            yield time_s, Fault("gps", "no_fix", f"fix {fix:g} at {time_s:.3f} s")
+            yield time_s, Fault("gps", "no_fix", f"fix {fix:g} at {time_s:.3f} s", to_ns(time_s))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
 import socket
 import subprocess
@@ -61,21 +60,17 @@ class IsolatedSource:
         self._closed = False
         self._socket, child = socket.socketpair()
         self._file = anonymous_file()
-        with child:
-            handles = [child.fileno(), self._file]
-            self._process = subprocess.Popen(
-                [sys.executable, "-c", _START, json.dumps(sys.path), *map(str, handles)],
-                pass_fds=handles,
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.DEVNULL,
-                stderr=subprocess.DEVNULL,
-            )
         self._receiver = Receiver(self._socket, self._file)
+        self._process: subprocess.Popen[bytes] | None = None
         try:
-            hello = self._open(uri, wanted, opener, open_s)
+            with child:
+                self._process = _start([child.fileno(), self._file])
+            self._greet(self._open(uri, wanted, opener, open_s))
         except BaseException:
             self.close()
             raise
+
+    def _greet(self, hello: dict[str, Any]) -> None:
         self.modalities: tuple[str, ...] = tuple(hello["modalities"])
         self._receiver.modalities = self.modalities
         self.channels: Mapping[str, tuple[str, ...]] = {
@@ -90,7 +85,7 @@ class IsolatedSource:
     @property
     def process_id(self) -> int:
         """Of the process that reads the device."""
-        return self._process.pid
+        return self._process.pid if self._process is not None else 0
 
     def _open(self, uri: str, wanted: Wanted, opener: str, open_s: float) -> dict[str, Any]:
         task = {
@@ -121,6 +116,10 @@ class IsolatedSource:
                 if self._closed:
                     return
                 raise self._ended() from None
+            except ValueError as error:
+                raise self._address.error(
+                    f"its process does not keep to the protocol: {error}"
+                ) from None
             if isinstance(message, Sample):
                 yield message
                 del message  # its image may be dropped before the next one comes
@@ -140,6 +139,7 @@ class IsolatedSource:
         )
 
     def _ended(self) -> FusedgeError:
+        assert self._process is not None
         try:
             status = self._process.wait(GRACE_S)
         except subprocess.TimeoutExpired:
@@ -156,10 +156,27 @@ class IsolatedSource:
             self._closed = True
             with suppress(OSError):  # the process may be gone already
                 self._socket.shutdown(socket.SHUT_RDWR)  # wakes who waits for a message
-            try:
-                self._process.wait(GRACE_S)
-            except subprocess.TimeoutExpired:
-                self._process.kill()
-                self._process.wait()
+            if self._process is not None:
+                _end(self._process)
             self._socket.close()
-            os.close(self._file)
+            self._receiver.close()
+
+
+def _start(handles: list[int]) -> subprocess.Popen[bytes]:
+    return subprocess.Popen(
+        [sys.executable, "-c", _START, json.dumps(sys.path), *map(str, handles)],
+        pass_fds=handles,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+
+
+def _end(process: subprocess.Popen[bytes]) -> None:
+    """Wait for the end, or bring it about. One that the kernel holds in a driver may outlive this."""
+    with suppress(subprocess.TimeoutExpired):
+        process.wait(GRACE_S)
+        return
+    process.kill()
+    with suppress(subprocess.TimeoutExpired):
+        process.wait(GRACE_S)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import gzip
 import io
-import os
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,12 +11,6 @@ from typing import BinaryIO
 
 UNREADABLE = (OSError, EOFError, zlib.error)
 """What opening and reading a file, also a gzipped one, may raise."""
-
-
-def is_file(path: Path) -> bool:
-    """Whether it is a regular file: a pipe or a device may never end, or block."""
-    # os.path answers False where Path raises: no permission, name too long
-    return os.path.isfile(path)  # noqa: PTH113
 
 
 def open_file(path: Path) -> BinaryIO:

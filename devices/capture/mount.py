@@ -7,6 +7,14 @@ yaw rate, to the left. With speeds, the rotation that turns this into what the s
 forward. Without, what the yaw rate does not explain of the horizontal acceleration lies along the
 forward axis, for a driver brakes and speeds up on straight roads as well; and what it does explain
 points left in a left turn, which tells forward from backward.
+
+With speeds, it is at rest where nothing shakes and the speed is near 0. Without, where nothing shakes,
+alike in most of such seconds in acceleration and rotation; steady motion straight on feels the same,
+and tells up as well.
+
+What cannot be found out: the slope of the ground at rest; a sensor that counts acceleration negative, as
+that of iOS, which passes for one upside down; and without speeds, a gyroscope of the wrong sign (forward
+is then backward), and a sensor so damped that the same steady bend or push lasts longer than its rests.
 """
 
 from __future__ import annotations
@@ -52,7 +60,12 @@ VEHICLE_CHANNELS: Mapping[str, str] = {
 STILL_ACCELERATION = 0.25
 STILL_RATE = 0.015
 REST_S = 2
-MOVED = math.radians(10)  # rests on roads differ by their slopes, 3 degrees there
+REST_SPEED = 1.0  # m/s; a GPS receiver at rest may give half of it
+ALIKE_ACCELERATION = 0.5  # m/s2, of rests: their slopes differ by 3 degrees there
+ALIKE_RATE = 0.01  # rad/s, of rests: a bend of 2 km at 20 m/s
+ALIKE_TRIES = 200
+MOVED = math.radians(10)
+MOVED_UNSEEN = math.radians(20)  # without speeds; 3.6 m/s2, so that no driver speeds up like it
 BLOCK_NS = NANOSECONDS
 BLOCK_ROWS = (5, 4096)  # fewer tell nothing; more are left out
 MAX_BLOCKS = 3600
@@ -72,6 +85,9 @@ AGREEMENT = (
     0.7  # correlation of what is felt with what is expected; 0.87 by turns and 0.93 by speed there
 )
 GAIN = (0.6, 1.4)  # felt over expected: 0.97 there, 0.79 in comma2k19; 0.28 if km/h pass for m/s
+PART_GAIN = (0.4, 1.6)  # of the same, along and across by themselves
+MIN_CHANGE = 0.3  # m/s2, standard deviation of what a part is expected to be, for it to tell
+MISFIT = "the speed does not fit the motion: wrong unit, another vehicle, or the gyroscope turned"
 MAX_LAG_S = 3.0  # of a GPS receiver's speed; the longest seen is 2.1 s
 LAG_STEP_S = 0.25
 FOLDS = 10
@@ -133,7 +149,7 @@ class MountCalibration:
     Contract: `mount` is None until the evidence suffices, and `missing` says what is lacking; from then
     on it never changes. Any rotation is found. Rows and speeds come in the order of time, on one
     clock; what is no number, or beyond any sensor, is passed over. Memory is bounded to the last hour.
-    A sensor that is turned over meanwhile begins anew.
+    Speeds that do not fit are never passed over. A sensor that is turned over meanwhile begins anew.
     """
 
     def __init__(self) -> None:
@@ -189,36 +205,85 @@ class MountCalibration:
             self._solve()
 
     def _solve(self) -> None:
-        blocks = np.array(self._blocks)
-        rests = list(_rests(blocks[:, 7] > 0))
-        if len(rests) > 1:
-            places = np.array([blocks[rest, 1:4].mean(0) for rest in rests])
-            if _angle(places[-1], places[:-1].mean(0)) > MOVED:
-                for _ in range(rests[-1].start):
-                    self._blocks.popleft()
-                blocks, rests = np.array(self._blocks), [slice(0, rests[-1].stop - rests[-1].start)]
-        drive = _Drive(blocks, rests, self._speeds)
+        blocks, speeds = np.array(self._blocks), np.array(self._speeds).reshape(-1, 2)
+        state = _state(blocks, speeds)
+        by_speed = len(speeds) > 1
+        places = [*_rests(state.rest if by_speed else blocks[:, 7] > 0)]
+        felt = [blocks[place, 1:4].mean(0) for place in places]
+        moved = MOVED if by_speed else MOVED_UNSEEN
+        if len(places) > 1 and _angle(felt[-1], np.mean(felt[:-1], axis=0)) > moved:
+            for _ in range(places[-1].start):
+                self._blocks.popleft()
+            blocks = np.array(self._blocks)
+            state = _state(blocks, speeds)
+        drive = _Drive(blocks, state, speeds)
         self.evidence = drive.evidence
         self.missing = drive.missing
         if not drive.missing:
             self.mount = drive.mount()
 
 
+class _State(NamedTuple):
+    """What the vehicle does, by the second."""
+
+    rest: NDArray[np.bool_]
+    moving: NDArray[np.bool_]
+    shaken: NDArray[np.bool_]
+    """Though the speed is near 0."""
+
+
+def _state(blocks: NDArray[np.float64], speeds: NDArray[np.float64]) -> _State:
+    still = blocks[:, 7] > 0
+    if len(speeds) > 1:
+        lags = np.arange(0, MAX_LAG_S + 0.1, 0.5)
+        fast = np.abs(_speed_at(blocks[:, :1] + lags, speeds))  # NaN is neither
+        slow = (fast < REST_SPEED).all(1)
+        moving = np.asarray((fast >= REST_SPEED).any(1), bool)
+        return _State(still & slow, moving, slow & ~still)
+    rest = np.zeros(len(blocks), bool)
+    for one in _rests(_alike(blocks[:, 1:4], blocks[:, 4:7], still)):
+        rest[one] = True
+    return _State(rest, ~rest, np.zeros(len(rest), bool))
+
+
+def _alike(
+    felt: NDArray[np.float64], turned: NDArray[np.float64], still: NDArray[np.bool_]
+) -> NDArray[np.bool_]:
+    """The most of the still seconds that are alike."""
+
+    def near(some: NDArray[np.intp]) -> NDArray[np.bool_]:
+        off, rate_off = (np.linalg.norm(a - a[some].mean(0), axis=1) for a in (felt, turned))
+        return np.asarray(still & (off < ALIKE_ACCELERATION) & (rate_off < ALIKE_RATE), bool)
+
+    places = np.flatnonzero(still)
+    step = 1 + len(places) // ALIKE_TRIES
+    groups = [near(places[k : k + 1]) for k in range(0, len(places), step)]
+    most = max(groups, key=np.count_nonzero, default=still)
+    return near(np.flatnonzero(most)) if groups else still
+
+
+def _speed_at(times: NDArray[np.float64], speeds: NDArray[np.float64]) -> NDArray[np.float64]:
+    """NaN where it is not known."""
+    at, values = speeds[:, 0], speeds[:, 1]
+    place = np.clip(np.searchsorted(at, times), 1, len(at) - 1)
+    known = (at[place] - at[place - 1] < MAX_LAG_S) & (times >= at[0]) & (times <= at[-1])
+    return np.where(known, np.interp(times, at, values), math.nan)
+
+
 class _Drive:
-    """One attempt. `blocks` `[N, 8]` are seconds: time, acceleration, angular velocity, still or not."""
+    """One attempt. `blocks` `[N, 8]` are seconds: time, acceleration, angular velocity, still or not;
+    `speeds` `[M, 2]` times and speeds.
+    """
 
     def __init__(
-        self,
-        blocks: NDArray[np.float64],
-        rests: list[slice],
-        speeds: Sequence[tuple[float, float]],
+        self, blocks: NDArray[np.float64], state: _State, speeds: NDArray[np.float64]
     ) -> None:
-        moving = blocks[:, 7] == 0
-        self._times, self._felt = blocks[moving, 0], blocks[moving, 1:4]
-        self._turned = blocks[moving, 4:7]
-        self._speeds = np.array(speeds).reshape(-1, 2)
+        self._times, self._felt = blocks[state.moving, 0], blocks[state.moving, 1:4]
+        self._turned = blocks[state.moving, 4:7]
+        self._speeds = speeds
         self._forward = 0j
-        self._speed_at: dict[float, tuple[NDArray[np.float64], NDArray[np.float64]]] = {}
+        self._motions: dict[float, tuple[NDArray[np.float64], NDArray[np.float64]]] = {}
+        rests = [*_rests(state.rest)]
         if rests:
             self._up = np.mean([blocks[rest, 1:4].mean(0) for rest in rests], axis=0)
             resting = np.concatenate([blocks[rest] for rest in rests])
@@ -227,40 +292,35 @@ class _Drive:
             self._up = self._felt.mean(0)
         else:
             self._up = blocks[:, 1:4].mean(0)
-        self.evidence = Evidence(rests=len(rests), moving_s=float(moving.sum()))
-        self.missing = self._attempt()
+        self.evidence = Evidence(rests=len(rests), moving_s=float(state.moving.sum()))
+        self.missing = self._attempt(int(state.shaken.sum()))
 
-    def _attempt(self) -> str:
+    def _attempt(self, shaken_s: int) -> str:
         """Fill in `evidence`; what is missing."""
         rests, seconds = self.evidence.rests, self.evidence.moving_s
         with_speed = len(self._speeds) > 1
         if not rests and not with_speed:
             return f"not one rest of {REST_S} s, which tells what is up: stand still for a while"
-        need_s = SPEED_DRIVE_S if with_speed else DRIVE_S
-        need_s = need_s if rests else UPRIGHT_S
+        need_s = DRIVE_S if not with_speed else SPEED_DRIVE_S if rests else UPRIGHT_S
         if seconds < need_s:
+            if shaken_s >= SPEED_DRIVE_S:
+                return f"{MISFIT} (it is near 0 in {shaken_s} s of motion)"
             return f"{seconds:.0f} of {need_s} s of driving"
-        if with_speed:
-            fit, lag_s = self._by_speed()
-            for _ in range(0 if rests else 3):  # what is up follows from what is forward, and so on
-                self._level(fit.forward, lag_s)
-                fit = self._speed_fit(lag_s, np.ones(len(self._times), bool))
-            if not fit.doubt:
-                return self._judge("speed", fit, lambda part: self._speed_fit(lag_s, part))
-            if not rests:
-                return fit.doubt
-        gravity = float(np.linalg.norm(self._up))
-        if not GRAVITY_RANGE[0] <= gravity <= GRAVITY_RANGE[1]:
-            return _no_gravity(gravity)
-        turns = self._turns_fit(np.ones(len(self._times), bool))
-        if with_speed and turns.doubt:
-            return fit.doubt
-        return self._judge("turns", turns, self._turns_fit)
+        if doubt := self._gravity_doubt():
+            return doubt
+        if not with_speed:
+            return self._judge("turns", self._turns_fit)
+        lag_s = self._lag_s()
+        for _ in range(0 if rests else 3):  # what is up follows from what is forward, and so on
+            everything = np.ones(len(self._times), bool)
+            self._level(self._speed_fit(lag_s, everything).forward, lag_s)
+        return self._judge("speed", lambda part: self._speed_fit(lag_s, part))
 
-    def _judge(self, method: str, fit: _Fit, again: Callable[[NDArray[np.bool_]], _Fit]) -> str:
+    def _judge(self, method: str, fit_to: Callable[[NDArray[np.bool_]], _Fit]) -> str:
+        fit = fit_to(np.ones(len(self._times), bool))
         yaw, _ = self._plane()
         left, right = _turns(yaw)
-        error_deg = _error_deg(fit.forward, len(self._times), again)
+        error_deg = _error_deg(fit.forward, len(self._times), fit_to)
         self.evidence = self.evidence._replace(
             method=method,
             left_turns=left,
@@ -269,9 +329,8 @@ class _Drive:
             error_deg=error_deg,
         )
         self._forward = fit.forward
-        gravity = float(np.linalg.norm(self._up))
-        if not GRAVITY_RANGE[0] <= gravity <= GRAVITY_RANGE[1]:
-            return _no_gravity(gravity)
+        if doubt := self._gravity_doubt():
+            return doubt
         if method == "turns" and left + right < TURNS:
             return f"{left + right} of {TURNS} turns: drive round some corners"
         if fit.doubt:
@@ -279,6 +338,12 @@ class _Drive:
         if not error_deg <= MAX_ERROR_DEG:
             return f"forward is uncertain by {error_deg:.0f} degrees: drive on"
         return ""
+
+    def _gravity_doubt(self) -> str:
+        gravity = float(np.linalg.norm(self._up))
+        if GRAVITY_RANGE[0] <= gravity <= GRAVITY_RANGE[1]:
+            return ""
+        return f"{gravity:.2f} m/s2 are felt at rest, not about {G:.1f}: is the unit right?"
 
     def mount(self) -> Mount:
         """The mount of an attempt that misses nothing."""
@@ -300,23 +365,19 @@ class _Drive:
         up, first, second = self._axes()
         return self._turned @ up, self._felt @ first + 1j * (self._felt @ second)
 
-    def _by_speed(self) -> tuple[_Fit, float]:
+    def _lag_s(self) -> float:
+        """That of the speed against the motion."""
         everything = np.ones(len(self._times), bool)
-        lags = np.arange(0, MAX_LAG_S + LAG_STEP_S / 2, LAG_STEP_S).tolist()
-        fits = [(self._speed_fit(lag_s, everything), lag_s) for lag_s in lags]
-        return max(fits, key=lambda pair: pair[0].agreement)
+        lags: list[float] = np.arange(0, MAX_LAG_S + LAG_STEP_S / 2, LAG_STEP_S).tolist()
+        return max(lags, key=lambda lag_s: self._speed_fit(lag_s, everything).agreement)
 
     def _motion(self, lag_s: float) -> NDArray[np.complex128]:
         """What the speed lets expect; NaN where it is not known."""
-        if lag_s not in self._speed_at:
-            times, speeds = self._speeds[:, 0], self._speeds[:, 1]
+        if lag_s not in self._motions:
             at = self._times + lag_s
-            before, middle, after = (np.interp(at + d, times, speeds) for d in (-0.5, 0, 0.5))
-            place = np.clip(np.searchsorted(times, at), 1, len(times) - 1)
-            known = times[place] - times[place - 1] < MAX_LAG_S
-            known &= (at - 0.5 >= times[0]) & (at + 0.5 <= times[-1])
-            self._speed_at[lag_s] = np.where(known, after - before, math.nan), middle
-        change, speed = self._speed_at[lag_s]
+            before, middle, after = (_speed_at(at + d, self._speeds) for d in (-0.5, 0, 0.5))
+            self._motions[lag_s] = after - before, middle
+        change, speed = self._motions[lag_s]
         yaw, _ = self._plane()
         motion: NDArray[np.complex128] = change + 1j * speed * yaw
         return motion
@@ -331,13 +392,8 @@ class _Drive:
         power, total = float(np.vdot(motion, motion).real), float(np.vdot(felt, felt).real)
         if not power or not total or not product:
             return _Fit(1, 0.0, "the speed does not change: speed up and brake")
-        agreement = abs(product) / math.sqrt(power * total)
-        gain, doubt = abs(product) / power, ""
-        if agreement < AGREEMENT:
-            doubt = f"speed and acceleration agree by {agreement:.2f} only: speed up and brake"
-        elif not GAIN[0] <= gain <= GAIN[1]:
-            doubt = f"felt is {gain:.2f} of what the speed lets expect: is it in m/s?"
-        return _Fit(product / abs(product), agreement, doubt)
+        agreement, forward = abs(product) / math.sqrt(power * total), product / abs(product)
+        return _Fit(forward, agreement, _misfit(motion, felt / forward, agreement))
 
     def _turns_fit(self, part: NDArray[np.bool_]) -> _Fit:
         yaw, felt = self._plane()
@@ -371,8 +427,28 @@ class _Drive:
             self._up = (self._felt[known] - explained).mean(0)
 
 
-def _no_gravity(gravity: float) -> str:
-    return f"{gravity:.2f} m/s2 are felt at rest, not about {G:.1f}: is the unit right?"
+def _misfit(motion: NDArray[np.complex128], felt: NDArray[np.complex128], agreement: float) -> str:
+    """Why what is felt, forward and to the left, is not what the speed lets expect; or empty.
+
+    Each part is looked at by itself as well: with the gyroscope turned, what it explains points
+    to the other side, and where turns prevail that side would be forward.
+    """
+    if agreement < AGREEMENT:
+        return f"{MISFIT}, or too little speeding up and braking (they agree by {agreement:.2f})"
+    gain = float(np.vdot(motion, felt).real) / float(np.vdot(motion, motion).real)
+    if not GAIN[0] <= gain <= GAIN[1]:
+        return f"{MISFIT} ({gain:.2f} of what it lets expect is felt)"
+    for name, expected, got in (
+        ("forward", motion.real, felt.real),
+        ("to the side", motion.imag, felt.imag),
+    ):
+        if expected.std() >= MIN_CHANGE:
+            gain = float(expected @ got) / float(expected @ expected)
+            if not PART_GAIN[0] <= gain <= PART_GAIN[1]:
+                return f"{MISFIT} ({gain:.2f} of what it lets expect is felt {name})"
+        elif name == "forward":
+            return "the speed hardly changes: speed up and brake"
+    return ""
 
 
 def _rests(still: NDArray[np.bool_]) -> Iterator[slice]:

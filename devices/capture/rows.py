@@ -25,14 +25,11 @@ class RowCollector:
         self._hold_ns = to_ns(hold_s)
         self._newest: dict[str, tuple[int, float]] = {}
         self._row_ns: int | None = None
-        self.values = 0
-        """How many have come."""
 
     def add(
         self, values: Mapping[str, float], timestamp_ns: int, arrival_ns: int, stamp: StampKind
     ) -> Sample | None:
         """Take values of one time; the row, if one is due."""
-        self.values += len(values)
         for name, value in values.items():
             self._newest[name] = (timestamp_ns, value)
         if not values or not self._is_due(timestamp_ns):

@@ -217,11 +217,24 @@ SCHEMES: Mapping[str, Scheme] = {
 }
 
 
+class Damage(str):
+    """A warning of input that is there and cannot be read; any other tells of what was never there."""
+
+    __slots__ = ()
+
+
+def is_live(uri: str) -> bool:
+    """Whether a URI names a device, whose time is the machine's."""
+    scheme = SCHEMES.get(uri.partition(":")[0])
+    return scheme is not None and scheme.live
+
+
 def open_source(uri: str, wanted: Wanted, now_ns: Callable[[], int]) -> Source:
     """The source that `uri` names, made to give the wanted modalities.
 
     `wanted` may hold modalities that the source does not offer; None takes all
-    that it offers. `now_ns` is the clock with which a live source stamps arrival, in nanoseconds.
+    that it offers. `now_ns` is the clock with which a live source stamps arrival, in nanoseconds; an
+    isolated one stamps with the machine's monotonic clock.
     Raises UnknownNameError for an unknown scheme, option or channel and FusedgeError where the
     source cannot be opened.
     """

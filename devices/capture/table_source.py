@@ -42,11 +42,12 @@ class Row(NamedTuple):
 
 
 class Fault(NamedTuple):
-    """What stands in a table and cannot be a row."""
+    """What stands in a table and cannot be a row; `time_ns` is when it was written, if that is known."""
 
     modality: str
     reason: str
     detail: str
+    time_ns: int | None = None
 
 
 class Table(Protocol):
@@ -126,12 +127,22 @@ class Arrivals:
         return True
 
 
+class _Start(NamedTuple):
+    """The start of a table: `arrivals` is None where it tells no time; then `items` are at their end."""
+
+    arrivals: Arrivals | None
+    head: list[Row | Fault]
+    surplus: tuple[Rejection, ...]
+    items: Iterator[Row | Fault]
+
+
 class TableSource:
     """The source that plays tables, merged in the order of arrival.
 
     Contract: stamps are passed on as they are, so they may repeat and fall; for arrival, and stamps
-    that are `implausible_stamp`, see Arrivals. A table without a row among its first HEAD_ITEMS
-    items ends there. Raises FusedgeError where no wanted modality is offered, else as RowLayout does.
+    that are `implausible_stamp`, see Arrivals. What is rejected before the first row arrives with it;
+    beyond HEAD_ITEMS it is counted together. `samples` raises FusedgeError where nothing tells when it
+    was. Raises FusedgeError where no wanted modality is offered, else as RowLayout does.
     """
 
     live = False
@@ -156,38 +167,68 @@ class TableSource:
 
     def samples(self) -> Iterator[Sample | Rejection]:
         """Samples and rejections in the order of arrival."""
+        starts = [self._start(table) for table in self._tables]
+        told = [start.arrivals.newest_ns for start in starts if start.arrivals is not None]
+        if self._closed.is_set():
+            return
+        if not told:
+            raise self._nothing(starts)
         with ExitStack() as open_tables:
-            feeds = [open_tables.enter_context(closing(self._feed(t))) for t in self._tables]
+            feeds = [open_tables.enter_context(closing(self._feed(s, min(told)))) for s in starts]
             for item in heapq.merge(*feeds, key=attrgetter("arrival_ns")):
                 if self._closed.is_set():
                     return
                 yield item
 
-    def _feed(self, table: Table) -> Generator[Sample | Rejection, None, None]:
-        layouts = self._layouts
-        used = {name: layouts[name].used for name in table.offered if name in layouts}
+    def _start(self, table: Table) -> _Start:
+        """Read a table as far as it takes to tell when it starts."""
+        used = {name: self._layouts[name].used for name in table.offered if name in self._layouts}
         items = table.rows(used)
         head: list[Row | Fault] = []
-        first: list[int] = []
-        while len(first) < HEAD_ROWS and len(head) < HEAD_ITEMS:
+        times: list[int] = []
+        surplus: dict[tuple[str, str], Rejection] = {}
+        while len(times) < HEAD_ROWS and (len(head) < HEAD_ITEMS or not times):
             item = next(items, None)
             if item is None or self._closed.is_set():
                 break
-            head.append(item)
-            if isinstance(item, Row):
-                first.append(_arrival_ns(item))
-        if not first:
-            for fault in head:
-                if isinstance(fault, Fault):
-                    yield Rejection(fault.modality, 0, fault.reason, fault.detail)
-            return
-        arrivals = Arrivals(first, MAX_SILENCE_NS)
-        for item in chain(head, items):
+            time_ns = item.time_ns if isinstance(item, Fault) else _arrival_ns(item)
+            if time_ns is not None:
+                times.append(time_ns)
+            if len(head) < HEAD_ITEMS or time_ns is not None:
+                head.append(item)
+            elif isinstance(item, Fault):
+                key = item.modality, item.reason
+                more = surplus.get(key, Rejection(item.modality, 0, item.reason, item.detail, 0))
+                surplus[key] = more._replace(samples=more.samples + 1)
+        arrivals = Arrivals(times, MAX_SILENCE_NS) if times else None
+        return _Start(arrivals, head, tuple(surplus.values()), items)
+
+    def _nothing(self, starts: Sequence[_Start]) -> FusedgeError:
+        """The error where no table tells when anything was."""
+        faults = [item for start in starts for item in start.head if isinstance(item, Fault)]
+        if not faults:
+            return FusedgeError(f"has no rows of {', '.join(self.modalities)}", where=self.uri)
+        count = len(faults) + sum(more.samples for start in starts for more in start.surplus)
+        first = faults[0]
+        return FusedgeError(
+            f"no row can be taken, {count} rejected; the first: {first.detail}",
+            where=self.uri,
+            hint="is the time in ms? say time: {column: t, unit: ms} in a map=COLUMNS.yaml"
+            if first.reason == "implausible_stamp"
+            else "a map=COLUMNS.yaml says how they are to be read",
+        )
+
+    def _feed(self, start: _Start, first_ns: int) -> Generator[Sample | Rejection, None, None]:
+        """What a table holds; where it does not tell when, it is at `first_ns`."""
+        arrivals = start.arrivals or Arrivals([first_ns], MAX_SILENCE_NS)
+        for more in start.surplus:
+            yield more._replace(arrival_ns=arrivals.newest_ns)
+        for item in chain(start.head, start.items):
             if isinstance(item, Fault):
                 yield Rejection(item.modality, arrivals.newest_ns, item.reason, item.detail)
             elif arrivals.believe(_arrival_ns(item)):
                 values = {k: v for k, v in item.values.items() if -MAX_VALUE <= v <= MAX_VALUE}
-                data = layouts[item.modality].row(values)
+                data = self._layouts[item.modality].row(values)
                 yield Sample(item.modality, item.timestamp_ns, arrivals.newest_ns, data)
             else:
                 detail = f"the stamp {_arrival_ns(item) / 1e9:g} s leaps ahead"

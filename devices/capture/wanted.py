@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -52,13 +52,37 @@ def modality_of(
     )
 
 
+class _OtherAxesError(UnknownNameError):
+    """Channels in other axes than the wanted ones: the closest name would mislead."""
+
+    def __init__(self, kind: str, name: str, offered: Collection[str]) -> None:
+        hint = f"it gives {', '.join(offered)}: axes of the sensor or the earth, not the vehicle's"
+        FusedgeError.__init__(self, f"unknown {kind} {name!r}", hint=hint)
+
+
+def unknown_channel(
+    address: Address, modality: str, wanted: Sequence[str], offered: Collection[str]
+) -> UnknownNameError:
+    """The error for a modality of which not one wanted channel is offered."""
+    kind = f"channel of {modality} in {address.uri}"
+    axes = ("_x", "_y", "_z")
+    if any(o.endswith(axes) for o in offered) and not any(w.endswith(axes) for w in wanted):
+        return _OtherAxesError(kind, wanted[0], offered)
+    return UnknownNameError(kind, wanted[0], offered)
+
+
+def unmeasured(address: Address, modality: str, lacking: Sequence[str]) -> str:
+    """The warning for wanted channels that are not offered."""
+    return f"{address.uri}: {modality} comes without {', '.join(lacking)}; not measured"
+
+
 class RowLayout:
     """How the channels that a source offers become the rows of a modality.
 
     `offered` are the source's channels with their units. With a description of the modality, rows have
     its channels in its order and units; what is not offered stays NaN, and `warnings` says so.
     Raises UnknownNameError where not one channel is offered, FusedgeError where a unit cannot be
-    converted.
+    converted. A unit that is not known (empty) is taken for the wanted one.
     """
 
     def __init__(
@@ -70,17 +94,15 @@ class RowLayout:
         self.warnings: tuple[str, ...] = ()
         given = [name for name in self.channels if name in offered]
         if not given:
-            raise UnknownNameError(
-                f"channel of {modality} in {address.uri}", self.channels[0], offered
-            )
+            raise unknown_channel(address, modality, self.channels, offered)
         lacking = [name for name in self.channels if name not in offered]
         if lacking:
-            self.warnings = (
-                f"{address.uri}: {modality} comes without {', '.join(lacking)}; not measured",
-            )
-        where = f"{modality} in {address.uri}"
+            self.warnings = (unmeasured(address, modality, lacking),)
         self._columns = {
-            name: (self.channels.index(name), conversion(offered[name], units[name], where))
+            name: (
+                self.channels.index(name),
+                conversion(offered[name], units[name], f"{modality}.{name} in {address.uri}"),
+            )
             for name in given
         }
 

@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import socket
 import struct
+import threading
 from typing import Any
 
 import numpy as np
@@ -98,11 +100,14 @@ class Sender:
 
 
 class Receiver:
-    """The reader's end. Raises EOFError where the other one is gone."""
+    """The reader's end, which owns `file`. Raises EOFError where the other one is gone, ValueError where
+    it does not keep to the protocol.
+    """
 
     def __init__(self, connection: socket.socket, file: int) -> None:
         self._receive = connection.recv
-        self._file = file
+        self._file: int | None = file
+        self._lock = threading.Lock()
         self._ring: RingReader | None = None
         self.modalities: tuple[str, ...] = ()
         """To be set from the HELLO."""
@@ -122,6 +127,8 @@ class Receiver:
             kind, length, modality, arrived, image, slot, d0, d1, d2, time_ns, arrival_ns = (
                 _HEADER.unpack(self._take(_HEADER.size))
             )
+            if length > MAX_LENGTH:
+                raise ValueError("a message is too long")
             if kind == SAMPLE:
                 data: NDArray[Any]
                 shape = (d0, d1, d2) if d2 else (d0, d1) if d1 else (d0,)
@@ -138,8 +145,18 @@ class Receiver:
                     "arrival" if arrived else "capture",
                 )
             if kind != RING:
-                return kind, self._take(length) if length <= MAX_LENGTH else b""
-            self._ring = RingReader(self._file, time_ns, d0, d1)
+                return kind, self._take(length)
+            with self._lock:
+                if self._file is None:
+                    raise EOFError
+                self._ring = RingReader(self._file, time_ns, d0, d1)
+
+    def close(self) -> None:
+        """Let go of the file; images that have come stay."""
+        with self._lock:
+            if self._file is not None:
+                os.close(self._file)
+            self._file = None
 
 
 def document(content: bytes) -> dict[str, Any]:

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from fusedge.bundle.errors import FusedgeError
+from fusedge.bundle.regular_file import read_file
 from fusedge.bundle.strict_yaml import MAX_BYTES, load_yaml
 from fusedge.devices.capture.address import Address
 
@@ -19,13 +20,7 @@ def read_map(address: Address, option: str = "map") -> tuple[dict[str, Any], str
     if value.lstrip().startswith("{"):
         where = f"{option} in {address.uri}"
         return parse_map(value.encode(), where), where
-    try:
-        with Path(value).open("rb") as file:
-            content = file.read(MAX_BYTES + 1)
-    except (OSError, ValueError) as error:  # ValueError: a path with a zero in it
-        reason = error.strerror if isinstance(error, OSError) else None
-        raise FusedgeError(f"cannot be read: {reason or error}", where=value) from None
-    return parse_map(content, value), value
+    return parse_map(read_file(Path(value), MAX_BYTES), value), value
 
 
 def parse_map(content: bytes, where: str) -> dict[str, Any]:

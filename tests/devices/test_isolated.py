@@ -179,20 +179,18 @@ def test_a_password_is_neither_shown_nor_on_the_command_line() -> None:
 
 
 PARENT = """
-import sys
+import sys, threading
 from tests.devices.test_isolated import isolated
-source = isolated("endless")
-items = source.samples()
-next(items)
-print(source.process_id, flush=True)
+threading.Thread(target=isolated, args=[sys.argv[1]], daemon=True).start()
+print("ready", flush=True)
 sys.stdin.read()
 """
 
 
-@pytest.fixture
-def parent() -> Iterator[subprocess.Popen[str]]:
+@pytest.fixture(params=["endless", "hanging", "never"])
+def parent(request: pytest.FixtureRequest) -> Iterator[subprocess.Popen[str]]:
     process = subprocess.Popen(
-        [sys.executable, "-c", PARENT],
+        [sys.executable, "-c", PARENT, request.param],
         cwd=REPOSITORY,
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
@@ -206,14 +204,36 @@ def parent() -> Iterator[subprocess.Popen[str]]:
 def test_the_process_ends_with_its_parent_however_that_ends(
     parent: subprocess.Popen[str],
 ) -> None:
-    assert parent.stdout is not None
-    process_id = int(parent.stdout.readline())
+    assert parent.stdout is not None and parent.stdout.readline()
+    time.sleep(1)  # of opening, or of hanging while it opens
+    children = Path(f"/proc/{parent.pid}/task").glob("*/children")
+    (process_id,) = map(int, " ".join(file.read_text() for file in children).split())
+    assert is_running(process_id)
     parent.send_signal(signal.SIGKILL)
     parent.wait()
     deadline = time.monotonic() + 5
     while is_running(process_id) and time.monotonic() < deadline:
         time.sleep(0.02)
     assert not is_running(process_id)
+
+
+def test_a_process_that_cannot_be_started_leaves_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    before = len(os.listdir("/proc/self/fd"))
+    monkeypatch.setattr(sys, "executable", "/no/such/python")
+    for _ in range(20):
+        with pytest.raises(OSError, match="/no/such/python"):
+            isolated("ten")
+    assert len(os.listdir("/proc/self/fd")) == before
+
+
+def test_signals_to_the_whole_group_are_the_parents_to_answer() -> None:
+    source = isolated("endless")
+    items = source.samples()
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        next(items)
+        os.kill(source.process_id, number)
+    assert all(isinstance(next(items), Sample) for _ in range(50))
+    source.close()
 
 
 def test_reopening_leaves_nothing_behind() -> None:

@@ -27,6 +27,7 @@ from fusedge.bundle.sample import Sample
 from fusedge.cli.calibrate import calibrate as calibrate_command
 from fusedge.devices.capture.mount import (
     ALIGNED,
+    MISFIT,
     SENSOR_CHANNELS,
     VEHICLE_CHANNELS,
     Evidence,
@@ -217,7 +218,83 @@ def test_wrong_units_are_told() -> None:
     assert in_g.missing.endswith("are felt at rest, not about 9.8: is the unit right?")
     kmh = calibrate(drive._replace(speeds=drive.speeds * 3.6, turned=drive.turned * 0), speeds=True)
     assert kmh.mount is None
-    assert kmh.missing.endswith("of what the speed lets expect: is it in m/s?")
+    assert kmh.missing == f"{MISFIT} (0.28 of what it lets expect is felt)"
+
+
+@pytest.mark.parametrize("factor", [3.6, 1 / 0.44704, 0.0])
+def test_a_speed_in_another_unit_is_refused_however_good_the_turns(factor: float) -> None:
+    drive = town(4)
+    assert calibrate(drive).evidence.method == "turns"
+    calibration = calibrate(drive._replace(speeds=drive.speeds * factor), speeds=True)
+    assert calibration.mount is None and calibration.missing.startswith(MISFIT)
+
+
+def test_the_speed_of_another_vehicle_is_refused() -> None:
+    other = town(14)
+    drive = town(4)._replace(speed_times=other.speed_times, speeds=other.speeds)
+    calibration = calibrate(drive, speeds=True)
+    assert calibration.mount is None and calibration.missing.startswith(MISFIT)
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_a_turned_gyroscope_is_refused_with_a_speed(seed: int) -> None:
+    drive = town(seed)
+    calibration = calibrate(drive._replace(turned=-drive.turned), speeds=True)
+    assert calibration.mount is None and calibration.missing.startswith(MISFIT)
+
+
+def test_without_a_speed_it_takes_ninety_seconds_of_driving() -> None:
+    drive = town(4, seconds=85)
+    assert calibrate(drive, speeds=True).mount is not None
+    assert calibrate(drive).missing.endswith("of 90 s of driving")
+
+
+def damped(seed: int) -> Drive:
+    """A motorway felt by a sensor that nothing shakes: steady pushes, bends and cruises for seconds."""
+    rng = np.random.default_rng(seed)
+    parts = [(20, 0.0, 0.0)]
+    for _ in range(8):
+        parts += [(8, rng.uniform(1, 2), 0), (rng.uniform(5, 15), 0, 0)]
+        parts += [(rng.uniform(8, 25), 0, rng.choice([-0.1, 0.1])), (10, -1.5, 0)]
+        parts += [(4, 0.0, rng.choice([-0.35, 0.35])), (2, -1.5, 0)]
+    steps = [(a, w) for time_s, a, w in parts for _ in range(round(time_s * 50))]
+    felt, turned, speeds, v = [], [], [], 0.0
+    for a, w in steps:
+        before, v = v, min(30.0, max(0.0, v + a / 50))
+        w = min(w, 3 / v, key=abs) if v > 1 and w > 0 else max(w, -3 / v) if v > 1 else 0.0
+        felt.append(((v - before) * 50, v * w, G))
+        turned.append((0.0, 0.0, w))
+        speeds.append(v)
+    n = len(steps)
+    times, noise = np.arange(n) / 50, rng.standard_normal((2, n, 3))
+    return Drive(
+        times,
+        np.array(felt) + 0.05 * noise[0],
+        np.array(turned) + 0.002 * noise[1],
+        times[::50],
+        np.array(speeds)[::50],
+    )
+
+
+@pytest.mark.parametrize("speeds", [False, True])
+@pytest.mark.parametrize("seed", range(4))
+def test_steady_motion_is_no_rest(seed: int, speeds: bool) -> None:
+    (rotation,) = rotations(seed, 1)
+    calibration = calibrate(damped(seed).seen_by(rotation), speeds=speeds)
+    assert apart_deg(found(calibration), rotation) < 6
+    up = found(calibration)[2]
+    assert math.degrees(math.acos(min(1.0, up @ rotation[2]))) < 0.5
+
+
+def test_seconds_of_driving_do_not_depend_on_what_shakes() -> None:
+    drive = damped(1)
+    short = drive._replace(times=drive.times[:2000], speeds=drive.speeds[:40])
+    short = short._replace(speed_times=drive.speed_times[:40])
+    noise = np.random.default_rng(1).standard_normal(drive.felt.shape) * (drive.times > 20)[:, None]
+    rough = short._replace(felt=drive.felt + noise)
+    assert {calibrate(one, speeds=True).evidence.moving_s for one in (short, rough)} == {
+        calibrate(short, speeds=True).evidence.moving_s
+    }
 
 
 def test_noise_is_no_mount() -> None:

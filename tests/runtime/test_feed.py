@@ -14,6 +14,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from fusedge.bundle.errors import FusedgeError
 from fusedge.bundle.sample import Rejection, Sample, size
 from fusedge.bundle.window import to_ns
 from fusedge.runtime import backoff, feed
@@ -387,7 +388,21 @@ def test_a_second_hang_is_noticed_after_the_first_came_back() -> None:
         hangs[1].released.set()
 
 
-def test_opening_that_hangs_is_noticed_as_well() -> None:
+def test_opening_may_take_longer_than_silence() -> None:
+    opened: list[int] = []
+
+    def reopen() -> Wire:
+        time.sleep(0.6)
+        opened.append(1)
+        return Wire(now(2))
+
+    with Pumped(Wire(OSError("gone")), reopen, silence_s=0.2) as pumped:
+        pumped.supervise_until(lambda: pumped.account.received == 1)
+        assert pumped.pump.tally.silences == 0 and opened == [1]
+
+
+def test_opening_that_hangs_is_noticed_as_well(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(feed, "OPEN_S", 0.2)
     hang = Hanging()
     calls = itertools.count()
 
@@ -530,3 +545,11 @@ def test_a_chunk_is_bounded_in_bytes() -> None:
     while not feed.ended:
         sizes.append(len(feed.take(1)))
     assert sum(sizes) == 200 and max(sizes) <= 70
+
+
+@pytest.mark.parametrize("paced", [False, True])
+def test_recordings_without_a_common_time_are_refused(paced: bool) -> None:
+    sources = [Recorded([item(0)]), Recorded([item(10**15)])]
+    merged = pumped_feed(*sources, clock=PacedClock(1)) if paced else MergedFeed(sources)
+    with pytest.raises(FusedgeError, match="they have no common time"):
+        merged.start()

@@ -7,18 +7,19 @@ import itertools
 import os
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
 
 from fusedge.bundle.archive import Bundle
+from fusedge.bundle.errors import FusedgeError, UnknownNameError
 from fusedge.bundle.window import to_ns
 from fusedge.devices.capture.address import Wanted, parse
 from fusedge.devices.capture.isolated import IsolatedSource
 from fusedge.devices.capture.source import SCHEMES, Source
 from fusedge.runtime import backoff
-from fusedge.runtime.clock import LiveClock
+from fusedge.runtime.clock import Clock, LiveClock, PacedClock
 from fusedge.runtime.runner import run
 from fusedge.runtime.session import Session, SessionReport
 from fusedge.runtime.sinks.memory import MemorySink
@@ -40,12 +41,22 @@ def bundle(tmp_path: Path) -> Bundle:
 class Camera:
     """A session over a sensor in this process and a camera in one of its own."""
 
-    def __init__(self, bundle: Bundle, behaviour: str) -> None:
+    def __init__(
+        self,
+        bundle: Bundle,
+        behaviour: str,
+        away: Sequence[FusedgeError] = (),
+        uris: Sequence[str] = ("live:motion", "camera:0"),
+        clock: Clock | None = None,
+    ) -> None:
         self.cameras: list[IsolatedSource] = []
+        refusals = iter(away)
 
         def open_uri(uri: str, wanted: Wanted, now_ns: Callable[[], int]) -> Source:
             if uri == "live:motion":
                 return LiveSource("motion", now_ns)
+            for refusal in refusals:
+                raise refusal
             opener = f"tests.devices.child_sources:{behaviour}"
             camera = IsolatedSource(uri, parse(uri, SCHEMES), wanted, opener=opener)
             self.cameras.append(camera)
@@ -53,8 +64,8 @@ class Camera:
 
         self.session = Session(
             bundle,
-            ["live:motion", "camera:0"],
-            LiveClock(),
+            uris,
+            clock or LiveClock(),
             open_uri=open_uri,
             silence_s=1.5,
             without=["sound"],
@@ -103,3 +114,34 @@ def test_a_camera_that_fails_is_opened_again_and_decisions_go_on(
     times = [decision.timestamp_ns for decision in camera.memory.decisions]
     assert max(b - a for a, b in itertools.pairwise(times)) == to_ns(PERIOD_S)
     assert camera.memory.decisions[-1].modalities["motion"].present
+
+
+def test_a_device_that_is_away_at_the_start_is_awaited(
+    bundle: Bundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(backoff, "FIRST_S", 0.05)
+    busy = FusedgeError("is in use by another", where="camera:0")
+    camera = Camera(bundle, "endless", away=[busy, busy])
+    report = camera.run(4)
+    assert "camera:0" in report.problem and "is in use by another" in report.problem
+    assert report.summary["sources"]["camera:0"]["modalities"] == ["view"]
+    assert camera.memory.decisions[-1].modalities["view"].present
+
+
+@pytest.mark.parametrize(
+    ("error", "uris"),
+    [
+        (UnknownNameError("option of camera:", "widht", ["width"]), ("live:motion", "camera:0")),
+        (FusedgeError("no device 9", where="camera:9"), ("camera:9",)),
+    ],
+)
+def test_what_is_mistyped_or_alone_and_away_ends_it(
+    bundle: Bundle, error: FusedgeError, uris: tuple[str, ...]
+) -> None:
+    with pytest.raises(type(error), match=r"did you mean 'width'|no device 9"):
+        Camera(bundle, "endless", away=[error], uris=uris)
+
+
+def test_a_device_does_not_run_on_a_recordings_time(bundle: Bundle) -> None:
+    with pytest.raises(FusedgeError, match="a device has the machine's time"):
+        Camera(bundle, "endless", clock=PacedClock(1))

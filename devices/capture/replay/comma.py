@@ -25,8 +25,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fusedge.bundle.errors import FusedgeError
+from fusedge.bundle.regular_file import is_file
 from fusedge.devices.capture.address import Request
-from fusedge.devices.capture.course import WithCourseChange
+from fusedge.devices.capture.replay.course import WithCourseChange
 from fusedge.devices.capture.table_source import ArrayTable, Table, TableSource
 from fusedge.devices.capture.units import G
 
@@ -114,6 +115,8 @@ def _load(folder: Path, width: int) -> tuple[_Floats, _Floats]:
 
 
 def _array(path: Path) -> _Floats:
+    if not is_file(path):
+        raise FusedgeError("no such file", where=str(path))
     try:
         # mapped, a file that promises more than it has is refused; it may hold no pickled objects
         array = np.load(path, mmap_mode="r", allow_pickle=False)

@@ -37,12 +37,12 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 
+from fusedge.bundle.regular_file import is_file
 from fusedge.bundle.window import to_ns
-from fusedge.devices.capture.address import Request
+from fusedge.devices.capture.address import Address, Request
 from fusedge.devices.capture.column_map import Channel, ColumnMap, column_map
-from fusedge.devices.capture.course import WithCourseChange
 from fusedge.devices.capture.csv_file import CsvTable, read_head
-from fusedge.devices.capture.line_file import is_file
+from fusedge.devices.capture.replay.course import WithCourseChange
 from fusedge.devices.capture.table_source import Fault, Row, Table, TableSource
 from fusedge.devices.capture.units import conversion
 from fusedge.devices.capture.yaml_map import parse_map
@@ -135,6 +135,7 @@ def _tables(request: Request, path: Path) -> list[Table]:
     address = request.address
     drive = address.whole("drive", None, 1, MAX_DRIVE)
     if is_file(path / PHONE):
+        refuse_drive(address)
         tables: list[Table] = [WithCourseChange(_table(path / PHONE, _PHONE))]
         return [*tables, _table(path / CAR, _CAR)] if is_file(path / CAR) else tables
     segments = _segments(path)
@@ -144,6 +145,7 @@ def _tables(request: Request, path: Path) -> list[Table]:
         return [trips]
     head = read_head(path)
     if _EVENT_COLUMNS.issubset(head.names):
+        refuse_drive(address)
         return [_table(path, _EVENTS)]
     if _NDS_COLUMNS.issubset(head.names):
         table = _table(path, _NDS.replace("DRIVE", str(drive)))
@@ -153,6 +155,12 @@ def _tables(request: Request, path: Path) -> list[Table]:
         "is none of the data sets that are known by their columns",
         hint=f"say what its columns are: file:{path}?map=COLUMNS.yaml",
     )
+
+
+def refuse_drive(address: Address) -> None:
+    """Raises FusedgeError where the URI of what is one drive names another."""
+    if "drive" in address.options:
+        raise address.error("is one drive, of which none can be chosen", hint="leave drive= out")
 
 
 def _segments(folder: Path) -> list[Path]:

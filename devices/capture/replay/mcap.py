@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fusedge.bundle.errors import FusedgeError, UnknownNameError
+from fusedge.bundle.errors import FusedgeError
 from fusedge.bundle.manifest import Modality
 from fusedge.bundle.recording import Document, Track
 from fusedge.bundle.recording_file import Gap, RecordingFile
@@ -18,6 +18,7 @@ from fusedge.bundle.sample import Rejection, Sample, size
 from fusedge.bundle.window import to_ns
 from fusedge.devices.capture.address import Address, Wanted
 from fusedge.devices.capture.units import conversion
+from fusedge.devices.capture.wanted import unknown_channel, unmeasured
 
 MAX_SILENCE_NS = to_ns(
     86_400.0
@@ -29,14 +30,15 @@ class RecordingSource:
     """What was received in a recorded session, with its stamps and in its order of arrival.
 
     `wanted` chooses modalities and their channels by name, and converts units where the recording knows
-    them; None takes all as it is. Rejections come out as
-    rejections. What cannot be read (`malformed`) and what the recorder missed (`recording_gap`) is one
-    too, of the first modality where the file does not say of which. Arrival that falls is held, for
-    live sources do not wait for each other; where it leaps by more than a day, or is MAX_TIME_NS or
-    more from 0, the recording ends, so that its length bounds that of a replay. A sample with such a
-    stamp is rejected (`implausible_stamp`).
+    them; None takes all as it is. A channel of a series that was not recorded is NaN, with a warning.
+    Rejections come out as rejections. What cannot be read (`malformed`) and what the recorder missed
+    (`recording_gap`) is one too, of the first modality where the file does not say of which. Arrival
+    that falls is held, for live sources do not wait for each other; where it leaps by more than a day,
+    or is MAX_TIME_NS or more from 0, the recording ends, so that its length bounds that of a replay. A
+    sample with such a stamp is rejected (`implausible_stamp`).
 
-    Raises FusedgeError where the file is no recording or has none of the wanted modalities.
+    Raises FusedgeError where the file is no recording or has none of the wanted modalities,
+    UnknownNameError where of a modality it has not one wanted channel, or not all of images or sound.
     """
 
     live = False
@@ -44,9 +46,6 @@ class RecordingSource:
     def __init__(self, address: Address, path: Path, wanted: Wanted) -> None:
         self.uri = address.uri
         self._file = RecordingFile(path)
-        self.warnings = (
-            () if self._file.complete else (f"{path} has no end: read as far as it goes",)
-        )
         self._selections = {
             modality: _Selection(
                 address, modality, track, None if wanted is None else wanted[modality]
@@ -63,6 +62,14 @@ class RecordingSource:
                 hint=f"it offers {offered}",
             )
         self.modalities = tuple(self._selections)
+        self.warnings = (
+            *(() if self._file.complete else (f"{path} has no end: read as far as it goes",)),
+            *(
+                unmeasured(address, name, chosen.lacking)
+                for name, chosen in self._selections.items()
+                if chosen.lacking
+            ),
+        )
         self.channels = {name: chosen.channels for name, chosen in self._selections.items()}
         self.units = {name: chosen.units for name, chosen in self._selections.items()}
         self._closed = threading.Event()
@@ -113,7 +120,7 @@ class RecordingSource:
 
 
 class _Selection:
-    """The wanted channels of a track, in the wanted order and units."""
+    """The wanted channels of a track, in the wanted order and units; `lacking` are not in the track."""
 
     def __init__(
         self, address: Address, modality: str, track: Track, spec: Modality | None
@@ -121,20 +128,24 @@ class _Selection:
         self.channels = track.channels if spec is None else tuple(c.name for c in spec.channels)
         self.units = track.units
         self._count = len(track.channels)
-        self._columns: list[int] | None = None
+        self.lacking = [name for name in self.channels if name not in track.channels]
+        given = [name for name in self.channels if name in track.channels]
+        if not given or (self.lacking and spec is not None and spec.kind != "series"):
+            missing = self.lacking if given else self.channels
+            raise unknown_channel(address, modality, missing, track.channels)
+        self._columns = [track.channels.index(name) for name in given]
+        self._places = [self.channels.index(name) for name in given]
         self._factors = self._offsets = np.zeros(0, np.float32)
-        for name in self.channels:
-            if name not in track.channels:
-                kind = f"channel of {modality} in {address.uri}"
-                raise UnknownNameError(kind, name, track.channels)
-        columns = [track.channels.index(name) for name in self.channels]
-        if self.channels != track.channels:
-            self._columns = columns
         if spec is not None and len(track.units) == len(track.channels):
             self.units = tuple(channel.unit for channel in spec.channels)
-            where = f"{modality} in {address.uri}"
-            have = [track.units[column] for column in columns]
-            pairs = [conversion(a, b, where) for a, b in zip(have, self.units, strict=True)]
+            pairs = [
+                conversion(
+                    track.units[column],
+                    self.units[place],
+                    f"{modality}.{self.channels[place]} in {address.uri}",
+                )
+                for column, place in zip(self._columns, self._places, strict=True)
+            ]
             if any(pair != (1, 0) for pair in pairs):
                 self._factors = np.array([pair.factor for pair in pairs], np.float32)
                 self._offsets = np.array([pair.offset for pair in pairs], np.float32)
@@ -143,8 +154,12 @@ class _Selection:
         """What a sample's data becomes; unchanged where it is malformed."""
         if not data.ndim or data.shape[-1] != self._count:
             return data
-        if self._columns is not None:
+        if self._columns != list(range(self._count)):
             data = data[..., self._columns]
         if len(self._factors) and data.dtype == np.float32:
             data = data * self._factors + self._offsets
+        if self.lacking:
+            whole = np.full((*data.shape[:-1], len(self.channels)), np.nan, np.float32)
+            whole[..., self._places] = data
+            return whole
         return data

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from fusedge.bundle.regular_file import is_file
 from fusedge.devices.capture.address import Request
 from fusedge.devices.capture.wanted import names_of
 
@@ -18,17 +19,23 @@ def open_recording(request: Request) -> Source:
     Each reader is imported where it is used: a recording needs the package mcap, the others do not.
     """
     from fusedge.devices.capture.replay.comma import is_segment, open_segment
-    from fusedge.devices.capture.replay.csv_sets import is_set, open_set
+    from fusedge.devices.capture.replay.csv_sets import is_set, open_set, refuse_drive
 
-    path, wanted = Path(request.address.target), names_of(request.wanted)
+    address = request.address
+    path, wanted = Path(address.target), names_of(request.wanted)
     if path.suffix == ".mcap":
+        refuse_drive(address)
+        if path.exists() and not is_file(path):
+            raise address.error("cannot be read: it is no regular file")
         from fusedge.devices.capture.replay.mcap import RecordingSource
 
-        return RecordingSource(request.address, path, request.wanted)
+        return RecordingSource(address, path, request.wanted)
     if is_segment(path):
+        refuse_drive(address)
         return open_segment(request)
     if is_set(path):
         return open_set(request)
     from fusedge.devices.capture.replay.uah import TripSource
 
-    return TripSource(request.address.uri, path, wanted)
+    refuse_drive(address)
+    return TripSource(address.uri, path, wanted)

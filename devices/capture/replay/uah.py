@@ -41,10 +41,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fusedge.bundle.errors import FusedgeError
+from fusedge.bundle.regular_file import is_file
 from fusedge.bundle.sample import Recording, Rejection, Sample, Series
 from fusedge.bundle.window import NANOSECONDS
 from fusedge.devices.capture.driving import CHANNELS, channel_names, channel_units, select
-from fusedge.devices.capture.line_file import UNREADABLE, bounded_lines, is_file, open_file
+from fusedge.devices.capture.line_file import UNREADABLE, bounded_lines, open_file
 
 G = 9.80665
 KMH = 1 / 3.6
