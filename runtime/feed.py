@@ -5,7 +5,7 @@ from __future__ import annotations
 import heapq
 import threading
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Protocol, TypeVar
 
 from fusedge.bundle.errors import FusedgeError, printable
@@ -120,12 +120,13 @@ class MergedFeed:
 
     def start(self) -> int:
         """See Feed. Raises FusedgeError where the sources have no common time."""
-        streams, begun = [], {}
+        streams: list[Iterator[tuple[Item, _Tally]]] = []
+        begun: list[tuple[int, str]] = []
         for source, tally in zip(self._sources, self._tallies, strict=True):
             stream = self._read(source, tally)
             first = next(stream, None)
             if first is not None:
-                begun[tally.uri] = first[0].arrival_ns
+                begun.append((first[0].arrival_ns, tally.uri))
                 streams.append(_chain(first, stream))
         _check_common_time(begun)
         self._items = heapq.merge(*streams, key=lambda pair: pair[0].arrival_ns)
@@ -206,13 +207,13 @@ class PumpedFeed:
 
     def start(self) -> int:
         """See Feed."""
-        begun = {
-            pump.tally.uri: time_ns
+        begun = [
+            (time_ns, pump.tally.uri)
             for pump in self._pumps
             if (time_ns := pump.prepare()) is not None
-        }
+        ]
         _check_common_time(begun)
-        self._clock.begin(min(begun.values(), default=0))
+        self._clock.begin(min(begun)[0] if begun else 0)
         now_ns = self._clock.now_ns()
         for pump in self._pumps:
             pump.start(now_ns)
@@ -498,16 +499,15 @@ def _told(error: Exception) -> str:
     return str(error) if isinstance(error, FusedgeError) else f"{type(error).__name__}: {error}"
 
 
-def _check_common_time(begun: Mapping[str, int]) -> None:
-    """Whether recorded sources, by URI and first arrival, can be of one drive."""
-    in_order = sorted(begun, key=begun.__getitem__)
-    if not in_order:
+def _check_common_time(begun: Sequence[tuple[int, str]]) -> None:
+    """Whether recorded sources, by first arrival and URI, can be of one drive."""
+    if not begun:
         return
-    early, late = in_order[0], in_order[-1]
-    apart_ns = begun[late] - begun[early]
-    if apart_ns > MAX_APART_NS:
+    (first_ns, early), (last_ns, late) = min(begun), max(begun)
+    if last_ns - first_ns > MAX_APART_NS:
         raise FusedgeError(
-            f"begins {apart_ns / NANOSECONDS:,.0f} s before {late}: they have no common time",
+            f"begins {(last_ns - first_ns) / NANOSECONDS:,.0f} s before {late}: "
+            "they have no common time",
             where=early,
             hint="give a table's time an offset_s in its map",
         )

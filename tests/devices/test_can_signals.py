@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import struct
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from hypothesis import strategies as st
 
 from fusedge.bundle.errors import FusedgeError
 from fusedge.bundle.manifest import Channel, Modality
+from fusedge.bundle.strict_yaml import MAX_BYTES
 from fusedge.devices.capture.address import Address
 from fusedge.devices.capture.can_signals import CanSignals, FrameError, load_signals
 
@@ -166,7 +168,7 @@ def test_without_a_map_and_a_bundle_all_signals_come(dbc: Path) -> None:
         ("{}", "not a table of 1 to"),
         ("{a: &x VEHICLE_SPEED.SPEED, b: *x}", "aliases"),
         ("{a: VEHICLE_SPEED.SPEED, a: ENGINE.RPM}", "'a' is given twice"),
-        ("{a: !!python/object/apply:os.system [ls]}", "not a channel and a signal"),
+        ("{a: !!python/object/apply:os.system [ls]}", "are not taken"),
         ("{" * 5000, "no YAML that can be taken"),
         ("{a: b", "no YAML that can be taken"),
         ("missing.yaml", "missing.yaml: cannot be read: No such file"),
@@ -203,10 +205,26 @@ def test_a_dbc_that_cannot_be_used_is_refused_in_one_line(
     assert message in error.value.line() and "\n" not in error.value.line()
 
 
+def test_pipes_and_devices_are_not_waited_for(dbc: Path, tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    for path in (tmp_path / "pipe", Path("/dev/zero"), tmp_path):
+        with pytest.raises(FusedgeError, match="cannot be read: it is no regular file"):
+            load(dbc, map=str(path))
+        with pytest.raises(FusedgeError, match="cannot be read: it is no regular file"):
+            load(path, map=MAP)
+
+
+def test_a_dbc_may_be_in_utf_8_or_in_cp1252(dbc: Path) -> None:
+    text = DBC.replace('"degC"', '"°C"')
+    for encoding in ("utf-8", "cp1252"):
+        dbc.write_bytes(text.encode(encoding))
+        assert load(dbc, map="{t: BODY.OUTSIDE}").offered == {"t": "°C"}
+
+
 def test_files_are_read_up_to_a_size(dbc: Path, tmp_path: Path) -> None:
     table = tmp_path / "map.yaml"
-    table.write_text("#" * ((1 << 20) + 1))
-    with pytest.raises(FusedgeError, match="more than 1048576 bytes"):
+    table.write_text("#" * (MAX_BYTES + 1))
+    with pytest.raises(FusedgeError, match=f"more than {MAX_BYTES} bytes"):
         load(dbc, map=str(table))
     with pytest.raises(FusedgeError, match="more than 16777216 bytes"):
         load(Path("/dev/zero"))

@@ -43,6 +43,22 @@ def test_motion_comes_in_axes_and_si_units(tmp_path: Path) -> None:
     np.testing.assert_allclose(values(source), [[1, -2, 9.81, 0.1, 0.2, 0.3]] * 2, rtol=1e-6)
 
 
+def test_without_one_fix_the_rejections_have_the_film_s_time(tmp_path: Path) -> None:
+    payload = device(gps5([FIX] * 2, fix=0))
+    items = list(opened(tmp_path, payload * 2).samples())
+    assert [item.reason for item in items if isinstance(item, Rejection)] == ["no_fix"] * 4
+    assert len(items) == 4 and items[0].arrival_ns == 0
+
+
+def test_the_sensor_s_axes_are_not_taken_for_the_vehicle_s(tmp_path: Path) -> None:
+    wanted = by_name(series("imu", {"longitudinal_acceleration": "m/s2"}))
+    with pytest.raises(
+        FusedgeError, match="it gives acceleration_x, .*axes of the sensor"
+    ) as error:
+        opened(tmp_path, device(motion("ACCL", STILL)), wanted)
+    assert "did you mean" not in error.value.line()
+
+
 @pytest.mark.parametrize(
     ("axes", "name", "expected"),
     [

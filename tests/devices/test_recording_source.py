@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,7 @@ from fusedge.bundle.recording_file import Info, RecordingWriter
 from fusedge.bundle.sample import Rejection, Sample
 from fusedge.bundle.window import to_ns
 from fusedge.devices.capture.source import open_source
-from tests.devices.modalities import by_name, named, series
+from tests.devices.modalities import audio, by_name, image, named, series
 
 TRACKS = {
     "imu": Track(("x", "y", "z"), 100.0),
@@ -99,6 +100,37 @@ def test_a_channel_that_is_not_there_is_named(tmp_path: Path) -> None:
         open_source(f"replay:{path}", named(imu=["xx"]), lambda: 0)
     with pytest.raises(FusedgeError, match=r"it offers imu, cabin, road"):
         open_source(f"replay:{path}", named(speed=["v"]), lambda: 0)
+
+
+def test_a_channel_of_a_series_that_was_not_recorded_is_not_measured(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.mcap", [imu(1), imu(2)])
+    source = open_source(f"replay:{path}", named(imu=["roll", "z", "yaw", "x"]), lambda: 0)
+    assert source.channels == {"imu": ("roll", "z", "yaw", "x")}
+    assert source.warnings == (f"replay:{path}: imu comes without roll, yaw; not measured",)
+    rows = [item.data for item in source.samples() if isinstance(item, Sample)]
+    np.testing.assert_array_equal(rows, [[np.nan, 0.5, np.nan, 1], [np.nan, 0.5, np.nan, 2]])
+    assert rows[0].dtype == np.float32
+    for kind in (image("road", 4, 5, channels="rx"), audio("cabin")):
+        with pytest.raises(UnknownNameError, match=f"channel of {kind.name}"):
+            open_source(f"replay:{path}", by_name(kind), lambda: 0)
+
+
+def test_a_lacking_channel_shifts_no_unit_to_another(tmp_path: Path) -> None:
+    tracks = {"gps": Track(("heading", "speed", "odd"), units=("deg", "km/h", ""))}
+    fix = Sample("gps", 1, 1, np.array([180, 36, 5], np.float32))
+    path = write(tmp_path / "a.mcap", [fix], tracks)
+    wanted = series("gps", {"speed": "m/s", "roll": "rad", "heading": "rad", "odd": "K"})
+    (row,) = read(path, by_name(wanted))
+    assert isinstance(row, Sample)
+    np.testing.assert_allclose(row.data, [10, np.nan, np.pi, 5], rtol=1e-6)
+    with pytest.raises(FusedgeError, match=r"gps\.heading in .*deg is an angle"):
+        open_source(f"replay:{path}", by_name(series("gps", {"heading": "m"})), lambda: 0)
+
+
+def test_a_pipe_is_refused_and_not_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "a.mcap")
+    with pytest.raises(FusedgeError, match="cannot be read: it is no regular file"):
+        open_source(f"replay:{tmp_path / 'a.mcap'}", None, lambda: 0)
 
 
 def test_units_of_the_recording_become_those_of_the_bundle(tmp_path: Path) -> None:

@@ -28,6 +28,11 @@ from fusedge.devices.capture.units import UNITS, conversion, unit
         (101.3, "kPa", "Pa", 101_300),
         (40, "%", "1", 0.4),
         (5, "furlong", "furlong", 5),
+        (1013.25, "hPa", "kPa", 101.325),
+        (1, "mbar", "Pa", 100),
+        (2, "kN", "N", 2000),
+        (1, "psi", "Pa", 6894.757293),
+        (7, "", "m/s2", 7),
     ],
 )
 def test_known_conversions(value: float, have: str, want: str, expected: float) -> None:
@@ -36,11 +41,41 @@ def test_known_conversions(value: float, have: str, want: str, expected: float) 
 
 @pytest.mark.parametrize(
     ("have", "want", "message"),
-    [("km/h", "m", "km/h is a speed, m a length"), ("furlong", "m", "unknown unit 'furlong'")],
+    [
+        ("km/h", "m", "km/h is a speed, m a length"),
+        ("m", "m/s2", "m is a length, m/s2 an acceleration"),
+        ("1", "m/s2", "1 is a ratio"),
+        ("furlong", "m", "unknown unit 'furlong'"),
+        ("m", "", "unknown unit ''"),
+    ],
 )
 def test_what_cannot_be_converted_is_refused(have: str, want: str, message: str) -> None:
     with pytest.raises(FusedgeError, match=message):
         conversion(have, want)
+
+
+@pytest.mark.parametrize(
+    "name", ["t", "MS", "US", "nm", "KN", "m/S", "km/H", "rad/S", "Kn", "PA", "mpa", "M", "c"]
+)
+def test_case_counts(name: str) -> None:
+    assert unit(name) is None
+
+
+@pytest.mark.parametrize(
+    ("spelling", "name"),
+    [
+        *[("KPH", "km/h"), ("km / h", "km/h"), ("MPH", "mph"), ("RPM", "rpm"), ("C", "degC")],
+        *[("Deg", "deg"), ("m/s^2", "m/s2"), ("NM", "Nm"), ("Mpa", "MPa"), (" deg C ", "degC")],
+        ("Unit_MeterPerSeconSquar", "m/s2"),
+    ],
+)
+def test_what_dbc_files_write_is_known(spelling: str, name: str) -> None:
+    assert unit(spelling) == UNITS[name]
+
+
+def test_the_error_says_where() -> None:
+    with pytest.raises(FusedgeError, match=r"^imu\.x in a\.csv: m is a length"):
+        conversion("m", "s", "imu.x in a.csv")
 
 
 @given(st.sampled_from(sorted(UNITS)), st.sampled_from(sorted(UNITS)), st.floats(-1e6, 1e6))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 from pathlib import Path
 
 import numpy as np
@@ -43,6 +44,15 @@ def segment(tmp_path: Path) -> Path:
 
 def opened(folder: Path, **options: object) -> Source:
     return open_recording(request("replay", folder, **options))  # type: ignore[arg-type]
+
+
+def test_a_pipe_in_a_segment_is_not_waited_for(segment: Path) -> None:
+    (segment / "processed_log/CAN/speed/t").unlink()
+    os.mkfifo(segment / "processed_log/CAN/speed/t")
+    source = opened(segment)
+    assert source.modalities == ("imu", "gps") and "no can" in source.warnings[0]
+    with pytest.raises(FusedgeError, match="leave drive= out"):
+        open_recording(request("replay", segment, drive="1"))
 
 
 def test_all_that_is_read_comes_with_its_axes_and_units(segment: Path) -> None:

@@ -10,8 +10,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from fusedge.bundle.errors import FusedgeError
-from fusedge.bundle.sample import Sample
+from fusedge.bundle.errors import FusedgeError, UnknownNameError
+from fusedge.bundle.sample import Rejection, Sample
 from fusedge.devices.capture.replay.csv_sets import CAR, PHONE
 from fusedge.devices.capture.replay.sets import open_recording
 from fusedge.devices.capture.source import Source
@@ -126,8 +126,8 @@ def events(tmp_path: Path) -> Path:
             f"1,2,3,4,5,6,7,8,9,1,2,12,{label}"
             for k in range(100)
         ]
-        write(tmp_path / str(number % 2) / f"{number}.csv.gz", header, rows)
-    return tmp_path
+        write(tmp_path / "events" / str(number % 2) / f"{number}.csv.gz", header, rows)
+    return tmp_path / "events"
 
 
 @pytest.mark.parametrize(("drive", "rows"), [(1, 300), (2, 200), (3, 300), (4, 200)])
@@ -141,10 +141,31 @@ def test_labels_come_as_a_modality_and_axes_are_not_called_the_vehicle_s(events:
     found = samples(opened(events / "1/1.csv.gz"))
     assert [s.data.tolist() for s in found if s.modality == "event"] == [[5]] * 100
     assert found[0].data[:3].tolist() == [1, 2, 3]
-    with pytest.raises(FusedgeError, match="unknown channel of imu"):
+    with pytest.raises(UnknownNameError) as error:
         opened(events, drive=1, wanted=named(imu=["longitudinal_acceleration"]))
+    assert "acceleration_x" in error.value.hint and "not the vehicle's" in error.value.hint
+    assert "did you mean" not in error.value.line()
+    with pytest.raises(UnknownNameError, match="did you mean 'acceleration_x'"):
+        opened(events, drive=1, wanted=named(imu=["aceleration_x"]))
     with pytest.raises(FusedgeError, match="drive=1; there are 1, 2, 3, 4"):
         opened(events)
+
+
+def test_a_drive_of_what_has_no_drives_is_refused(cloudpose: Path, events: Path) -> None:
+    for path in (cloudpose, events / "1/1.csv.gz", cloudpose / "a.mcap", cloudpose / "trip"):
+        with pytest.raises(FusedgeError, match=r"is one drive.* \(leave drive= out\)"):
+            opened(path, drive=3)
+
+
+def test_one_table_without_a_row_does_not_end_the_others(cloudpose: Path) -> None:
+    text = (cloudpose / CAR).read_text().splitlines()
+    write(cloudpose / CAR, text[0], ["later" + text[1]] * 3)
+    items = list(opened(cloudpose).samples())
+    assert Counter(i.modality for i in items if isinstance(i, Sample)) == {"imu": 50, "gps": 5}
+    rejected = [(i.modality, i.reason) for i in items if isinstance(i, Rejection)]
+    assert rejected == [("can", "malformed")] * 3
+    assert {i.arrival_ns for i in items if isinstance(i, Rejection)} == {items[0].arrival_ns}
+    assert items[0].arrival_ns == 1_523_199_600 * 10**9
 
 
 def test_a_table_that_is_no_known_set_asks_for_a_map(tmp_path: Path) -> None:
