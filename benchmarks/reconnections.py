@@ -135,7 +135,11 @@ class Obd:
     def __init__(self, folder: Path) -> None:
         self._adapter = Adapter(folder)
         self.uri = f"obd:{self._adapter.path}"
-        self.lose, self.find = self._adapter.unplug, self._adapter.plug
+        self.lose = self._adapter.unplug
+
+    def find(self) -> None:
+        self._adapter.asked.clear()  # its own notes of what it was asked
+        self._adapter.plug()
 
 
 class Network:

@@ -20,7 +20,7 @@ def read_file(path: Path, most: int) -> bytes:
     A pipe or a device is refused without being opened.
     """
     where = str(path)
-    if os.path.exists(path) and not is_file(path):  # noqa: PTH110  # as above
+    if os.path.exists(path) and not os.path.isdir(path) and not is_file(path):  # noqa: PTH110, PTH112
         raise FusedgeError("cannot be read: it is no regular file", where=where)
     try:
         with path.open("rb") as file:

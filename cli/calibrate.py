@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import os
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from threading import Event
-from typing import Annotated
+from typing import Annotated, NamedTuple
 
+import numpy as np
 import typer
+from numpy.typing import NDArray
 
 from fusedge.bundle.errors import FusedgeError, printable
 from fusedge.bundle.sample import Sample
@@ -18,10 +21,12 @@ from fusedge.cli.options import JsonOption
 from fusedge.devices.capture.mount import (
     ACCELERATIONS,
     ANGULAR_VELOCITIES,
+    SENSOR_CHANNELS,
     MountCalibration,
     save_mount,
 )
 from fusedge.devices.capture.source import Source, open_source
+from fusedge.devices.capture.units import conversion, unit
 from fusedge.runtime.clock import Clock, LiveClock, VirtualClock
 from fusedge.runtime.feed import Feed, MergedFeed, PumpedFeed
 from fusedge.runtime.session import SILENCE_S
@@ -36,7 +41,7 @@ def calibrate(
     speed_source: Annotated[
         str | None,
         typer.Option(
-            help="What gives the speed in m/s, as a URI (GPS, CAN). Makes it quicker and surer; "
+            help="What gives the speed, as a URI (GPS, CAN, OBD). Makes it quicker and surer; "
             "a recording in --source may hold it itself."
         ),
     ] = None,
@@ -53,8 +58,7 @@ def calibrate(
     - `fusedge calibrate --source imu:iio:0 --speed-source gps:/dev/ttyACM0 -o mount.json`
     - `fusedge run driving --source imu:iio:0?mount=mount.json`
     """
-    if out.exists():
-        raise FusedgeError("exists already", where=str(out), hint="choose another -o")
+    _check(out)
     calibration = MountCalibration()
     stop = Event()
     uris = [uri for uri in (source, speed_source) if uri is not None]
@@ -87,6 +91,30 @@ def calibrate(
     )
 
 
+def _check(out: Path) -> None:
+    """That the file can be written is known before the drive."""
+    if out.exists():
+        raise FusedgeError("exists already", where=str(out), hint="choose another -o")
+    if not out.parent.is_dir():
+        raise FusedgeError("no such folder", where=str(out.parent), hint="make it first")
+    if not os.access(out.parent, os.W_OK | os.X_OK):
+        hint = "choose another -o"
+        raise FusedgeError("nothing can be written there", where=str(out.parent), hint=hint)
+
+
+class _Columns(NamedTuple):
+    """Where values are found, and what turns them into our units: `value * factor + offset`."""
+
+    modality: str
+    places: list[int]
+    factors: NDArray[np.float64]
+    offsets: NDArray[np.float64]
+
+    def values(self, data: NDArray[np.generic]) -> list[float]:
+        values: list[float] = (data[self.places] * self.factors + self.offsets).tolist()
+        return values
+
+
 def _drive(
     calibration: MountCalibration,
     uris: Sequence[str],
@@ -100,8 +128,8 @@ def _drive(
         for uri in uris:
             sources.append(open_source(uri, None, clock.now_ns))
             opened.callback(sources[-1].close)
-        motion = _columns(sources[:1], (*ACCELERATIONS, *ANGULAR_VELOCITIES))
-        speed = _columns(sources[::-1], ("speed",))
+        motion = _columns(sources[:1], SENSOR_CHANNELS)
+        speed = _columns(sources[::-1], {"speed": "m/s"})
         if motion is None:
             raise FusedgeError(
                 f"gives no {ACCELERATIONS[0]} to {ANGULAR_VELOCITIES[2]}",
@@ -129,11 +157,11 @@ def _drive(
             for item in items:
                 if not isinstance(item, Sample):
                     continue
-                if motion is not None and item.modality == motion[0]:
-                    row = item.data[motion[1]].tolist()
+                if item.modality == motion.modality:
+                    row = motion.values(item.data)
                     calibration.add(item.timestamp_ns, row[:3], row[3:])
-                if speed is not None and item.modality == speed[0]:
-                    calibration.add_speed(item.timestamp_ns, float(item.data[speed[1][0]]))
+                if speed is not None and item.modality == speed.modality:
+                    calibration.add_speed(item.timestamp_ns, *speed.values(item.data))
             if calibration.missing != shown:
                 shown = calibration.missing
                 show(f"not yet: {shown}")
@@ -148,10 +176,19 @@ def _drive(
     return {uri: failure for uri, failure in feed.first_failures().items() if failure}
 
 
-def _columns(sources: Sequence[Source], names: Sequence[str]) -> tuple[str, list[int]] | None:
-    """The first modality that has all these channels, and where."""
+def _columns(sources: Sequence[Source], units: Mapping[str, str]) -> _Columns | None:
+    """The first modality that has all these channels, in whatever units; unknown ones are as they are."""
     for source in sources:
         for modality, channels in source.channels.items():
-            if set(names) <= set(channels):
-                return modality, [channels.index(name) for name in names]
+            if not set(units) <= set(channels):
+                continue
+            places = [channels.index(name) for name in units]
+            had = source.units.get(modality) or ("",) * len(channels)
+            factors = [
+                conversion(had[place], want, f"{name} of {source.uri}")
+                if had[place].strip() and unit(had[place]) is not None
+                else conversion(want, want)
+                for place, (name, want) in zip(places, units.items(), strict=True)
+            ]
+            return _Columns(modality, places, *np.array(factors, np.float64).T)
     return None

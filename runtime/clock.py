@@ -6,6 +6,7 @@ Live, paced and as-fast-as-possible sessions run the same code and differ only i
 from __future__ import annotations
 
 import ctypes
+import resource
 import sys
 import time
 from typing import Protocol
@@ -116,8 +117,9 @@ def stopwatch_ns() -> int:
 
 
 def process_cpu_ns() -> int:
-    """Processor time that this process has used, all threads together."""
-    return time.process_time_ns()
+    """Processor time that this process and those of its children that have ended have used."""
+    children = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return time.process_time_ns() + round((children.ru_utime + children.ru_stime) * 1e9)
 
 
 def wake_punctually() -> None:

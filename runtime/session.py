@@ -119,6 +119,11 @@ class Session:
             )
         self._watch = BundleWatch(bundle) if watch else None
         self._wanted = {m.name: m for m in bundle.manifest.modalities if m.name not in without}
+        devices = [shown(uri) for uri in uris if is_live(uri)]
+        if devices and clock.kind != "live":
+            raise FusedgeError(
+                "a device has the machine's time", where=", ".join(devices), hint="speed live"
+            )
         with ExitStack() as opened:
             sources: list[Source] = []
             for uri in uris:
@@ -145,10 +150,6 @@ class Session:
                     "has a time of its own, not the machine's",
                     where=", ".join(recorded),
                     hint="leave it out beside a device" if live else "speed 1, or max",
-                )
-            if clock.kind != "live" and any(map(is_live, uris)):
-                raise FusedgeError(
-                    "a device has the machine's time", where=", ".join(live), hint="speed live"
                 )
             self._check_modalities(sources)
             if chaos is not None and chaos.left_out:

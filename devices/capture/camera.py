@@ -184,6 +184,8 @@ def open_camera(request: Request) -> CameraSource:
         frames.start()
         with _opened(address, path) as fd:
             choice = achieved(address, choice, v4l2.setting(fd), spec)
+        if address.target == "auto":
+            choice = choice._replace(warnings=(*choice.warnings, f"{address.uri}: it is {path}"))
         return _source(request, modality, spec, frames, choice)
     except BaseException:
         frames.close()

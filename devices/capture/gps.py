@@ -23,6 +23,7 @@ from fusedge.devices.capture.address import Address, Request
 from fusedge.devices.capture.fixes import CHANNELS, Fix, FixRows
 from fusedge.devices.capture.held_device import HeldDevice
 from fusedge.devices.capture.nmea import NmeaReader, NoFix
+from fusedge.devices.capture.remembered import Remembered
 from fusedge.devices.capture.serial_ports import open_serial
 from fusedge.devices.capture.source import Source
 from fusedge.devices.capture.wanted import RowLayout, modality_of
@@ -31,11 +32,12 @@ if TYPE_CHECKING:
     import serial
 
 WAIT_S = 0.1  # of a read, and so the longest that close waits
-# The default of the standard, its old one, its high-speed one, and what makers set.
-RATES = (9600, 4800, 38400, 115200, 57600, 19200, 230400, 460800)
+# The default of the standard, what makers set, its high-speed one and its old one.
+RATES = (9600, 115200, 38400, 4800, 57600, 19200, 230400, 460800)
 QUIET_READS = 30  # in a row: 3 s without a byte is no receiver, for without a fix they send as well
-RATE_READS = 14  # without a byte, while trying a rate: a burst comes every second
+RATE_READS = 12  # without a byte, while trying a rate: a burst comes every second
 RATE_BYTES = 600  # more than one burst of most receivers
+BURST_BYTES = 200  # and then none: a whole burst, of which two sentences are 164
 CHUNK = 4096
 WITHOUT_POSITION = 60  # sentences, some seconds of all kinds
 
@@ -43,12 +45,19 @@ GPSD_PORT = 2947  # assigned by IANA
 GPSD_TIMEOUT_S = 3.0
 GPSD_LINE = 16_384  # gpsd's own limit is 10 240 (GPS_JSON_RESPONSE_MAX)
 SKY_AGE_NS = to_ns(6.0)
+LOST_NS = to_ns(5.0)  # without a fix, before another receiver is taken
 _TIME = re.compile(r"(\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d)(?:\.(\d{1,9}))?Z", re.ASCII)
 Item = Sample | Rejection
 
+_rates: Remembered[int] = Remembered()  # by port
+_receivers: Remembered[str] = Remembered()  # of each gpsd the one that was read
+
 
 def open_serial_gps(request: Request) -> Source:
-    """The source `gps:PORT?baud=RATE`; without a rate, or with auto, the usual ones are tried."""
+    """The source `gps:PORT?baud=RATE`; without a rate, or with auto, the usual ones are tried.
+
+    That takes up to 12 s; a port that is opened again begins with the rate that was found.
+    """
     return SerialGps(request)
 
 
@@ -85,18 +94,18 @@ class SerialGps(_Gps):
         self._reader = NmeaReader()
         given = self._address.text("baud", "auto")
         rate = None if given == "auto" else self._address.whole("baud", None, 300, 4_000_000)
+        first = rate or _rates.get(self._address.target) or RATES[0]
+        rates = (first,) if rate else (first, *(other for other in RATES if other != first))
         self._first: list[Item] = []
-        self._port = open_serial(
-            self._address, self._address.target, rate or RATES[0], timeout_s=WAIT_S
-        )
+        self._port = open_serial(self._address, self._address.target, first, timeout_s=WAIT_S)
         try:
-            self._find_rate((rate,) if rate else RATES, last=rate is not None)
+            self._find_rate(rates)
         except BaseException:
             self._release()
             raise
 
-    def _find_rate(self, rates: tuple[int, ...], last: bool) -> None:
-        heard = 0
+    def _find_rate(self, rates: tuple[int, ...]) -> None:
+        heard, only = 0, len(rates) == 1
         for rate in rates:
             if rate != self._port.baudrate:
                 try:
@@ -105,28 +114,31 @@ class SerialGps(_Gps):
                 except (OSError, ValueError):  # the port does not know this rate
                     continue
             self._reader = NmeaReader()
-            heard += self._listen()
+            heard += self._listen(QUIET_READS if only or not heard else RATE_READS)
             if self._reader.sentences:
+                _rates.put(self._address.target, rate)
                 return
             if not heard:
                 raise self._address.error(
                     f"not one byte in {QUIET_READS * WAIT_S:.0f} s",
                     hint="is it the receiver's port, and is the receiver powered?",
                 )
-        tried = f"{rates[0]} baud" if last else "any usual rate"
+        tried = f"{rates[0]} baud" if only else "any usual rate"
         raise self._address.error(
             f"{heard} bytes but not one NMEA sentence at {tried}",
-            hint="baud=auto finds the rate" if last else "is it a GPS receiver, set to NMEA?",
+            hint="baud=auto finds the rate" if only else "is it a GPS receiver, set to NMEA?",
         )
 
-    def _listen(self) -> int:
+    def _listen(self, silent_reads: int) -> int:
         """Read until there is a sentence or no hope of one; how many bytes came."""
         heard = quiet = 0
         while not self._reader.sentences and heard < RATE_BYTES:
             data = self._read()
             quiet += not data
             heard += len(data)
-            if quiet >= (RATE_READS if heard else QUIET_READS):
+            if quiet >= (RATE_READS if heard else silent_reads):
+                break
+            if not data and heard >= BURST_BYTES:
                 break
             self._first = [*self._take(data)]
         return heard
@@ -165,7 +177,11 @@ class SerialGps(_Gps):
 
 
 class Gpsd(_Gps):
-    """A receiver behind gpsd (protocol 3, gpsd_json(5))."""
+    """A receiver behind gpsd (protocol 3, gpsd_json(5)).
+
+    Contract: of one receiver only. That is the one that is named, or else the first that has a fix, until
+    it has had none for 5 s and another has.
+    """
 
     def __init__(self, request: Request) -> None:
         super().__init__(request)
@@ -173,7 +189,9 @@ class Gpsd(_Gps):
         self._device = self._address.text("device")
         self._left = b""
         self._waiting: deque[bytes | None] = deque()
-        self._sky: tuple[int, float, float] | None = None
+        self._pinned: object = None
+        self._pinned_ns = 0
+        self._sky: tuple[object, int, float, float] | None = None
         try:
             self._socket = socket.create_connection((host, port), GPSD_TIMEOUT_S)
         except OSError as error:
@@ -207,7 +225,10 @@ class Gpsd(_Gps):
         ]
         if self._device and self._device not in devices:
             raise missing(self._address, self._device, devices)
-        if not self._device and len(devices) > 1:
+        known = _receivers.get(self._address.target)
+        if not self._device and known in devices:  # another one that has come later does not matter
+            self._pinned, self._pinned_ns = known, self._now_ns()
+        elif not self._device and len(devices) > 1:
             raise self._address.error(
                 f"gpsd has {', '.join(devices)}", hint=f"say which: device={devices[0]}"
             )
@@ -259,19 +280,30 @@ class Gpsd(_Gps):
             self._receive()
 
     def _item(self, answer: dict[str, Any], arrival_ns: int) -> Item | None:
-        kind = answer.get("class")
-        if self._device and answer.get("device", self._device) != self._device:
+        kind, device = answer.get("class"), answer.get("device")
+        if kind == "ERROR":
+            return self._broken(f"gpsd: {printable(str(answer.get('message')))}", arrival_ns)
+        has_fix = kind == "TPV" and answer.get("mode") in (2, 3)
+        if not self._is_ours(device, arrival_ns, has_fix):
             return None
         if kind == "SKY":
-            self._sky = arrival_ns, _number(answer.get("hdop"), 0, 100), _used(answer)
-        elif kind == "ERROR":
-            return self._broken(f"gpsd: {printable(str(answer.get('message')))}", arrival_ns)
-        elif kind == "TPV":
-            mode = answer.get("mode")
-            if mode not in (2, 3):
-                return self._rows.lost(arrival_ns, f"mode {mode!r:.20}")
+            hdop = _number(answer.get("hdop"), 0, 100)
+            self._sky = device, arrival_ns, hdop, _used(answer)
+        elif has_fix:
             return self._fix(answer, arrival_ns)
+        elif kind == "TPV":
+            return self._rows.lost(arrival_ns, f"mode {answer.get('mode')!r:.20}")
         return None
+
+    def _is_ours(self, device: object, arrival_ns: int, has_fix: bool) -> bool:
+        """Whether it is of our receiver, which a fix may decide."""
+        if self._device:
+            return device in (None, self._device)
+        if has_fix and (self._pinned in (None, device) or arrival_ns - self._pinned_ns > LOST_NS):
+            if isinstance(device, str) and device != self._pinned:
+                _receivers.put(self._address.target, device)
+            self._pinned, self._pinned_ns = device, arrival_ns
+        return self._pinned in (None, device)
 
     def _fix(self, answer: dict[str, Any], arrival_ns: int) -> Item:
         latitude, longitude = (
@@ -279,9 +311,11 @@ class Gpsd(_Gps):
         )
         if math.isnan(latitude) or math.isnan(longitude):
             return self._broken("TPV without a position", arrival_ns)
-        _, hdop, satellites = self._sky or (0, math.nan, math.nan)
-        if self._sky is not None and arrival_ns - self._sky[0] > SKY_AGE_NS:
-            hdop = satellites = math.nan
+        hdop = satellites = math.nan
+        if self._sky is not None:
+            device, sky_ns, sky_hdop, used = self._sky
+            if device in (None, answer.get("device")) and arrival_ns - sky_ns <= SKY_AGE_NS:
+                hdop, satellites = sky_hdop, used
         altitudes = (answer.get(name) for name in ("altMSL", "alt"))
         fix = Fix(
             _time_ns(answer.get("time")),

@@ -40,6 +40,7 @@ from fusedge.devices.capture.mount import (
     MountCalibration,
     load_mount,
 )
+from fusedge.devices.capture.remembered import Remembered
 from fusedge.devices.capture.source import Source
 from fusedge.devices.capture.wanted import RowLayout, modality_of
 
@@ -49,6 +50,7 @@ MAX_RATE_HZ = 8000.0
 MAX_POLL_HZ = 1000.0
 BAD_READS = 10  # in a row, and the sensor is given up
 HOLD_NS = to_ns(0.1)  # of a chip's second device, for a row of its first
+_found: Remembered[Mount] = Remembered()  # by sensor, with mount=auto
 _GONE = (errno.ENODEV, errno.ENOENT, errno.ENXIO, errno.EBADF)
 
 
@@ -56,8 +58,9 @@ def open_imu(request: Request) -> Source:
     """The source `imu:iio:DEVICE?mount=MOUNT`.
 
     DEVICE is a number, a name, two with + between (a chip with a device for each quantity), or `auto`.
-    MOUNT is a file of `fusedge calibrate`, `auto` (found while driving), or `none` (the sensor's axes
-    are the vehicle's); the vehicle's channels need one of them.
+    MOUNT is a file of `fusedge calibrate`, `auto` (found while driving, and kept as long as this process
+    runs, also where the sensor is opened again), or `none` (the sensor's axes are the vehicle's); the
+    vehicle's channels need one of them.
     """
     address = request.address
     bus, _, target = address.target.partition(":")
@@ -87,6 +90,7 @@ class _Frame:
         self.rate_hz = None if spec is None else spec.rate_hz
         measured = [q for device in devices for q in device.quantities]
         offered = {n: SENSOR_CHANNELS[n] for q in measured for n in QUANTITIES[q]}
+        self._sensor = (address.target, address.text("sysfs"), *(d.name for d in devices))
         self._mount: Mount | None = None
         self._calibration: MountCalibration | None = None
         self.warnings: tuple[str, ...] = ()
@@ -97,11 +101,13 @@ class _Frame:
         elif given == "auto":
             if set(measured) != set(QUANTITIES):
                 raise address.error("mount=auto needs acceleration and angular velocity")
-            self._calibration = MountCalibration()
-            self.warnings = (
-                f"{address.uri}: the vehicle's axes are not known yet, and their channels not "
-                "measured until some rests and turns have told them",
-            )
+            self._mount = _found.get(self._sensor)
+            if self._mount is None:
+                self._calibration = MountCalibration()
+                self.warnings = (
+                    f"{address.uri}: the vehicle's axes are not known yet, and their channels not "
+                    "measured until some rests and turns have told them",
+                )
         elif given:
             self._mount = load_mount(Path(given))
         elif set(asked) & set(VEHICLE_CHANNELS):
@@ -133,6 +139,7 @@ class _Frame:
             )
             if calibration.mount is not None:
                 self._mount, self._calibration = calibration.mount, None
+                _found.put(self._sensor, calibration.mount)
         if self._mount is not None:
             values = values | self._mount.vehicle(values)
         return Sample(self.modality, time_ns, arrival_ns, self._layout.row(values), stamp)

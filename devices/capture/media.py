@@ -46,6 +46,7 @@ MAX_LEAP_NS = to_ns(10)
 MAX_FALL_NS = to_ns(1)
 GAP_NS = to_ns(0.04)  # sound that is missing; stamps in ms, as Matroska's, jitter by 1 ms
 PERIOD_NS = to_ns(0.04)  # of pictures, where a file tells neither rate nor length
+SHORT_S, SHORT_SHARE = 1.0, 0.1  # less than announced by this much: it was cut off
 MAX_ERRORS = 16  # of reading, in a row
 _READ_BYTES = 1 << 18
 
@@ -236,6 +237,20 @@ class _Track:
         self._file.close()
 
     def items(self) -> Iterator[Sample | Rejection]:
+        """All of the stream; one that is much shorter than the file announces was cut off."""
+        yield from self._read()
+        end_s, announced_s = self._time.end_ns / NANOSECONDS, self._announced_s()
+        if announced_s - end_s > max(SHORT_S, SHORT_SHARE * announced_s) and not self._file.ended:
+            detail = f"ends after {end_s:.3f} s, announced are {announced_s:.3f} s"
+            yield self._rejection("malformed", detail)
+
+    def _announced_s(self) -> float:
+        own = to_stamp(self._stream.duration, self._stream.time_base)
+        if own is not None:
+            return own / NANOSECONDS
+        return (self._container.duration or 0) / 1e6  # AV_TIME_BASE, 1 us
+
+    def _read(self) -> Iterator[Sample | Rejection]:
         packets = self._container.demux(self._stream)
         errors = 0
         while errors < MAX_ERRORS:
@@ -323,6 +338,11 @@ class _File:
                 "is not a file", hint="devices and folders have schemes of their own"
             )
         self._file = os.fdopen(handle, "rb", buffering=0)
+
+    @property
+    def ended(self) -> bool:
+        """Whether it was closed while it was read."""
+        return self._closed.is_set()
 
     def read(self, size: int) -> bytes:
         return b"" if self._closed.is_set() else self._file.read(size) or b""

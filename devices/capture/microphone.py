@@ -123,6 +123,8 @@ class Microphone:
         self.channels: Mapping[str, tuple[str, ...]] = {modality: channels}
         self.units: Mapping[str, tuple[str, ...]] = {}
         self.warnings: tuple[str, ...] = ()
+        if request.address.target == "auto":
+            self.warnings = (f"{self.uri}: it is {use.device['name']}",)
         self._address, self._now_ns, self._use = request.address, request.now_ns, use
         self._name: str = use.device["name"]
         self._resampler = Resampler(use.rate_hz, wanted_hz, len(channels))
@@ -136,7 +138,7 @@ class Microphone:
         self._stream = _opened(request.address, use, self._take, self._finish)
         card_hz = card_rate_hz()
         if card_hz is not None and card_hz != round(use.rate_hz):
-            self.warnings = (
+            self.warnings += (
                 f"{self.uri}: ALSA resamples from {card_hz} to {use.rate_hz:g} Hz, "
                 f"which costs quality (rate={card_hz} avoids it)",
             )

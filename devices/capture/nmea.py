@@ -24,11 +24,14 @@ _OTHER = re.compile(rb"\$P\w{3}[^*$]*\*[0-9A-Fa-f]{2}", re.ASCII)  # of a maker'
 _DAY_NS = 86_400_000_000_000
 _CLOCK = re.compile(r"(\d{2})(\d{2})(\d{2})(?:\.(\d{1,9}))?", re.ASCII)
 _DATE = re.compile(r"(\d{2})(\d{2})(\d{2})", re.ASCII)
-_NUMBER = re.compile(r"-?\d{1,9}(?:\.\d{0,9})?", re.ASCII)
+_NUMBER = re.compile(r"-?(?:\d{1,9}(?:\.\d{0,9})?|\.\d{1,9})", re.ASCII)
 _MS = conversion("kn", "m/s")
 # Without and with the mode indicators of NMEA 2.3 and 4.1; field 0 follows the name.
 _RMC_FIELDS = range(11, 14)
 _GGA_FIELDS = range(14, 15)
+# Mode indicators of what no satellite has measured, and the same as qualities of a GGA.
+_MODES = {"N": "no fix", "E": "dead reckoning", "M": "entered by hand", "S": "simulator"}
+_QUALITIES = ("", "0", "6", "7", "8")
 
 
 class Broken(NamedTuple):
@@ -38,7 +41,7 @@ class Broken(NamedTuple):
 
 
 class NoFix(NamedTuple):
-    """The receiver says that it knows no position."""
+    """The receiver says that it has measured no position."""
 
     detail: str
 
@@ -122,8 +125,9 @@ class NmeaReader:
         if fields[1] != "A":
             self._gga = None
             return NoFix(f"status {fields[1][:8] or 'not given'}")
-        if fields[11:12] == ["N"]:
-            return NoFix("mode N")
+        mode = "".join(fields[11:12])
+        if mode in _MODES:
+            return NoFix(f"mode {mode}: {_MODES[mode]}")
         latitude, longitude = _place(fields[2:6])
         fix = Fix(
             None if day_ns is None else _date_ns(fields[8]) + day_ns,
@@ -142,7 +146,7 @@ class NmeaReader:
     def _note_gga(self, sentence: object) -> None:
         fields = _fields(sentence, _GGA_FIELDS)
         day_ns = _time_of_day_ns(fields[0])
-        if day_ns is None or fields[5] in ("", "0"):
+        if day_ns is None or fields[5] in _QUALITIES:
             self._gga = None
             return
         latitude, longitude = _place(fields[1:5])

@@ -95,9 +95,7 @@ def test_a_decimal_comma_is_read_if_the_map_says_so_and_refused_if_not(tmp_path:
     text = "t;ax;ay\n0,5;1,25;2\n"
     (sample,) = samples(opened(tmp_path, text, MAP[:-1] + ", file: {decimal: ','}}"))
     assert sample.timestamp_ns == 500_000_000 and sample.data.tolist() == [1.25, -2]
-    with pytest.raises(
-        FusedgeError, match="no row can be taken, 1 rejected.*'0,5' is not a number"
-    ):
+    with pytest.raises(FusedgeError, match=r"1 rejected.*'0,5' is not a number"):
         list(opened(tmp_path, text).samples())
 
 
@@ -238,17 +236,16 @@ def stamps(source: TableSource) -> list[float]:
 def test_times_of_day_go_on_over_midnight(tmp_path: Path) -> None:
     clock = ["23:59:58", "23:59:59.5", "00:00:00", "23:59:59.9", "00:00:01", "12:00:00", "00:00:05"]
     text = "time,imu.a\n" + "".join(f"{cell},1\n" for cell in clock)
-    day, noon = 86_400, 43_200
+    day = 86_400
     source = opened(tmp_path, text, None)
     items = list(source.samples())
     assert [i.timestamp_ns / 1e9 for i in items if isinstance(i, Sample)] == [
-        *(day - 2, day - 0.5, day, day - 0.1, day + 1)
-    ] + [day + 5]
+        *(day - 2, day - 0.5, day, day - 0.1, day + 1, day + 5)
+    ]
     assert [i.reason for i in items if isinstance(i, Rejection)] == ["implausible_stamp"]  # noon
     text = text.replace("time,", "a,").replace("imu.a", "x")
     map_ = "{time: [{column: a, unit: iso8601}, {offset_s: -60}], imu: {x: x 1}}"
     assert stamps(opened(tmp_path, text, map_))[:3] == [day - 62, day - 60.5, day - 60]
-    assert noon * 2 == day
 
 
 def test_one_wrong_time_of_day_adds_no_day(tmp_path: Path) -> None:
@@ -258,14 +255,14 @@ def test_one_wrong_time_of_day_adds_no_day(tmp_path: Path) -> None:
 
 
 def test_dates_that_fall_stay_as_they_are(tmp_path: Path) -> None:
-    text = "time,imu.a\n1970-01-02 20:00:00,1\n1970-01-02 01:00:00,1\n"
-    assert stamps(opened(tmp_path, text, None)) == [86_400 + 72_000, 86_400 + 3600]
+    text = "time,imu.a\n1970-01-02 20:00:00,1\n1970-01-02 20:00:01,1\n1970-01-02 01:00:00,1\n"
+    assert stamps(opened(tmp_path, text, None))[-1] == 86_400 + 3600
 
 
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("1533232000123,1\n1533232000143,2\n", "2 rejected.*3: the time is.*is the time in ms"),
+        ("1533232000123,1\n1533232000143,2\n", "2 rejected.*2: the time is.*is the time in ms"),
         ("1e300,1\n", r"1 rejected.*csv:2: the time is 1e\+300.*is the time in ms"),
         ("soon,1\n" * 1500, "1500 rejected; the first: .*:2: 'soon' is no date.*map=COLUMNS"),
         ("", "has no rows of imu"),
@@ -301,7 +298,7 @@ def test_closing_ends_the_search_for_a_first_row(tmp_path: Path) -> None:
 @pytest.mark.parametrize("rows", [2, 40_000])
 def test_lines_that_end_with_cr_alone_are_refused(tmp_path: Path, rows: int) -> None:
     for bom in ("", "\ufeff"):
-        with pytest.raises(FusedgeError, match="its lines end with CR alone .*save it with LF"):
+        with pytest.raises(FusedgeError, match=r"its lines end with CR alone .*save it with LF"):
             opened(tmp_path, bom + "t,ax,ay\r" + "0,1,2\r" * rows)
 
 
@@ -449,7 +446,7 @@ def test_what_is_no_file_is_refused_and_never_waited_for(tmp_path: Path) -> None
 def test_units_that_cannot_be_converted_are_refused(tmp_path: Path) -> None:
     with pytest.raises(
         FusedgeError,
-        match=r"imu\.longitudinal_acceleration in .*: m is a length, m/s2 an acceleration",
+        match=r"imu\.longitudinal_acc.*m is a length, m/s2 an acc",
     ):
         opened(tmp_path, "t,ax,ay\n0,1,2\n", MAP.replace(" g", " m"), WANTED)
 

@@ -52,9 +52,7 @@ def test_without_one_fix_the_rejections_have_the_film_s_time(tmp_path: Path) -> 
 
 def test_the_sensor_s_axes_are_not_taken_for_the_vehicle_s(tmp_path: Path) -> None:
     wanted = by_name(series("imu", {"longitudinal_acceleration": "m/s2"}))
-    with pytest.raises(
-        FusedgeError, match="it gives acceleration_x, .*axes of the sensor"
-    ) as error:
+    with pytest.raises(FusedgeError, match=r"it gives acceleration_x, .*of the sensor") as error:
         opened(tmp_path, device(motion("ACCL", STILL)), wanted)
     assert "did you mean" not in error.value.line()
 

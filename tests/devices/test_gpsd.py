@@ -59,13 +59,16 @@ class Talker:
     def __init__(self, *lines: object) -> None:
         self._server = socket.create_server(("127.0.0.1", 0))
         self.port: int = self._server.getsockname()[1]
-        self._lines = [
-            line if isinstance(line, bytes) else json.dumps(line).encode() + b"\n" for line in lines
-        ]
+        self.say(*lines)
         self.heard = b""
         self._client = self._server
         self._thread = threading.Thread(target=self._serve)
         self._thread.start()
+
+    def say(self, *lines: object) -> None:
+        self._lines = [
+            line if isinstance(line, bytes) else json.dumps(line).encode() + b"\n" for line in lines
+        ]
 
     def _serve(self) -> None:
         while True:
@@ -171,6 +174,61 @@ def test_only_the_receiver_that_was_asked_for() -> None:
                 return
             time.sleep(0.01)
     raise AssertionError(server.heard)
+
+
+def of(device: str, **fields: Any) -> dict[str, Any]:
+    return TPV | {"device": device} | fields
+
+
+def test_a_receiver_that_comes_later_is_not_mixed_in() -> None:
+    sky = {"class": "SKY", "hdop": 0.8, "uSat": 9}
+    items = said(
+        of("/dev/b", mode=1),
+        sky | {"device": "/dev/b", "hdop": 5.0},
+        TPV,
+        sky | {"device": "/dev/ttyACM0"},
+        sky | {"device": "/dev/b", "hdop": 5.0},
+        of("/dev/b", speed=3.0),
+        of("/dev/b", mode=1),
+        TPV,
+    )
+    assert isinstance(items[0], Rejection) and items[0].reason == "no_fix"
+    assert [row(item)["speed"] for item in items[1:]] == [20, 20]
+    assert math.isnan(row(items[1])["hdop"])
+    assert row(items[2])["hdop"] == pytest.approx(0.8) and row(items[2])["satellites"] == 9
+
+
+def test_another_receiver_is_taken_once_the_first_is_lost() -> None:
+    with talker(VERSION, ONE) as server:
+        source = open_gpsd(server.port)
+        source.close()
+    assert isinstance(source, Gpsd)
+    second = 1_000_000_000
+    for at_s, device, comes in (
+        (0, "/dev/a", True),
+        (1, "/dev/b", False),
+        (4, "/dev/a", True),
+        (8, "/dev/b", False),
+        (9.5, "/dev/b", True),
+        (10, "/dev/a", False),
+        (11, "/dev/b", True),
+    ):
+        item = source._item(of(device), round(at_s * second))
+        assert (item is not None) == comes, at_s
+
+
+def test_reopened_it_reads_the_receiver_that_it_read_before() -> None:
+    listed: dict[str, Any] = {"class": "DEVICES", "devices": [{"path": "/dev/b"}]}
+    with talker(VERSION, listed, of("/dev/b")) as server:
+        source = open_gpsd(server.port)
+        next(iter(source.samples()))
+        source.close()
+        for device in ({"path": "/dev/c"}, {"path": "/dev/a"}):
+            listed["devices"].insert(0, device)
+        server.say(VERSION, listed, of("/dev/a", speed=3.0), of("/dev/b"))
+        source = open_gpsd(server.port)
+        assert row(next(iter(source.samples())))["speed"] == 20
+        source.close()
 
 
 def test_a_gpsd_without_a_receiver_is_a_warning() -> None:

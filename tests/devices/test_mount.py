@@ -287,14 +287,16 @@ def test_steady_motion_is_no_rest(seed: int, speeds: bool) -> None:
 
 
 def test_seconds_of_driving_do_not_depend_on_what_shakes() -> None:
-    drive = damped(1)
-    short = drive._replace(times=drive.times[:2000], speeds=drive.speeds[:40])
-    short = short._replace(speed_times=drive.speed_times[:40])
-    noise = np.random.default_rng(1).standard_normal(drive.felt.shape) * (drive.times > 20)[:, None]
-    rough = short._replace(felt=drive.felt + noise)
-    assert {calibrate(one, speeds=True).evidence.moving_s for one in (short, rough)} == {
-        calibrate(short, speeds=True).evidence.moving_s
-    }
+    calm = damped(1)
+    calm = Drive(
+        *(part[: count * 40] for part, count in zip(calm, (50, 50, 50, 1, 1), strict=True))
+    )
+    noise = np.random.default_rng(1).standard_normal(calm.felt.shape) * (calm.times > 20)[:, None]
+    first, second = (
+        calibrate(drive, speeds=True).evidence.moving_s
+        for drive in (calm, calm._replace(felt=calm.felt + noise))
+    )
+    assert first == second > 15
 
 
 def test_noise_is_no_mount() -> None:

@@ -67,6 +67,30 @@ def test_an_empty_field_is_not_zero() -> None:
 
 
 @pytest.mark.parametrize(
+    ("mode", "meaning"),
+    [("N", "no fix"), ("E", "dead reckoning"), ("M", "entered by hand"), ("S", "simulator")],
+)
+def test_what_no_satellite_has_measured_is_no_fix(mode: str, meaning: str) -> None:
+    body = "GNRMC,120000,A,4030.0,N,00315.0,W,1,1,231125,,,"
+    for end in (mode, f"{mode},V"):
+        assert read(sentence(body + end)) == [NoFix(f"mode {mode}: {meaning}")]
+    for end in "ADFPR":
+        assert isinstance(read(sentence(body + end))[0], Fix)
+
+
+@pytest.mark.parametrize("quality", [6, 7, 8])
+def test_nor_is_its_altitude_taken(quality: int) -> None:
+    assert math.isnan(only_fix(gga(5, quality=quality), rmc(5)).altitude)
+
+
+@pytest.mark.parametrize(("text", "knots"), [(".5", 0.5), ("0.5", 0.5), ("5.", 5), ("005", 5)])
+def test_a_number_may_begin_with_its_point(text: str, knots: float) -> None:
+    fix = only_fix(sentence(f"GPRMC,120000,A,4030.0,N,00315.0,W,{text},1,231125,,,A"))
+    assert fix.speed == pytest.approx(knots * 1852 / 3600)
+    assert len(broken(sentence("GPRMC,120000,A,4030.0,N,00315.0,W,.,1,231125,,,A"))) == 1
+
+
+@pytest.mark.parametrize(
     "body",
     [
         "GPRMC,,V,,,,,,,,,,N",
