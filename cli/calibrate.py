@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import os
+import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from threading import Event
-from typing import Annotated, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
-import numpy as np
 import typer
 from numpy.typing import NDArray
 
@@ -26,7 +25,7 @@ from fusedge.devices.capture.mount import (
     save_mount,
 )
 from fusedge.devices.capture.source import Source, open_source
-from fusedge.devices.capture.units import conversion, unit
+from fusedge.devices.capture.units import Conversion, conversion, unit
 from fusedge.runtime.clock import Clock, LiveClock, VirtualClock
 from fusedge.runtime.feed import Feed, MergedFeed, PumpedFeed
 from fusedge.runtime.session import SILENCE_S
@@ -95,24 +94,27 @@ def _check(out: Path) -> None:
     """That the file can be written is known before the drive."""
     if out.exists():
         raise FusedgeError("exists already", where=str(out), hint="choose another -o")
-    if not out.parent.is_dir():
-        raise FusedgeError("no such folder", where=str(out.parent), hint="make it first")
-    if not os.access(out.parent, os.W_OK | os.X_OK):
-        hint = "choose another -o"
-        raise FusedgeError("nothing can be written there", where=str(out.parent), hint=hint)
+    try:
+        with tempfile.TemporaryFile(dir=out.parent):
+            pass
+    except OSError as error:
+        raise FusedgeError(
+            f"nothing can be written there: {error.strerror}",
+            where=str(out.parent),
+            hint="choose another -o",
+        ) from None
 
 
 class _Columns(NamedTuple):
-    """Where values are found, and what turns them into our units: `value * factor + offset`."""
+    """Where values are found, and what turns each into our unit."""
 
     modality: str
     places: list[int]
-    factors: NDArray[np.float64]
-    offsets: NDArray[np.float64]
+    conversions: list[Conversion]
 
-    def values(self, data: NDArray[np.generic]) -> list[float]:
-        values: list[float] = (data[self.places] * self.factors + self.offsets).tolist()
-        return values
+    def values(self, data: NDArray[Any]) -> list[float]:
+        pairs = zip(self.places, self.conversions, strict=True)
+        return [convert(float(data[place])) for place, convert in pairs]
 
 
 def _drive(
@@ -184,11 +186,14 @@ def _columns(sources: Sequence[Source], units: Mapping[str, str]) -> _Columns | 
                 continue
             places = [channels.index(name) for name in units]
             had = source.units.get(modality) or ("",) * len(channels)
-            factors = [
-                conversion(had[place], want, f"{name} of {source.uri}")
-                if had[place].strip() and unit(had[place]) is not None
-                else conversion(want, want)
+            conversions = [
+                _conversion(had[place], want, f"{name} of {source.uri}")
                 for place, (name, want) in zip(places, units.items(), strict=True)
             ]
-            return _Columns(modality, places, *np.array(factors, np.float64).T)
+            return _Columns(modality, places, conversions)
     return None
+
+
+def _conversion(have: str, want: str, where: str) -> Conversion:
+    known = bool(have.strip()) and unit(have) is not None
+    return conversion(have if known else want, want, where)

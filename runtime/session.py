@@ -17,7 +17,8 @@ from fusedge.bundle.sample import Rejection, Sample
 from fusedge.bundle.window import NANOSECONDS
 from fusedge.devices.capture.absent import AbsentSource
 from fusedge.devices.capture.address import Wanted, shown
-from fusedge.devices.capture.source import Damage, Source, is_live, open_source
+from fusedge.devices.capture.source import Source, is_live, open_source
+from fusedge.devices.capture.wanted import Damage
 from fusedge.runtime.backend import OnnxPart
 from fusedge.runtime.clock import Clock, process_cpu_ns, stopwatch_ns
 from fusedge.runtime.decision import Decision

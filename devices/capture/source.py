@@ -217,12 +217,6 @@ SCHEMES: Mapping[str, Scheme] = {
 }
 
 
-class Damage(str):
-    """A warning of input that is there and cannot be read; any other tells of what was never there."""
-
-    __slots__ = ()
-
-
 def is_live(uri: str) -> bool:
     """Whether a URI names a device, whose time is the machine's."""
     scheme = SCHEMES.get(uri.partition(":")[0])

@@ -76,6 +76,12 @@ def unmeasured(address: Address, modality: str, lacking: Sequence[str]) -> str:
     return f"{address.uri}: {modality} comes without {', '.join(lacking)}; not measured"
 
 
+class Damage(str):
+    """A warning of input that is there and cannot be read; any other tells of what was never there."""
+
+    __slots__ = ()
+
+
 class RowLayout:
     """How the channels that a source offers become the rows of a modality.
 

@@ -10,6 +10,7 @@ import threading
 import time
 import tty
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -21,6 +22,7 @@ from fusedge.bundle.manifest import Channel, Modality
 from fusedge.bundle.sample import Rejection, Sample
 from fusedge.devices.capture.address import Address
 from fusedge.devices.capture.fixes import CHANNELS, Fix, FixRows
+from fusedge.devices.capture.gps import RATES
 from fusedge.devices.capture.source import Source, open_source
 from fusedge.devices.capture.wanted import RowLayout
 from tests.devices.nmea_log import drive, gga, rmc, sentence
@@ -199,6 +201,48 @@ def test_the_rate_is_found(receiver: Receiver) -> None:
     receiver.keep_sending(send)
     source = gps(receiver.path)
     assert isinstance(take(source, 1)[0], Sample)
+
+
+class OneRate(Receiver):
+    """Sends bursts every second; at another rate they are as many bytes as the line makes of them."""
+
+    def __init__(self, rate: int) -> None:
+        super().__init__()
+        code = getattr(tty, f"B{rate}")
+
+        def send(number: int) -> bytes:
+            set_to = tty.tcgetattr(self._slave)[4]  # type: ignore[attr-defined]
+            burst = rmc(number) + gga(number) + sentence("GPGSV,1,1,00") * 12
+            if set_to == code:
+                return burst
+            faster = SPEEDS[set_to] / rate
+            return b"\xf8\x80\x1e" * max(1, round(len(burst) * min(4, faster) / 3))
+
+        self.keep_sending(send, every_s=1.0)
+
+
+SPEEDS = {getattr(tty, f"B{rate}"): rate for rate in RATES}
+
+
+def test_a_receiver_that_comes_back_is_read_at_once(tmp_path: Path) -> None:
+    link = tmp_path / "ttyGPS"
+    took = []
+    for _ in range(2):
+        receiver = OneRate(57600)
+        link.unlink(missing_ok=True)
+        link.symlink_to(receiver.path)
+        start = time.monotonic()
+        source = gps(str(link))
+        took.append(time.monotonic() - start)
+        assert isinstance(take(source, 1)[0], Sample)
+        receiver.vanish()
+    assert took[0] < 12 and took[1] < 2
+    # set to another rate meanwhile
+    receiver = OneRate(RATES[0])
+    link.unlink()
+    link.symlink_to(receiver.path)
+    assert isinstance(take(gps(str(link)), 1)[0], Sample)
+    receiver.vanish()
 
 
 @pytest.mark.parametrize(

@@ -469,9 +469,16 @@ def test_a_sensor_finds_its_mount_while_it_drives(tmp_path: Path) -> None:
             felt.append((value, float(drive.felt[number] @ rotation[0])))
         elif not math.isnan(value):
             found_at = number
-    os.close(writer)
     source.close()
     assert found_at > 90 * 20
+    # plugged in again, it is known from the first row on
+    source = open_source(uri, None, lambda: now["ns"])
+    assert source.warnings == ()
+    os.write(writer, fake.scan(tuple(raw[0].round().astype(int).tolist()), now["ns"]))
+    again = next(iter(source.samples()))
+    assert isinstance(again, Sample) and not math.isnan(float(again.data[forward]))
+    source.close()
+    os.close(writer)
     given_, true = np.array(felt).T
     assert np.corrcoef(given_, true)[0, 1] > 0.98
 
@@ -596,18 +603,22 @@ def command(*arguments: str) -> tuple[int, str, BaseException | None]:
     return result.exit_code, result.stdout, result.exception
 
 
-@pytest.fixture(scope="module")
-def recorded(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def record(path: Path, units: tuple[str, ...] = (), factors: tuple[float, ...] = (1, 1, 1)) -> Path:
     """A recording of a sensor in some rotation, with the speeds of a GPS receiver beside it."""
     pytest.importorskip("mcap")
     (rotation,) = rotations(31, 1)
     drive = town(31, rate_hz=20).seen_by(rotation)
-    path = tmp_path_factory.mktemp("drive") / "drive.mcap"
-    tracks = {"imu": Track(tuple(SENSOR_CHANNELS)), "gps": Track(("course", "speed"))}
+    imu_units = (units[0],) * 3 + (units[1],) * 3 if units else ()
+    tracks = {
+        "imu": Track(tuple(SENSOR_CHANNELS), units=imu_units),
+        "gps": Track(("course", "speed"), units=("rad", units[2]) if units else ()),
+    }
     recorder = Recorder(path, tracks)
     recorder.open({"sources": ["test"]})
-    rows = np.concatenate([drive.felt, drive.turned], 1).astype(np.float32)
-    speeds = dict(zip((drive.speed_times * S).round().tolist(), drive.speeds, strict=True))
+    rows = np.concatenate([drive.felt * factors[0], drive.turned * factors[1]], 1)
+    rows = rows.astype(np.float32)
+    times = (drive.speed_times * S).round().tolist()
+    speeds = dict(zip(times, drive.speeds * factors[2], strict=True))
     for time_s, row in zip(drive.times, rows, strict=True):
         time_ns = round(time_s * S)
         recorder.write(Sample("imu", time_ns, time_ns, row))
@@ -616,6 +627,47 @@ def recorded(tmp_path_factory: pytest.TempPathFactory) -> Path:
             recorder.write(Sample("gps", time_ns, time_ns, fix))
     recorder.close({})
     return path
+
+
+@pytest.fixture(scope="module")
+def recorded(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return record(tmp_path_factory.mktemp("drive") / "drive.mcap")
+
+
+@pytest.mark.parametrize(
+    ("units", "factors"),
+    [
+        (("g", "deg/s", "km/h"), (1 / G, 180 / math.pi, 3.6)),
+        (("m/s^2", "°/s", "mph"), (1.0, 180 / math.pi, 1 / 0.44704)),
+        (("furlong", "", "x"), (1.0, 1.0, 1.0)),
+    ],
+)
+def test_the_command_takes_any_unit(
+    tmp_path: Path, units: tuple[str, ...], factors: tuple[float, ...]
+) -> None:
+    path, out = record(tmp_path / "drive.mcap", units, factors), tmp_path / "mount.json"
+    status, _, error = command("--source", f"replay:{path}", "-o", str(out))
+    assert status == 0, error
+    (rotation,) = rotations(31, 1)
+    assert apart_deg(load_mount(out).rotation, rotation) < 6
+    assert json.loads(out.read_text())["evidence"]["method"] == "speed"
+
+
+def test_the_command_refuses_a_speed_in_no_unit_of_speed(tmp_path: Path) -> None:
+    path = record(tmp_path / "drive.mcap", ("m/s2", "rad/s", "rpm"))
+    _, _, error = command("--source", f"replay:{path}", "-o", str(tmp_path / "mount.json"))
+    assert isinstance(error, FusedgeError)
+    assert "speed of replay:" in error.line() and "m/s a speed" in error.line()
+
+
+def test_a_place_where_nothing_can_be_written_is_told_before_the_drive(tmp_path: Path) -> None:
+    for folder in (tmp_path / "away", Path("/proc")):
+        _, _, error = command("--source", "imu:iio:none", "-o", str(folder / "mount.json"))
+        assert isinstance(error, FusedgeError)
+        assert error.line().startswith(f"{folder}: nothing can be written there: No such file")
+    _, _, error = command("--source", "imu:iio:none", "-o", str(tmp_path / "mount.json"))
+    assert isinstance(error, FusedgeError) and "no device none" in error.line()
+    assert not list(tmp_path.iterdir())
 
 
 def test_the_command_finds_the_mount_of_a_recording(recorded: Path, tmp_path: Path) -> None:

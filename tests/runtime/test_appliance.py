@@ -196,7 +196,7 @@ def pipeline(fields: str) -> str:
         (f"{VALID}---\n{VALID}", "is no YAML that can be taken: expected a single document"),
         (
             "pipelines: !!python/object/apply:os.system ['true']",
-            "could not determine a constructor",
+            "tags (",
         ),
         ("? [a]\n: 1\n", "found unhashable key"),
         (VALID + "speed: 2020-99-99\n", "month must be in 1..12"),
@@ -245,7 +245,7 @@ def test_no_more_is_read_than_is_taken(tmp_path: Path) -> None:
     endless = Path("/dev/zero")
     if not os.access(endless, os.R_OK):
         pytest.skip("no /dev/zero here")
-    with pytest.raises(FusedgeError, match="has more than"):
+    with pytest.raises(FusedgeError, match="it is no regular file"):
         load_appliance(endless)
 
 

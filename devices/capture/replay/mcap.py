@@ -18,7 +18,7 @@ from fusedge.bundle.sample import Rejection, Sample, size
 from fusedge.bundle.window import to_ns
 from fusedge.devices.capture.address import Address, Wanted
 from fusedge.devices.capture.units import conversion
-from fusedge.devices.capture.wanted import unknown_channel, unmeasured
+from fusedge.devices.capture.wanted import Damage, unknown_channel, unmeasured
 
 MAX_SILENCE_NS = to_ns(
     86_400.0
@@ -63,7 +63,11 @@ class RecordingSource:
             )
         self.modalities = tuple(self._selections)
         self.warnings = (
-            *(() if self._file.complete else (f"{path} has no end: read as far as it goes",)),
+            *(
+                ()
+                if self._file.complete
+                else (Damage(f"{path} has no end: read as far as it goes"),)
+            ),
             *(
                 unmeasured(address, name, chosen.lacking)
                 for name, chosen in self._selections.items()

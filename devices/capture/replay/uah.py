@@ -46,6 +46,7 @@ from fusedge.bundle.sample import Recording, Rejection, Sample, Series
 from fusedge.bundle.window import NANOSECONDS
 from fusedge.devices.capture.driving import CHANNELS, channel_names, channel_units, select
 from fusedge.devices.capture.line_file import UNREADABLE, bounded_lines, open_file
+from fusedge.devices.capture.wanted import Damage
 
 G = 9.80665
 KMH = 1 / 3.6
@@ -130,7 +131,7 @@ class TripSource:
         self.modalities = tuple(modality for modality, _ in self._open)
         given = {name: columns[name] for name in self.modalities}
         self.channels, self.units = channel_names(given), channel_units(given)
-        self.warnings = tuple(warnings)
+        self.warnings = tuple(map(Damage, warnings))
         self._closed = threading.Event()
 
     def samples(self) -> Iterator[Sample | Rejection]:
