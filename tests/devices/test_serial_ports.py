@@ -132,7 +132,7 @@ def test_a_link_of_udev_goes_first(machine: Machine) -> None:
 
 
 def test_auto_is_the_only_port(machine: Machine) -> None:
-    with pytest.raises(FusedgeError, match="there is none"):
+    with pytest.raises(FusedgeError, match="no device is there"):
         port_path(ADDRESS, "auto", *machine)
     machine.acm(machine.usb("1-1", product="A"), "ttyACM0")
     assert port_path(ADDRESS, "auto", *machine).endswith("ttyACM0")
