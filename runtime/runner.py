@@ -406,8 +406,8 @@ class Crew:
 
     def _due(self, session: Session, pipeline: Pipeline) -> _Work | None:
         """What is due in a pipeline; all that needs no computing is done at once."""
-        now_ns = session.clock.now_ns()
         self._drain(session)
+        now_ns = session.steps_until_ns
         while (step := pipeline.choose(now_ns, self._may_take_long)) is not None:
             job = pipeline.begin(step, now_ns)
             if job is not None:
@@ -457,7 +457,7 @@ class Crew:
             if other is run.session or len(runs) == MAX_BATCH:
                 continue
             self._drain(other)
-            now_ns = other.clock.now_ns()
+            now_ns = other.steps_until_ns
             step = other.pipeline.choose(now_ns)
             if isinstance(step, Cut) and not step.reason:
                 part = other.pipeline.lanes[step.modality].part

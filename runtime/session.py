@@ -380,6 +380,14 @@ class Session:
         return due_ns is None or due_ns > self.feed.last_ns
 
     @property
+    def steps_until_ns(self) -> int:
+        """Up to when steps are taken: the present, or the last arrival once the input has ended, so that
+        ticks that are slower than the clock do not follow each other for ever.
+        """
+        now_ns = self.clock.now_ns()
+        return min(now_ns, self.feed.last_ns) if self.feed.ended else now_ns
+
+    @property
     def next_due_ns(self) -> int | None:
         """The time of the next step that need not wait for a job; None where there is none."""
         return self.next_due(True)
