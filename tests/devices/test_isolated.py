@@ -181,7 +181,8 @@ def test_a_password_is_neither_shown_nor_on_the_command_line() -> None:
 PARENT = """
 import sys, threading
 from tests.devices.test_isolated import isolated
-threading.Thread(target=isolated, args=[sys.argv[1]], daemon=True).start()
+kept = []  # a source that nobody holds ends by itself
+threading.Thread(target=lambda: kept.append(isolated(sys.argv[1])), daemon=True).start()
 print("ready", flush=True)
 sys.stdin.read()
 """
