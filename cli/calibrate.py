@@ -17,6 +17,7 @@ from fusedge.bundle.sample import Sample
 from fusedge.cli.console import console, print_json
 from fusedge.cli.main import stop_signals
 from fusedge.cli.options import JsonOption
+from fusedge.devices.capture.address import shown
 from fusedge.devices.capture.mount import (
     ACCELERATIONS,
     ANGULAR_VELOCITIES,
@@ -26,8 +27,8 @@ from fusedge.devices.capture.mount import (
 )
 from fusedge.devices.capture.source import Source, open_source
 from fusedge.devices.capture.units import Conversion, conversion, unit
-from fusedge.runtime.clock import Clock, LiveClock, VirtualClock
-from fusedge.runtime.feed import Feed, MergedFeed, PumpedFeed
+from fusedge.runtime.clock import LiveClock
+from fusedge.runtime.feed import feed_without_bundle
 from fusedge.runtime.session import SILENCE_S
 
 POLL_S = 0.05
@@ -69,7 +70,9 @@ def calibrate(
         console.print(line, style="yellow", markup=False, soft_wrap=True)
     mount, evidence = calibration.mount, calibration.evidence
     if mount is None:
-        raise FusedgeError(f"no mount found: {calibration.missing}", where=", ".join(uris))
+        raise FusedgeError(
+            f"no mount found: {calibration.missing}", where=", ".join(map(shown, uris))
+        )
     save_mount(out, mount, evidence)
     if as_json:
         print_json(
@@ -124,11 +127,11 @@ def _drive(
     show: Callable[[str], None],
 ) -> dict[str, str]:
     """Feed the calibration until it is done, the sources end or `stop` is set; what failed, by URI."""
-    clock: Clock = LiveClock()
+    live = LiveClock()
     with ExitStack() as opened:
         sources: list[Source] = []
         for uri in uris:
-            sources.append(open_source(uri, None, clock.now_ns))
+            sources.append(open_source(uri, None, live.now_ns))
             opened.callback(sources[-1].close)
         motion = _columns(sources[:1], SENSOR_CHANNELS)
         speed = _columns(sources[::-1], {"speed": "m/s"})
@@ -140,17 +143,10 @@ def _drive(
             )
         if speed is None and len(sources) > 1:
             raise FusedgeError("gives no speed", where=sources[1].uri)
+        feed, clock = feed_without_bundle(
+            sources, uris, lambda uri: open_source(uri, None, live.now_ns), live, SILENCE_S
+        )
         opened.pop_all()
-    feed: Feed
-    if any(source.live for source in sources):
-        pairs = [
-            (source, lambda uri=uri: open_source(uri, None, clock.now_ns))
-            for source, uri in zip(sources, uris, strict=True)
-        ]
-        feed = PumpedFeed(pairs, clock, SILENCE_S)
-    else:
-        clock = VirtualClock()
-        feed = MergedFeed(sources)
     try:
         feed.start()
         shown = ""

@@ -6,6 +6,7 @@ import heapq
 import threading
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from typing import Any, Protocol, TypeVar
 
 from fusedge.bundle.errors import FusedgeError, printable
@@ -13,7 +14,7 @@ from fusedge.bundle.sample import Rejection, Sample, data_bytes, size
 from fusedge.bundle.window import NANOSECONDS, to_ns
 from fusedge.devices.capture.source import Source
 from fusedge.runtime.backoff import Backoff
-from fusedge.runtime.clock import Clock, stopwatch_ns
+from fusedge.runtime.clock import Clock, VirtualClock, stopwatch_ns
 from fusedge.runtime.ledger import Account
 
 Item = Sample | Rejection
@@ -183,6 +184,29 @@ class MergedFeed:
     def report(self) -> dict[str, Any]:
         """See Feed."""
         return {tally.uri: tally.report() for tally in self._tallies}
+
+
+def feed_without_bundle(
+    sources: Sequence[Source],
+    uris: Sequence[str],
+    reopen: Callable[[str], Source],
+    clock: Clock,
+    silence_s: float,
+) -> tuple[Feed, Clock]:
+    """The feed of open sources, and its clock: `clock`, which opened them, for devices, a virtual one for
+    recordings. Raises FusedgeError for both together.
+    """
+    lives = {source.live for source in sources}
+    if lives == {True, False}:
+        raise FusedgeError(
+            "devices and recordings have no common time",
+            where=", ".join(source.uri for source in sources),
+            hint="take them one after the other",
+        )
+    if True not in lives:
+        return MergedFeed(sources), VirtualClock()
+    pairs = [(s, partial(reopen, uri)) for s, uri in zip(sources, uris, strict=True)]
+    return PumpedFeed(pairs, clock, silence_s), clock
 
 
 class PumpedFeed:

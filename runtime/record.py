@@ -15,8 +15,8 @@ from fusedge.bundle.sample import Rejection, Sample, size
 from fusedge.bundle.window import NANOSECONDS, to_ns
 from fusedge.devices.capture.address import shown
 from fusedge.devices.capture.source import Source, open_source
-from fusedge.runtime.clock import Clock, LiveClock, VirtualClock, stopwatch_ns
-from fusedge.runtime.feed import Feed, MergedFeed, PumpedFeed
+from fusedge.runtime.clock import Clock, LiveClock, stopwatch_ns
+from fusedge.runtime.feed import Feed, feed_without_bundle
 from fusedge.runtime.ledger import Account, Ledger
 from fusedge.runtime.session import SILENCE_S, Opener
 from fusedge.runtime.sinks.recorder import Recorder
@@ -63,32 +63,18 @@ def record(
     Raises FusedgeError where a source cannot be opened, a modality comes twice, or the disk is full;
     what was written before stays readable.
     """
-    clock: Clock = LiveClock()
+    live = LiveClock()
     with ExitStack() as opened:
         sources: list[Source] = []
         for uri in uris:
-            sources.append(open_uri(uri, None, clock.now_ns))
+            sources.append(open_uri(uri, None, live.now_ns))
             opened.callback(sources[-1].close)
         tracks = _tracks(sources)
         warnings = [printable(line) for source in sources for line in source.warnings]
-        opened.pop_all()
-    feed: Feed
-    lives = {source.live for source in sources}
-    if lives == {True, False}:
-        raise FusedgeError(
-            "devices and recordings have no common time",
-            where=", ".join(source.uri for source in sources),
-            hint="record them one after the other",
+        feed, clock = feed_without_bundle(
+            sources, uris, lambda uri: open_uri(uri, None, live.now_ns), live, SILENCE_S
         )
-    if True in lives:
-        pairs = [
-            (source, lambda uri=uri: open_uri(uri, None, clock.now_ns))
-            for source, uri in zip(sources, uris, strict=True)
-        ]
-        feed = PumpedFeed(pairs, clock, SILENCE_S)
-    else:
-        clock = VirtualClock()
-        feed = MergedFeed(sources)
+        opened.pop_all()
     recorder = Recorder(path, tracks, jpeg_quality=jpeg_quality)
     run = _Run(feed, recorder, Ledger({name: Account() for name in tracks}))
     limit_ns = None if seconds is None else to_ns(seconds)

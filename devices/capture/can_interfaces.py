@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from fusedge.devices.capture.inputs import InputDevice
-from fusedge.devices.capture.usb_names import text_attribute
+from fusedge.devices.capture.sysfs import text_attribute
 
 SYSFS = Path("/sys")
 _CAN = "280"  # ARPHRD_CAN of <linux/if_arp.h>

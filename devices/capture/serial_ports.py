@@ -17,7 +17,8 @@ from fusedge.bundle.errors import FusedgeError, MissingExtraError
 from fusedge.devices.capture.access import busy, holders_of, missing, refusal
 from fusedge.devices.capture.address import Address
 from fusedge.devices.capture.inputs import InputDevice
-from fusedge.devices.capture.usb_names import text_attribute, usb_name
+from fusedge.devices.capture.sysfs import text_attribute
+from fusedge.devices.capture.usb_names import usb_name
 
 if TYPE_CHECKING:
     import serial
@@ -25,7 +26,6 @@ if TYPE_CHECKING:
 DEV = Path("/dev")
 SYSFS = Path("/sys")
 WRITE_TIMEOUT_S = 1.0  # a port that takes nothing, as a Bluetooth one out of reach
-MAX_TEXT = 256  # of a file in sysfs; a USB string descriptor has at most 126 characters
 _NO_UART = "0"  # PORT_UNKNOWN of <linux/serial.h>: a place for a port, without one
 _LOCKED = (errno.EAGAIN, errno.EACCES)
 

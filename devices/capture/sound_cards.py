@@ -19,9 +19,9 @@ from fusedge.bundle.errors import FusedgeError, MissingExtraError
 from fusedge.devices.capture.access import busy, holders_of, missing, refusal
 from fusedge.devices.capture.address import Address
 from fusedge.devices.capture.inputs import InputDevice
+from fusedge.devices.capture.sysfs import text_attribute
 from fusedge.devices.capture.usb_names import usb_name
 
-MAX_TEXT = 1 << 16  # of a file in /proc or /sys; /proc/asound/cards has 160 bytes a card
 USUAL_RATES_HZ = (8000, 16000, 22050, 32000, 44100, 48000, 96000, 192000)
 _PCM = re.compile(r"pcmC(\d+)D(\d+)c")
 _CARD = re.compile(r"^ *(\d+) \[.*?\]: .*? - (.*)\n +(.*)$", re.MULTILINE)  # /proc/asound/cards
@@ -65,7 +65,7 @@ def captures(roots: Roots = MACHINE) -> list[Capture]:
     """What the cards of this machine can capture with, by card and device."""
     listed = {
         int(number): (name, longer)
-        for number, name, longer in _CARD.findall(_text(roots.proc / "asound/cards"))
+        for number, name, longer in _CARD.findall(text_attribute(roots.proc / "asound/cards"))
     }
     found = []
     for entry in (roots.sysfs / "class/sound").glob("pcmC*c"):
@@ -74,11 +74,11 @@ def captures(roots: Roots = MACHINE) -> list[Capture]:
             continue
         card, device = int(match[1]), int(match[2])
         folder = roots.sysfs / f"class/sound/card{card}"
-        card_id = _text(folder / "id") or str(card)
+        card_id = text_attribute(folder / "id") or str(card)
         name, longer = listed.get(card, (card_id, ""))
         place = _PLACE.search(longer)
         interface = Path(os.path.realpath(folder / "device"))
-        number = _text(interface / "bInterfaceNumber")
+        number = text_attribute(interface / "bInterfaceNumber")
         by_id = f"usb-{usb_name(interface.parent)}-{number}" if number else ""
         path = str(roots.dev / "snd" / entry.name)
         at = place[1] if place else ""
@@ -224,9 +224,11 @@ def card_rate_hz(roots: Roots = MACHINE) -> int | None:
     """The rate of the card that this process captures from; None where it is not told, or of several."""
     rates = set()
     for status in (roots.proc / "asound").glob("card*/pcm*c/sub*/status"):
-        owner = re.search(r"owner_pid\s*:\s*(\d+)", _text(status))
+        owner = re.search(r"owner_pid\s*:\s*(\d+)", text_attribute(status))
         if owner and (roots.proc / "self/task" / owner[1]).exists():
-            rate = re.search(r"^rate: (\d+)", _text(status.with_name("hw_params")), re.MULTILINE)
+            rate = re.search(
+                r"^rate: (\d+)", text_attribute(status.with_name("hw_params")), re.MULTILINE
+            )
             rates.add(int(rate[1]) if rate else None)
     return rates.pop() if len(rates) == 1 else None
 
@@ -269,7 +271,7 @@ def microphones(roots: Roots = MACHINE) -> list[InputDevice]:
 
 def _usb_formats(capture: Capture, roots: Roots) -> tuple[str, ...]:
     path = roots.proc / f"asound/card{capture.card}/stream{capture.device}"
-    text = _text(path).partition("Capture:")[2]
+    text = text_attribute(path).partition("Capture:")[2]
     found = re.findall(r"Channels: (\d+)\n(?:.*\n)*?\s*Rates: (.+)", text)
     return tuple(dict.fromkeys(f"{_channels(int(n))}, {rates.strip()} Hz" for n, rates in found))
 
@@ -293,11 +295,3 @@ def offered_rates(sd: Any, device: Mapping[str, Any]) -> list[int]:
 
 def _channels(count: int) -> str:
     return f"{count} channel{'s' if count > 1 else ''}"
-
-
-def _text(path: Path) -> str:
-    try:
-        with path.open("rb") as file:
-            return file.read(MAX_TEXT).decode("utf-8", "replace").strip()
-    except OSError:  # it has no such property, or is gone
-        return ""

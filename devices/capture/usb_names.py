@@ -8,24 +8,11 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-MAX_ATTRIBUTE = 512  # bytes
+from fusedge.devices.capture.sysfs import attribute
+
 _LONGEST = 63  # of vendor and model each, as usb_id cuts them
 # What udev leaves in a name: these, an escape \x, and characters outside ASCII that are valid.
 _NOT_IN_NAMES = re.compile(r"(\\x)|[^0-9A-Za-z#+\-.:=@_\x80-\U0010ffff]|[\udc80-\udcff]")
-
-
-def attribute(file: Path) -> bytes:
-    """An attribute in sysfs, without its line end; empty where there is none."""
-    try:
-        with file.open("rb") as stream:
-            return stream.read(MAX_ATTRIBUTE).rstrip(b"\n")
-    except OSError:  # it has no such property, or is gone
-        return b""
-
-
-def text_attribute(file: Path) -> str:
-    """As `attribute`, for people."""
-    return attribute(file).decode("utf-8", "replace").strip()
 
 
 def udev_spelling(text: bytes) -> str:

@@ -22,7 +22,8 @@ from fusedge.devices.capture.access import holders_of, missing, refusal
 from fusedge.devices.capture.address import Address
 from fusedge.devices.capture.inputs import InputDevice
 from fusedge.devices.capture.pixels import LAYOUTS
-from fusedge.devices.capture.usb_names import attribute, usb_name
+from fusedge.devices.capture.sysfs import attribute
+from fusedge.devices.capture.usb_names import usb_name
 
 DEV, SYS = Path("/dev"), Path("/sys")
 TEGRA_DRIVER = "tegra-video"  # of Jetson's CSI sensors: raw Bayer, pictures come from Argus

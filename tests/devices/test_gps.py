@@ -18,13 +18,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fusedge.bundle.errors import FusedgeError
-from fusedge.bundle.manifest import Channel, Modality
+from fusedge.bundle.manifest import Modality
 from fusedge.bundle.sample import Rejection, Sample
 from fusedge.devices.capture.address import Address
 from fusedge.devices.capture.fixes import CHANNELS, Fix, FixRows
 from fusedge.devices.capture.gps import RATES
 from fusedge.devices.capture.source import Source, open_source
 from fusedge.devices.capture.wanted import RowLayout
+from tests.devices.modalities import by_name, series
 from tests.devices.nmea_log import drive, gga, rmc, sentence
 
 S = 1_000_000_000
@@ -90,27 +91,7 @@ def listening(receiver: Receiver, query: str = "", wanted: Any = None) -> Source
 
 
 def modality(**units: str) -> dict[str, Modality]:
-    channels = tuple(
-        Channel(name=name, unit=unit, minimum=-1e6, maximum=1e6) for name, unit in units.items()
-    )
-    spec = Modality(
-        name="gps",
-        kind="series",
-        description="",
-        channels=channels,
-        rate_hz=1,
-        window_s=10,
-        hop_s=1,
-        resample="hold",
-        max_hold_s=2,
-        latency_s=0,
-        lateness_s=0,
-        max_age_s=5,
-        return_windows=1,
-        min_valid=0.5,
-        prepare=(),
-    )
-    return {"gps": spec}
+    return by_name(series("gps", units, rate_hz=1, max_hold_s=2))
 
 
 def take(source: Source, count: int) -> list[Sample | Rejection]:

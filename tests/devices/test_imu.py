@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from fusedge.bundle.errors import FusedgeError
-from fusedge.bundle.manifest import Channel, Modality
+from fusedge.bundle.manifest import Modality
 from fusedge.bundle.sample import Rejection, Sample
 from fusedge.devices.capture.mount import (
     SENSOR_CHANNELS,
@@ -25,6 +25,7 @@ from fusedge.devices.capture.mount import (
 )
 from fusedge.devices.capture.source import Source, open_source
 from tests.devices.iio_tree import IioTree
+from tests.devices.modalities import by_name, series
 
 MS = 1_000_000
 
@@ -42,27 +43,7 @@ def imu(
 
 
 def wanted(rate_hz: float = 100.0, **units: str) -> dict[str, Modality]:
-    channels = tuple(
-        Channel(name=name, unit=unit, minimum=-1e3, maximum=1e3) for name, unit in units.items()
-    )
-    spec = Modality(
-        name="imu",
-        kind="series",
-        description="",
-        channels=channels,
-        rate_hz=rate_hz,
-        window_s=1,
-        hop_s=1,
-        resample="hold",
-        max_hold_s=1,
-        latency_s=0,
-        lateness_s=0,
-        max_age_s=5,
-        return_windows=1,
-        min_valid=0.5,
-        prepare=(),
-    )
-    return {"imu": spec}
+    return by_name(series("imu", units, rate_hz, max_hold_s=1))
 
 
 def take(source: Source, count: int) -> list[Sample | Rejection]:

@@ -553,3 +553,9 @@ def test_recordings_without_a_common_time_are_refused(paced: bool) -> None:
     merged = pumped_feed(*sources, clock=PacedClock(1)) if paced else MergedFeed(sources)
     with pytest.raises(FusedgeError, match="they have no common time"):
         merged.start()
+
+
+def test_devices_and_recordings_are_not_taken_together() -> None:
+    sources = [Recorded([item(0)]), Wire(None)]
+    with pytest.raises(FusedgeError, match="devices and recordings have no common time"):
+        feed.feed_without_bundle(sources, ["a", "b"], never, LiveClock(), 1)
