@@ -128,12 +128,15 @@ class UsbDevice:
             f"{self.name} to leave port {port}",
         )
         with self._changed:
-            self._unread.clear()
-            self._open.clear()
             self._changed.notify_all()
         for thread in self._threads:
             thread.join(PLUG_LIMIT_S)
+            assert not thread.is_alive(), f"{self.name} does not end"
         self._socket.close()
+        # Only now: what the kernel had asked for may have been read after it closed the connection, and
+        # it ends the next connection at an answer to what it did not ask there.
+        self._unread.clear()
+        self._open.clear()
 
     @property
     def plugged(self) -> bool:

@@ -183,6 +183,24 @@ def assert_lost_in_silence(microphone: UsbMicrophone, number: int) -> None:
     stream.close()
 
 
+class SlowMicrophone(UsbMicrophone):
+    """Reads what the kernel asks for so slowly that some of it is read after unplugging."""
+
+    @property
+    def isochronous(self) -> frozenset[int]:  # type: ignore[override]
+        time.sleep(0.03)
+        return frozenset({1})
+
+
+def test_a_slow_microphone_does_not_answer_after_its_return_what_it_was_asked_before() -> None:
+    with SlowMicrophone("M1") as microphone:
+        for _ in range(4):
+            microphone.plug()
+            number = sound_device("Test Microphone")
+            assert_lost_in_silence(microphone, number)
+            assert not microphone._unread and not microphone._open
+
+
 def test_a_serial_port_comes_and_goes_ten_times() -> None:
     with UsbSerial("S1") as device:
         for turn in range(10):
