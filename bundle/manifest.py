@@ -1,8 +1,7 @@
 """The manifest: everything that the runtime, a verifier or a planner must know about a bundle.
 
-`manifest.json` is this model, version 2; version 1 is the same without sound, images, other ways to
-resample than `hold`, and `frozen_s`. Unknown and repeated fields are refused, so that a typo or a later
-version never passes in silence.
+`manifest.json` is this model, version 3. Unknown and repeated fields are refused, so that a typo or
+another version never passes in silence.
 """
 
 from __future__ import annotations
@@ -25,7 +24,7 @@ from pydantic import (
 
 from fusedge.bundle.errors import BundleError
 
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
 MAX_BUFFERED = 10_000_000  # grid points that one modality may keep: 200 s of sound at 48 kHz
 MAX_BUFFERED_BYTES = 1 << 30  # of images that one modality may keep: 19 s of VGA at 60 Hz
 MAX_FILE_BYTES = 2 << 30  # ONNX, as every protobuf, ends at 2 GiB
@@ -50,6 +49,8 @@ DecisionRate = Annotated[float, Field(ge=1e-5, le=1000, allow_inf_nan=False)]
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 Dim = Annotated[int, Field(ge=1)] | Name
 Precision = Literal["fp32", "fp16", "bf16", "int8"]
+GraphPrecision = Precision | Literal["mixed"]
+Dtype = Literal["float32", "uint8", "int32", "int64", "bool"]
 
 
 class _Strict(BaseModel):
@@ -180,64 +181,114 @@ class Modality(_Strict):
 
 
 class TensorSpec(_Strict):
-    """An input or output of a part. Named dims are free at run time.
+    """An input or output of a part. Named dims are free at run time, within `Part.dims`.
 
-    All tensors are float32 but a window of images, which is uint8.
+    Those of encoders and heads are float32, but a window of images, which is uint8. `input` and
+    `output` are what a plain model takes and gives.
     """
 
     name: Name
     role: Literal[
-        "window", "valid", "embedding", "presence", "age", "state_in", "state_out", "logits"
+        "window",
+        "valid",
+        "embedding",
+        "presence",
+        "age",
+        "state_in",
+        "state_out",
+        "logits",
+        "input",
+        "output",
     ]
-    dtype: Literal["float32", "uint8"]
+    dtype: Dtype
     shape: tuple[Dim, ...]
     modality: Name | None = None
 
 
 class StatePair(_Strict):
-    """State that a part carries from step to step: `output` feeds `input` of the next step."""
+    """State that a part carries from step to step: `output` feeds `input` of the next step.
+
+    Before the first step and after a reset it is `initial`: zeros, or the values of a file of the
+    bundle, little-endian float32 of the state's shape without the batch.
+    """
 
     input: Name
     output: Name
-    initial: Literal["zeros"]
+    initial: Text = Field(default="zeros", description="`zeros`, or a file of the bundle")
+    reset: Literal["gap"] = Field(
+        default="gap", description="when it is forgotten: where the modality was lost"
+    )
+
+
+class DimRange(_Strict):
+    """Sizes that a named dim can have; engines are built for this range and tuned for `usual`."""
+
+    least: int = Field(ge=1)
+    usual: int = Field(ge=1)
+    greatest: int = Field(ge=1)
+
+    @model_validator(mode="after")
+    def _ordered(self) -> DimRange:
+        if not self.least <= self.usual <= self.greatest:
+            raise ValueError("a dim's sizes must be ordered: least, usual, greatest")
+        return self
 
 
 class Graph(_Strict):
-    """One ONNX file of a part, at one precision. Inputs and outputs are float32 at any precision."""
+    """One ONNX file of a part, at one precision. Inputs and outputs are the same at any precision."""
 
     file: Text
-    precision: Precision
+    precision: GraphPrecision
     opset: int = Field(ge=13)
     nodes: int = Field(ge=1)
-    reduced_nodes: int = Field(ge=0, description="nodes that compute in the reduced precision")
+    precision_by_node: dict[Text, Precision] = Field(
+        default_factory=dict, description="nodes that compute in another precision than fp32"
+    )
 
 
 class Engine(_Strict):
-    """A TensorRT engine: what was asked for and what was achieved."""
+    """A TensorRT engine: what was asked for and what was achieved. One may serve several targets."""
 
     file: Text
-    target: Text
+    targets: tuple[Text, ...] = Field(min_length=1)
     flavour: Literal["tensorrt", "tensorrt_rtx"]
     version: Text
-    compute_capabilities: tuple[Text, ...]
-    precision_requested: Precision
-    layers_by_precision: dict[Text, int] = Field(
-        description="achieved, counted in the parsed network"
+    compute_capabilities: tuple[Text, ...] = Field(min_length=1)
+    precision_requested: GraphPrecision
+    precision_by_node: dict[Text, Text] = Field(
+        description="achieved, for each layer that computes, as in the network that was built"
     )
     flags: tuple[Text, ...]
-    batch_range: tuple[int, int, int] = Field(description="least, usual and greatest batch")
+    repairs: tuple[Text, ...] = Field(
+        default=(), description="what had to be changed for the parser, the results being the same"
+    )
+    dims: dict[Name, DimRange] = Field(description="of the optimisation profile")
+    power_mode: Text | None = Field(
+        default=None, description="in which it was tuned, where the device has such"
+    )
     bytes: int = Field(ge=1)
+
+    @property
+    def layers_by_precision(self) -> dict[str, int]:
+        """How many layers achieved each precision."""
+        return dict(sorted(Counter(self.precision_by_node.values()).items()))
 
 
 class Part(_Strict):
-    """One graph that runs by itself: an encoder of one modality, or the fusion head."""
+    """One graph that runs by itself: an encoder of one modality, the fusion head, or a plain model.
+
+    A plain model is the only part of its bundle and has no rate: whoever loads it runs it.
+    """
 
     name: Name
-    kind: Literal["encoder", "head"]
+    kind: Literal["encoder", "head", "model"]
     modality: Name | None = None
-    rate_hz: Rate
+    rate_hz: Rate | None = None
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
+    dims: dict[Name, DimRange] = Field(
+        default_factory=dict, description="sizes of the named dims; `batch` is always one"
+    )
     state: tuple[StatePair, ...] = ()
     graphs: tuple[Graph, ...] = Field(min_length=1)
     engines: tuple[Engine, ...] = ()
@@ -297,25 +348,28 @@ class EventRule(_Strict):
 class Fusion(_Strict):
     """How the head joins the modalities, and the order of `presence` and `age` columns."""
 
-    kind: Literal["concatenation", "sum", "gated", "cross_attention", "late_average"]
+    kind: Text = Field(description="such as concatenation, sum, gated, cross_attention")
+    decision_rate_hz: DecisionRate
     modalities: tuple[Name, ...] = Field(min_length=1)
     embedding_size: int = Field(ge=1)
 
 
 class PartParity(_Strict):
-    """Difference of one part, at one precision, from the original module.
+    """Difference of one output of a part, at one precision, from the original module.
 
-    Of its outputs the one that came closest to its tolerance: `max_relative` is `|a - b|` over the
-    largest value in the row, at least 1, and is at most `tolerance`.
+    `max_relative` is `|a - b|` over the largest value in the row, at least 1; it is at most
+    `tolerance`. The part `end-to-end` is the whole model, step by step with state fed back.
     """
 
     part: Name
-    precision: Precision
+    precision: GraphPrecision
+    output: Name
     cases: int = Field(ge=1)
     max_absolute: float
     max_relative: float
     argmax_agreement: float | None = None
     tolerance: float
+    run_by: Text = Field(description="what computed it, such as `onnxruntime 1.32.0 cpu`")
 
 
 class Provenance(_Strict):
@@ -339,18 +393,20 @@ class File(_Strict):
 class Manifest(_Strict):
     """The whole contract between export and runtime.
 
-    Any addition to it, be it a field or a kind, raises `format_version`: an older program then says
-    that the bundle is newer, not that it is broken.
+    It is of a fusion model, with modalities, encoders, a head and outputs, or of a plain model: one
+    part and nothing of these.
+
+    Any change of it, be it a field or a kind, raises `format_version`: another program then says so,
+    not that the bundle is broken.
     """
 
-    format_version: int = Field(ge=1, le=FORMAT_VERSION)
+    format_version: int = Field(ge=FORMAT_VERSION, le=FORMAT_VERSION)
     name: Name
     description: Text
-    decision_rate_hz: DecisionRate
-    modalities: tuple[Modality, ...] = Field(min_length=1)
-    parts: tuple[Part, ...] = Field(min_length=2)
-    fusion: Fusion
-    outputs: tuple[Output, ...] = Field(min_length=1)
+    modalities: tuple[Modality, ...] = ()
+    parts: tuple[Part, ...] = Field(min_length=1)
+    fusion: Fusion | None = None
+    outputs: tuple[Output, ...] = ()
     events: tuple[EventRule, ...] = ()
     provenance: Provenance
     parity: tuple[PartParity, ...] = ()
@@ -364,12 +420,21 @@ class Manifest(_Strict):
     def encoders(self) -> tuple[Part, ...]:
         """The encoder parts, in the order of `fusion.modalities`."""
         by_modality = {part.modality: part for part in self.parts if part.kind == "encoder"}
-        return tuple(by_modality[name] for name in self.fusion.modalities)
+        return tuple(by_modality[name] for name in self.require_fusion().modalities)
 
     @property
     def head(self) -> Part:
         """The fusion head."""
         return next(part for part in self.parts if part.kind == "head")
+
+    def require_fusion(self) -> Fusion:
+        """How the head joins the modalities; raises BundleError for a plain model."""
+        if self.fusion is None:
+            raise BundleError(
+                f"{self.name} is a plain model without modalities, which has no sessions",
+                hint="load it in your own program: fusedge.runtime.backend",
+            )
+        return self.fusion
 
     def modality(self, name: str) -> Modality:
         """The modality of that name, which the manifest must have."""
@@ -379,9 +444,16 @@ class Manifest(_Strict):
     def _consistent(self) -> Manifest:
         for part in self.parts:
             _check_tensors(part)
+            _check_dims(part)
             _check_states(part)
-        for check in (_check_names, _check_encoders, _check_head, _check_events, _check_files):
-            check(self)
+        _check_names(self)
+        if self.fusion is None:
+            _check_plain(self)
+        else:
+            _check_encoders(self, self.fusion)
+            _check_head(self, self.fusion)
+        _check_events(self)
+        _check_files(self)
         return self
 
 
@@ -394,10 +466,14 @@ def _check_names(manifest: Manifest) -> None:
     ):
         if len(set(names)) != len(names):
             raise ValueError(f"{kind} names repeat")
-    if sorted(manifest.fusion.modalities) != sorted(m.name for m in manifest.modalities):
-        raise ValueError("fusion.modalities and modalities differ")
-    if sum(part.kind == "head" for part in manifest.parts) != 1:
-        raise ValueError("there must be exactly one head")
+
+
+def _check_plain(manifest: Manifest) -> None:
+    """Without `fusion`, there is one part of kind `model` and nothing that feeds or reads it."""
+    if [part.kind for part in manifest.parts] != ["model"]:
+        raise ValueError("without fusion there must be exactly one part, of kind model")
+    if manifest.modalities or manifest.outputs or manifest.events:
+        raise ValueError("a plain model has no modalities, outputs and events")
 
 
 _ROLES: dict[str, tuple[frozenset[str], frozenset[str]]] = {
@@ -406,6 +482,7 @@ _ROLES: dict[str, tuple[frozenset[str], frozenset[str]]] = {
         frozenset({"embedding", "presence", "age", "state_in"}),
         frozenset({"logits", "state_out"}),
     ),
+    "model": (frozenset({"input"}), frozenset({"output"})),
 }
 
 
@@ -420,8 +497,20 @@ def _check_tensors(part: Part) -> None:
     precisions = [graph.precision for graph in part.graphs]
     if len(set(precisions)) != len(precisions):
         raise ValueError(f"part {part.name}: two graphs at one precision")
-    if (part.modality is None) != (part.kind == "head"):
-        raise ValueError(f"part {part.name}: an encoder has a modality, the head has none")
+    if (part.modality is None) != (part.kind != "encoder"):
+        raise ValueError(f"part {part.name}: an encoder has a modality, others have none")
+    if (part.rate_hz is None) != (part.kind == "model"):
+        raise ValueError(f"part {part.name}: encoders and the head have a rate, a model has none")
+
+
+def _check_dims(part: Part) -> None:
+    used = {dim for spec in part.inputs for dim in spec.shape if isinstance(dim, str)}
+    for kind, dims in (("part", part.dims), *(("engine", engine.dims) for engine in part.engines)):
+        if set(dims) != used:
+            raise ValueError(
+                f"part {part.name}: the {kind}'s dims are {', '.join(sorted(dims)) or 'none'}, "
+                f"those of its inputs {', '.join(sorted(used)) or 'none'}"
+            )
 
 
 def _check_states(part: Part) -> None:
@@ -440,7 +529,9 @@ def _check_states(part: Part) -> None:
             raise ValueError(f"part {part.name}: state {source} must be [batch, fixed sizes]")
 
 
-def _check_encoders(manifest: Manifest) -> None:
+def _check_encoders(manifest: Manifest, fusion: Fusion) -> None:
+    if sorted(fusion.modalities) != sorted(m.name for m in manifest.modalities):
+        raise ValueError("fusion.modalities and modalities differ")
     encoders = [part for part in manifest.parts if part.kind == "encoder"]
     if sorted(str(p.modality) for p in encoders) != sorted(m.name for m in manifest.modalities):
         raise ValueError("there must be exactly one encoder for each modality")
@@ -457,16 +548,20 @@ def _check_encoders(manifest: Manifest) -> None:
         if specs != [(valid, "float32")] and (specs or modality.kind == "series"):
             raise ValueError(f"part {part.name}: needs one float32 valid input of shape {valid}")
         embeddings = [spec.shape for spec in part.outputs if spec.role == "embedding"]
-        if embeddings != [("batch", manifest.fusion.embedding_size)]:
+        if embeddings != [("batch", fusion.embedding_size)]:
             raise ValueError(f"part {part.name}: embedding differs from fusion.embedding_size")
 
 
-def _check_head(manifest: Manifest) -> None:
-    head, size = manifest.head, manifest.fusion.embedding_size
+def _check_head(manifest: Manifest, fusion: Fusion) -> None:
+    if [part.kind for part in manifest.parts if part.kind != "encoder"] != ["head"]:
+        raise ValueError("there must be exactly one head")
+    if not manifest.outputs:
+        raise ValueError("a fusion model has outputs")
+    head, size = manifest.head, fusion.embedding_size
     embedded = [spec.modality for spec in head.inputs if spec.role == "embedding"]
-    if embedded != list(manifest.fusion.modalities):
+    if embedded != list(fusion.modalities):
         raise ValueError("head: embedding inputs must follow fusion.modalities")
-    count = len(manifest.fusion.modalities)
+    count = len(fusion.modalities)
     roles = [spec.role for spec in head.inputs]
     if roles.count("presence") != 1 or roles.count("age") != 1:
         raise ValueError("head: needs one presence and one age input")
@@ -499,6 +594,7 @@ def _check_files(manifest: Manifest) -> None:
         raise ValueError(f"files have more than {MAX_BUNDLE_BYTES} bytes in all")
     for part in manifest.parts:
         files = [graph.file for graph in part.graphs] + [engine.file for engine in part.engines]
+        files += [pair.initial for pair in part.state if pair.initial != "zeros"]
         for file in files:
             if file not in manifest.files:
                 raise ValueError(f"part {part.name}: file {file} is not listed with a hash")
@@ -531,11 +627,12 @@ def parse_manifest(text: bytes, where: str) -> Manifest:
     except (ValueError, RecursionError) as error:
         raise BundleError(f"manifest.json cannot be parsed: {error}", where=where) from None
     version = raw.get("format_version") if isinstance(raw, dict) else None
-    if isinstance(version, int) and version > FORMAT_VERSION:
+    if isinstance(version, int) and version != FORMAT_VERSION:
+        age = "newer" if version > FORMAT_VERSION else "older"
         raise BundleError(
-            f"bundle format {version} is newer than this program, which reads {FORMAT_VERSION}",
+            f"bundle format {version} is {age} than this program, which reads {FORMAT_VERSION}",
             where=where,
-            hint="upgrade fusedge, or export the bundle again with this version",
+            hint="export it again with this version" + (", or upgrade fusedge" * (age == "newer")),
         )
     try:
         return Manifest.model_validate_json(text, strict=True)

@@ -87,12 +87,21 @@ def export(
 
 def _parity_table(rows: tuple[PartParity, ...]) -> Table:
     table = Table(title="parity with the original module", title_justify="left")
-    for column in ("part", "precision", "cases", "largest difference", "tolerance", "same label"):
+    for column in (
+        "part",
+        "output",
+        "precision",
+        "cases",
+        "largest difference",
+        "tolerance",
+        "same label",
+    ):
         table.add_column(column)
     for row in rows:
         agreement = row.argmax_agreement
         table.add_row(
             row.part,
+            row.output,
             row.precision,
             str(row.cases),
             f"{row.max_absolute:.1e} absolute, {row.max_relative:.1e} relative",

@@ -20,10 +20,13 @@ def inspect(bundle: BundleArgument, as_json: JsonOption = False) -> None:
         return
     console.print(f"[bold]{manifest.name}[/]  {escape(manifest.description)}")
     console.print(
-        f"decisions at {manifest.decision_rate_hz:g} Hz, fusion by {manifest.fusion.kind}, "
-        f"embeddings of {manifest.fusion.embedding_size}"
+        f"decisions at {manifest.fusion.decision_rate_hz:g} Hz, fusion by "
+        f"{escape(manifest.fusion.kind)}, embeddings of {manifest.fusion.embedding_size}"
+        if manifest.fusion
+        else "a plain model: no modalities, no sessions"
     )
-    console.print(_modalities(manifest.modalities))
+    if manifest.modalities:
+        console.print(_modalities(manifest.modalities))
     console.print(_parts(manifest))
     if any(part.engines for part in manifest.parts):
         console.print(_engines(manifest.parts))
@@ -65,17 +68,20 @@ def _modalities(modalities: tuple[Modality, ...]) -> Table:
 
 def _parts(manifest: Manifest) -> Table:
     table = _table("parts", "name", "rate", "state", "graph", "size", "reduced nodes", "parity")
-    parity = {(row.part, row.precision): row for row in manifest.parity}
+    parity = {  # of several outputs, the one that is closest to its tolerance
+        (row.part, row.precision): row
+        for row in sorted(manifest.parity, key=lambda row: row.max_relative / row.tolerance)
+    }
     for part in manifest.parts:
         for graph in part.graphs:
             row = parity.get((part.name, graph.precision))
             table.add_row(
                 part.name,
-                f"{part.rate_hz:g} Hz",
+                f"{part.rate_hz:g} Hz" if part.rate_hz else "",
                 str(len(part.state)) if part.state else "none",
                 graph.precision,
                 f"{manifest.files[graph.file].bytes / 1024:.0f} KiB",
-                f"{graph.reduced_nodes} of {graph.nodes}",
+                f"{len(graph.precision_by_node)} of {graph.nodes}",
                 f"{row.max_absolute:.1e} in {row.cases} cases" if row else "not measured",
             )
     return table
@@ -88,7 +94,7 @@ def _engines(parts: tuple[Part, ...]) -> Table:
             layers = ", ".join(f"{n} {kind}" for kind, n in engine.layers_by_precision.items())
             table.add_row(
                 part.name,
-                escape(engine.target),
+                escape(", ".join(engine.targets)),
                 escape(f"{engine.flavour} {engine.version}"),
                 engine.precision_requested,
                 layers,

@@ -17,7 +17,7 @@ from torch import nn
 
 from fusedge.bundle.errors import FusedgeError
 from fusedge.bundle.manifest import Modality
-from fusedge.export.split import ModulePart
+from fusedge.export.part import ModulePart
 from fusedge.export.task import Encoder, FusionModule
 
 Array = NDArray[np.float32]

@@ -59,7 +59,7 @@ class BuiltEngine:
     data: bytes
     flavour: str
     version: str
-    layers_by_precision: dict[str, int]
+    precision_by_node: dict[str, str]
     flags: tuple[str, ...]
 
     def entry(self, file: str, request: EngineRequest) -> Engine:
@@ -67,14 +67,18 @@ class BuiltEngine:
         return Engine.model_validate(
             {
                 "file": file,
-                "target": request.target.name,
+                "targets": (request.target.name,),
                 "flavour": self.flavour,
                 "version": self.version,
                 "compute_capabilities": (request.target.compute_capability,),
                 "precision_requested": request.precision,
-                "layers_by_precision": self.layers_by_precision,
+                "precision_by_node": self.precision_by_node,
                 "flags": self.flags,
-                "batch_range": request.batch_range,
+                "dims": {
+                    "batch": dict(
+                        zip(("least", "usual", "greatest"), request.batch_range, strict=True)
+                    )
+                },
                 "bytes": len(self.data),
             }
         )
@@ -122,7 +126,7 @@ def build_engine(request: EngineRequest, limits: BuildLimits = BuildLimits()) ->
         data=data,
         flavour=target.flavour,
         version=reply["version"],
-        layers_by_precision=reply["layers_by_precision"],
+        precision_by_node=reply["precision_by_node"],
         flags=tuple(reply["flags"]),
     )
 

@@ -11,7 +11,6 @@ import json
 import os
 import re
 import sys
-from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from typing import Any, NoReturn
@@ -112,7 +111,7 @@ def _build(header: dict[str, Any], graph: bytes) -> tuple[dict[str, Any], bytes]
         _refuse_build(logger.errors)
     reply = {
         "version": trt.__version__,
-        "layers_by_precision": _count_layers(network),
+        "precision_by_node": _precisions(network),
         "flags": ["STRONGLY_TYPED", "NO_TF32"],
     }
     return reply, bytes(engine)
@@ -164,18 +163,18 @@ def _refuse_build(errors: list[str]) -> NoReturn:
     raise _RefusedError(re.sub(_NOISE, "", reason), node)
 
 
-def _count_layers(network: Any) -> dict[str, int]:
-    """Computing layers by the type of their floating outputs, as the parsed network has them.
+def _precisions(network: Any) -> dict[str, str]:
+    """Computing layers with the type of their floating outputs, as the parsed network has them.
 
     In a strongly typed network that is what the engine computes; its inspector needs a GPU.
     """
-    counts = Counter(
-        next(iter(_floating_types(layer)), "")
-        for layer in (network.get_layer(index) for index in range(network.num_layers))
+    layers = (network.get_layer(index) for index in range(network.num_layers))
+    found = {
+        layer.name: next(iter(_floating_types(layer)), "")
+        for layer in layers
         if layer.type.name not in _DATA_LAYERS
-    )
-    del counts[""]
-    return dict(sorted(counts.items()))
+    }
+    return {name: precision for name, precision in sorted(found.items()) if precision}
 
 
 def _floating_types(layer: Any) -> Iterator[str]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import onnx
 
 from fusedge.bundle.errors import FusedgeError
-from fusedge.export.split import ModulePart
+from fusedge.export.part import ModulePart
 
 
 def check_graph(model: onnx.ModelProto, part: ModulePart, stage: str) -> None:

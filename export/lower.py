@@ -7,7 +7,7 @@ from onnx.helper import find_min_ir_version_for, make_opsetid
 
 from fusedge.bundle.errors import FusedgeError
 from fusedge.export.graph import check_graph
-from fusedge.export.split import ModulePart
+from fusedge.export.part import ModulePart
 
 LOWEST = 17
 _NEWER = ("num_outputs", "noop_with_empty_axes")  # attributes that the converter leaves in place

@@ -13,10 +13,10 @@ from typing import NamedTuple
 import numpy as np
 
 from fusedge.bundle.errors import FusedgeError
-from fusedge.bundle.inference import open_session
+from fusedge.bundle.inference import onnxruntime, open_session
 from fusedge.bundle.manifest import PartParity, Precision, TensorSpec
 from fusedge.export.cases import Array, Case, StreamCase, non_finite
-from fusedge.export.split import ModulePart
+from fusedge.export.part import ModulePart
 
 END_TO_END = "end-to-end"
 
@@ -72,8 +72,9 @@ class _Comparison:
     def __init__(self, part: str, precision: Precision, tolerance: float) -> None:
         self._part, self._precision, self._tolerance = part, precision, tolerance
         self._cases = 0
-        self._worst = _Worst(0.0, 0.0, tolerance)
-        self._rows = self._agreeing = 0
+        self._worst: dict[str, _Worst] = {}
+        self._rows: dict[str, int] = {}
+        self._agreeing: dict[str, int] = {}
 
     def add(
         self, case: str, specs: Sequence[TensorSpec], wanted: Sequence[Array], got: Sequence[Array]
@@ -117,31 +118,39 @@ class _Comparison:
                 where=where,
                 hint=self._hint(),
             )
-        if found.relative / tolerance >= self._worst.relative / self._worst.tolerance:
-            self._worst = found
+        if found.relative >= self._worst.get(spec.name, found).relative:
+            self._worst[spec.name] = found
         if spec.role == "logits":
-            self._rows += rows
-            self._agreeing += int((actual.argmax(axis=1) == expected.argmax(axis=1)).sum())
+            same = int((actual.argmax(axis=1) == expected.argmax(axis=1)).sum())
+            self._rows[spec.name] = self._rows.get(spec.name, 0) + rows
+            self._agreeing[spec.name] = self._agreeing.get(spec.name, 0) + same
 
     def _hint(self) -> str:
         if self._precision == "fp32":
             return "an operation is exported with another meaning; bisect the module by parts"
         return "export at fp32, or scale what the part computes into the range of fp16"
 
-    def row(self) -> PartParity:
-        """What was measured, for the manifest: the output that came closest to its tolerance."""
-        return PartParity(
-            part=self._part,
-            precision=self._precision,
-            cases=self._cases,
-            max_absolute=self._worst.absolute,
-            max_relative=self._worst.relative,
-            argmax_agreement=self._agreeing / self._rows if self._rows else None,
-            tolerance=self._worst.tolerance,
-        )
+    def measured(self) -> list[PartParity]:
+        """For the manifest: of each output the greatest difference."""
+        return [
+            PartParity(
+                part=self._part,
+                precision=self._precision,
+                output=name,
+                cases=self._cases,
+                max_absolute=worst.absolute,
+                max_relative=worst.relative,
+                argmax_agreement=(
+                    self._agreeing[name] / self._rows[name] if name in self._rows else None
+                ),
+                tolerance=worst.tolerance,
+                run_by=f"onnxruntime {onnxruntime().__version__} cpu",
+            )
+            for name, worst in self._worst.items()
+        ]
 
 
-def check_part(session: PartSession, cases: Sequence[Case], tolerance: float) -> PartParity:
+def check_part(session: PartSession, cases: Sequence[Case], tolerance: float) -> list[PartParity]:
     """Run a part's cases; raises FusedgeError with part, case, output and how far off."""
     precision = session.precision
     comparison = _Comparison(session.part.name, precision, tolerance)
@@ -151,12 +160,12 @@ def check_part(session: PartSession, cases: Sequence[Case], tolerance: float) ->
             comparison.check_finite(case.name, session.part.outputs, case.expected, outputs)
         else:
             comparison.add(case.name, session.part.outputs, case.expected, outputs)
-    return comparison.row()
+    return comparison.measured()
 
 
 def check_stream(
     sessions: Sequence[PartSession], cases: Sequence[StreamCase], tolerance: float
-) -> PartParity:
+) -> list[PartParity]:
     """Run the parts together, step by step with their state fed back, against whole sequences."""
     comparison = _Comparison(END_TO_END, sessions[0].precision, tolerance)
     encoders, head = sessions[:-1], sessions[-1]
@@ -191,4 +200,4 @@ def check_stream(
                 feeds[f"embedding.{modality}"] = embedding
             expected = [logits[step] for logits in case.logits]
             comparison.add(name, head.part.outputs, expected, head.run(feeds, name))
-    return comparison.row()
+    return comparison.measured()

@@ -38,9 +38,10 @@ with needs_extra("export", "exporting a model"):
     from fusedge.export.cases import Case, StreamCase, part_cases, stream_cases
     from fusedge.export.lower import LOWEST, lower
     from fusedge.export.parity import TOLERANCE, PartSession, check_part, check_stream
-    from fusedge.export.precision import count_float16, count_kept, keep_choices, to_float16
+    from fusedge.export.part import ModulePart
+    from fusedge.export.precision import count_kept, float16_nodes, keep_choices, to_float16
     from fusedge.export.simplify import simplify
-    from fusedge.export.split import ModulePart, split
+    from fusedge.export.split import split
     from fusedge.export.task import FusionModule, Task
     from fusedge.export.trace import OPSETS, trace
 
@@ -229,12 +230,12 @@ class _Exporter:
 
     def _check(self, session: PartSession) -> None:
         cases = self._cases[session.part.name]
-        self.parity.append(check_part(session, cases, self._tolerance[session.precision]))
+        self.parity.extend(check_part(session, cases, self._tolerance[session.precision]))
 
     def _check_together(self, sessions: Sequence[PartSession]) -> None:
         precision = sessions[0].precision
         self._steps.next("parity", f"whole model {precision}")
-        self.parity.append(check_stream(sessions, self._streams, self._tolerance[precision]))
+        self.parity.extend(check_stream(sessions, self._streams, self._tolerance[precision]))
 
 
 @dataclass(frozen=True)
@@ -303,7 +304,7 @@ def _row_with_engine(part: str, entry: Engine, kept: str) -> AuditRow:
     )
     return AuditRow(
         part,
-        entry.target,
+        ", ".join(entry.targets),
         entry.precision_requested,
         achieved,
         f"{engine}; {kept}" if kept else engine,
@@ -329,7 +330,6 @@ def _manifest(
                 "format_version": FORMAT_VERSION,
                 "name": task.name,
                 "description": task.description,
-                "decision_rate_hz": task.decision_rate_hz,
                 "modalities": task.modalities,
                 "parts": tuple(
                     Part(
@@ -340,6 +340,7 @@ def _manifest(
                         inputs=part.inputs,
                         outputs=part.outputs,
                         state=part.state,
+                        dims=dict(part.dims),
                         graphs=tuple(
                             _graph_entry(name, precision, graph)
                             for (name, precision), graph in graphs.items()
@@ -351,6 +352,7 @@ def _manifest(
                 ),
                 "fusion": Fusion(
                     kind=task.fusion_kind,
+                    decision_rate_hz=task.decision_rate_hz,
                     modalities=tuple(part.name for part in parts[:-1]),
                     embedding_size=int(size),
                 ),
@@ -384,5 +386,5 @@ def _graph_entry(part: str, precision: Precision, graph: onnx.ModelProto) -> Gra
         precision=precision,
         opset=graph.opset_import[0].version,
         nodes=len(graph.graph.node),
-        reduced_nodes=0 if precision == "fp32" else count_float16(graph),
+        precision_by_node=dict.fromkeys(float16_nodes(graph), "fp16"),
     )

@@ -14,7 +14,7 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 
 from fusedge.export.graph import check_graph
-from fusedge.export.split import ModulePart
+from fusedge.export.part import ModulePart
 
 # Node kinds with inputs that ONNX wants in float32, and those that only hold or convert numbers.
 _NEVER = frozenset(
@@ -101,11 +101,15 @@ def count_kept(model: onnx.ModelProto, keep: Collection[str]) -> int:
     return sum(n.op_type in keep and _reducible(n, floats, ()) for n in model.graph.node)
 
 
-def count_float16(model: onnx.ModelProto) -> int:
-    """How many nodes compute in float16: those with a float16 output, casts left out."""
+def float16_nodes(model: onnx.ModelProto) -> tuple[str, ...]:
+    """The nodes that compute in float16: those with a float16 output, casts left out."""
     graph = onnx.shape_inference.infer_shapes(model).graph
     half = {v.name for v in graph.value_info if v.type.tensor_type.elem_type == TensorProto.FLOAT16}
-    return sum(node.op_type != "Cast" and not half.isdisjoint(node.output) for node in graph.node)
+    return tuple(
+        node.name
+        for node in graph.node
+        if node.op_type != "Cast" and not half.isdisjoint(node.output)
+    )
 
 
 def _float_tensors(model: onnx.ModelProto) -> set[str]:

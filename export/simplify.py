@@ -7,7 +7,7 @@ import onnxslim
 
 from fusedge.bundle.errors import FusedgeError
 from fusedge.export.graph import check_graph
-from fusedge.export.split import ModulePart
+from fusedge.export.part import ModulePart
 
 
 def simplify(model: onnx.ModelProto, part: ModulePart) -> onnx.ModelProto:

@@ -7,40 +7,17 @@ An encoder becomes `(window, valid, state_in.*) -> (embedding, state_out.*)` for
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import nn
 
 from fusedge.bundle.errors import FusedgeError
 from fusedge.bundle.manifest import Modality, StatePair, TensorSpec
+from fusedge.export.part import ModulePart, concrete_shape
 from fusedge.export.task import Encoder, FusionModule
 
 _BATCH = 2  # 1 would let a tracer take the batch for a constant
-
-
-@dataclass(frozen=True)
-class ModulePart:
-    """A part as a torch module: `module(*inputs) -> outputs`, both as tuples in the specs' order."""
-
-    name: str
-    kind: Literal["encoder", "head"]
-    modality: str | None
-    rate_hz: float
-    module: nn.Module
-    inputs: tuple[TensorSpec, ...]
-    outputs: tuple[TensorSpec, ...]
-    state: tuple[StatePair, ...] = ()
-
-    def zeros(self, batch: int) -> tuple[torch.Tensor, ...]:
-        """An input of zeros for each spec."""
-        return tuple(torch.zeros(concrete_shape(spec, batch)) for spec in self.inputs)
-
-
-def concrete_shape(spec: TensorSpec, batch: int) -> tuple[int, ...]:
-    """The shape of a tensor at a batch."""
-    return tuple(batch if isinstance(dim, str) else dim for dim in spec.shape)
 
 
 class _EncoderStep(nn.Module):
@@ -151,8 +128,7 @@ def _encoder_part(modality: Modality, encoder: nn.Module) -> ModulePart:
         inputs=inputs,
         outputs=outputs,
         state=tuple(
-            StatePair(input=f"state_in.{name}", output=f"state_out.{name}", initial="zeros")
-            for name in states
+            StatePair(input=f"state_in.{name}", output=f"state_out.{name}") for name in states
         ),
     )
 
@@ -194,7 +170,7 @@ def _head_part(
 def _output_shapes(
     name: str, module: nn.Module, inputs: Sequence[TensorSpec]
 ) -> list[tuple[int, ...]]:
-    zeros = [torch.zeros(concrete_shape(spec, _BATCH)) for spec in inputs]
+    zeros = [torch.zeros(concrete_shape(spec, {"batch": _BATCH})) for spec in inputs]
     shapes = ", ".join(
         f"{spec.name} {list(z.shape)}" for spec, z in zip(inputs, zeros, strict=True)
     )

@@ -4,14 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Literal, Protocol, runtime_checkable
+from typing import Protocol, runtime_checkable
 
 import torch
 from torch import nn
 
 from fusedge.bundle.manifest import EventRule, Modality, Output, Provenance
-
-FusionKind = Literal["concatenation", "sum", "gated", "cross_attention", "late_average"]
 
 
 @runtime_checkable
@@ -62,7 +60,7 @@ class Task:
     description: str
     decision_rate_hz: float
     modalities: tuple[Modality, ...]
-    fusion_kind: FusionKind
+    fusion_kind: str
     outputs: tuple[Output, ...]
     provenance: Provenance
     events: tuple[EventRule, ...] = ()

@@ -20,7 +20,7 @@ from onnx.helper import find_min_ir_version_for
 
 from fusedge.bundle.errors import FusedgeError
 from fusedge.export.graph import check_graph
-from fusedge.export.split import ModulePart
+from fusedge.export.part import ModulePart
 
 OPSETS = (18, 19, 20, 21, 22)  # 18 is the exporter's least; above 22 attention does not build
 _TRACED_BATCH = 2  # 1 is taken for a constant

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
-
-import numpy as np
 
 from fusedge.bundle.manifest import Modality, Part
 from fusedge.bundle.window import to_ns
@@ -14,21 +13,17 @@ from fusedge.runtime.stream import Window
 
 
 class PartState:
-    """What a part carries from step to step: zeros at first and after a reset."""
+    """What a part carries from step to step; `initial` (by input, `[1, ...]`) at first and after resets."""
 
-    def __init__(self, part: Part) -> None:
-        shapes = {spec.name: spec.shape for spec in part.inputs if spec.role == "state_in"}
-        self._zeros: dict[str, Array] = {
-            name: np.zeros([1 if isinstance(d, str) else d for d in shape], np.float32)
-            for name, shape in shapes.items()
-        }
+    def __init__(self, part: Part, initial: Mapping[str, Array]) -> None:
+        self._initial = initial
         outputs = [spec.name for spec in part.outputs]
         self._next = [(pair.input, outputs.index(pair.output)) for pair in part.state]
-        self.current: dict[str, Array] = dict(self._zeros)
+        self.current: dict[str, Array] = dict(initial)
 
     def reset(self) -> None:
         """Forget everything."""
-        self.current = dict(self._zeros)
+        self.current = dict(self._initial)
 
     def advance(self, outputs: list[Array]) -> None:
         """Take the next state from the part's outputs (row 0 of a batch)."""
@@ -43,11 +38,11 @@ class Encoder:
     and where an embedding is not finite, which is never given on.
     """
 
-    def __init__(self, spec: Modality, part: Part) -> None:
+    def __init__(self, spec: Modality, part: Part, initial: Mapping[str, Array]) -> None:
         names = {s.role: s.name for s in part.inputs if s.role in ("window", "valid")}
         self._window, self._valid = names["window"], names.get("valid")
         self._embedding = next(i for i, s in enumerate(part.outputs) if s.role == "embedding")
-        self._state = PartState(part)
+        self._state = PartState(part, initial)
         self._max_age_ns = to_ns(spec.max_age_s)
         self._return_windows = spec.return_windows
         self._in_a_row = 0

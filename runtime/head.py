@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -17,8 +18,8 @@ class FusionHead:
     and an embedding of zeros; row 1 + m differs from row 0 in having modality m absent.
     """
 
-    def __init__(self, manifest: Manifest) -> None:
-        head, fusion = manifest.head, manifest.fusion
+    def __init__(self, manifest: Manifest, initial: Mapping[str, Array]) -> None:
+        head, fusion = manifest.head, manifest.require_fusion()
         self._specs = [spec for spec in head.inputs if spec.role != "state_in"]
         self._count = len(fusion.modalities)
         self._rows = 1 + self._count
@@ -27,7 +28,7 @@ class FusionHead:
         self._logits = [output.logits for output in manifest.outputs]
         self._others = np.ones((self._rows, self._count), np.float32)  # 0 where a row masks one
         self._others[1:] -= np.eye(self._count, dtype=np.float32)
-        self._state = PartState(head)
+        self._state = PartState(head, initial)
         self._make_buffers()
 
     def _make_buffers(self) -> None:

@@ -11,6 +11,7 @@ from pydantic import ValidationError
 
 from fusedge.bundle.archive import Bundle
 from fusedge.bundle.errors import FusedgeError
+from fusedge.bundle.initial_state import initial_state
 from fusedge.bundle.manifest import Manifest, Modality, Output, Part
 from fusedge.bundle.sample import Rejection, Sample
 from fusedge.bundle.window import NANOSECONDS, to_ns
@@ -103,7 +104,8 @@ class Pipeline:
                 else lambda: OnnxPart(bundle, part, provider, precision),
             )
 
-        self.order = manifest.fusion.modalities
+        fusion = manifest.require_fusion()
+        self.order = fusion.modalities
         self.lanes: dict[str, Lane] = {}
         for part in manifest.encoders:
             spec = manifest.modality(str(part.modality))
@@ -112,14 +114,14 @@ class Pipeline:
             self.lanes[spec.name] = Lane(
                 (SoundStream if spec.kind == "audio" else SampleStream)(spec),
                 running(part),
-                Encoder(spec, part),
+                Encoder(spec, part, initial_state(bundle, part)),
                 tuple(EventDetector(r, spec) for r in manifest.events if r.modality == spec.name),
             )
         self._lanes = list(self.lanes.values())
-        self.head = FusionHead(manifest)
+        self.head = FusionHead(manifest, initial_state(bundle, manifest.head))
         self.head_part = running(manifest.head)
         self.parts = [*(lane.part for lane in self._lanes), self.head_part]
-        self.period_ns = to_ns(1 / manifest.decision_rate_hz)
+        self.period_ns = to_ns(1 / fusion.decision_rate_hz)
         period_s = self.period_ns / NANOSECONDS
         self._labels = {output.name: dict.fromkeys(output.labels, 0) for output in manifest.outputs}
         self._steady = {output.name: SteadyLabel(output, period_s) for output in manifest.outputs}

@@ -155,7 +155,7 @@ class Session:
             self._check_modalities(sources)
             if chaos is not None and chaos.left_out:
                 self.warnings.append(f"chaos: only in real time: {', '.join(chaos.left_out)}")
-            targets = {e.target for part in bundle.manifest.parts for e in part.engines}
+            targets = {t for part in bundle.manifest.parts for e in part.engines for t in e.targets}
             if targets:
                 self.warnings.append(
                     f"the bundle's engines ({', '.join(sorted(targets))}) are not used: "

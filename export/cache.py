@@ -1,0 +1,67 @@
+"""Results of long work, kept on disk under the hash of all that they depend on.
+
+The folder is the user's own (`~/.cache/fusedge`, or `FUSEDGE_CACHE`), readable by nobody else: an engine
+from it is executable code. What is damaged there, by a full disk or a crash, is made again.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+import secrets
+from pathlib import Path
+
+VARIABLE = "FUSEDGE_CACHE"
+
+
+def default_folder() -> Path:
+    """Where results are kept unless the user says otherwise."""
+    if given := os.environ.get(VARIABLE):
+        return Path(given)
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "fusedge"
+
+
+def key_of(*items: bytes | str) -> str:
+    """The SHA-256 of all items; where one ends and the next begins counts too."""
+    digest = hashlib.sha256()
+    for item in items:
+        data = item.encode() if isinstance(item, str) else item
+        digest.update(len(data).to_bytes(8, "little") + data)
+    return digest.hexdigest()
+
+
+class Cache:
+    """Bytes by kind and key; `folder` None keeps nothing.
+
+    A cache that cannot be written only costs time, so its errors are no errors of the work.
+    """
+
+    def __init__(self, folder: Path | None) -> None:
+        self.folder = folder
+
+    def get(self, kind: str, key: str) -> bytes | None:
+        """What was kept, None where nothing was or it is damaged."""
+        if self.folder is None:
+            return None
+        try:
+            content = (self.folder / kind / key).read_bytes()
+        except OSError:
+            return None
+        digest, data = content[:32], content[32:]
+        return data if hashlib.sha256(data).digest() == digest else None
+
+    def put(self, kind: str, key: str, data: bytes) -> None:
+        """Keep it; whole or not at all."""
+        if self.folder is None:
+            return
+        place = self.folder / kind / key
+        partial = place.with_name(f".{key[:16]}.{secrets.token_hex(4)}")
+        with contextlib.suppress(OSError):
+            self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+            place.parent.mkdir(exist_ok=True)
+            try:
+                partial.write_bytes(hashlib.sha256(data).digest() + data)
+                partial.replace(place)
+            finally:
+                partial.unlink(missing_ok=True)
