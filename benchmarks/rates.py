@@ -132,7 +132,11 @@ class Timed:
 def processor_s(bundle: Bundle, rates: Setting, decisions_hz: float, seconds: float) -> Costs:
     """Processor seconds of each part for a while of input."""
     hops = {name: 1 / getattr(rates, name) for name in ("video", "sound", "sensor")}
-    changes = {**with_hops(bundle.manifest, hops), "decision_rate_hz": decisions_hz}
+    fusion = bundle.manifest.require_fusion()
+    changes = {
+        **with_hops(bundle.manifest, hops),
+        "fusion": fusion.model_copy(update={"decision_rate_hz": decisions_hz}),
+    }
     changed = Bundle(bundle.path)
     changed.manifest = bundle.manifest.model_copy(update=changes)
     parts: dict[str, Timed] = {}

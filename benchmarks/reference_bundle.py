@@ -179,7 +179,7 @@ def _spec(
 
 
 def _graph(file: str) -> tuple[Graph, ...]:
-    return (Graph(file=file, precision="fp32", opset=18, nodes=1, reduced_nodes=0),)
+    return (Graph(file=file, precision="fp32", opset=18, nodes=1),)
 
 
 def _encoder(spec: Modality) -> Part:
@@ -220,10 +220,14 @@ def write_reference_bundle(path: Path, decision_rate_hz: float = 10) -> Bundle:
         format_version=FORMAT_VERSION,
         name="reference",
         description="camera, microphone and IMU with random weights, for benchmarks",
-        decision_rate_hz=decision_rate_hz,
         modalities=MODALITIES,
         parts=(*map(_encoder, MODALITIES), head),
-        fusion=Fusion(kind="concatenation", modalities=names, embedding_size=EMBEDDING),
+        fusion=Fusion(
+            kind="concatenation",
+            decision_rate_hz=decision_rate_hz,
+            modalities=names,
+            embedding_size=EMBEDDING,
+        ),
         outputs=(
             Output(
                 name="class",

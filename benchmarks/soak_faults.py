@@ -81,7 +81,7 @@ def _session(path: Path, kind: str, seed: int) -> Outcome:
     chaos = Chaos(list(KINDS) if kind == "all" else [kind], clock, seed=seed, every_s=EVERY_S)
     session = Session(
         bundle,
-        list(bundle.manifest.fusion.modalities),
+        list(bundle.manifest.require_fusion().modalities),
         clock,
         open_uri=lambda uri, wanted, now_ns: SyntheticSource(
             uri, [bundle.manifest.modality(uri)], SECONDS, seed=seed
@@ -105,7 +105,7 @@ def _session(path: Path, kind: str, seed: int) -> Outcome:
         account["received"] != account["used"] + sum(account["dropped"].values())
         for account in accounts
     )
-    period_ns = to_ns(1 / bundle.manifest.decision_rate_hz)
+    period_ns = to_ns(1 / bundle.manifest.require_fusion().decision_rate_hz)
     ticks = [decision.timestamp_ns for decision in memory.decisions]
     due = (ticks[-1] - ticks[0]) // period_ns + 1
     shares = [share for d in memory.decisions for share in d.modalities.values()]

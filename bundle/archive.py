@@ -61,7 +61,11 @@ _ZIP_EPOCH = (1980, 1, 1, 0, 0, 0)  # same input, same bytes
 
 
 class Bundle:
-    """An opened bundle. `manifest` is validated; files are verified whenever they are read."""
+    """An opened bundle. `manifest` is validated; files are verified whenever they are read.
+
+    `manifest_bytes` is the text that `manifest` was read from, and `signature_bytes` the file that is
+    named as its signature, None where none is: they are judged by `signature.py`, not here.
+    """
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -72,13 +76,15 @@ class Bundle:
                 hint="give a .fusedge file, a bundle folder, or the name of a shipped bundle",
             )
         self._zip = None if path.is_dir() else _open_zip(path)
-        raw = self._read_raw(MANIFEST, MAX_MANIFEST_BYTES)
-        self.manifest: Manifest = parse_manifest(raw, str(path))
-        self.sha256 = hashlib.sha256(raw).hexdigest()
+        self.manifest_bytes = self._read_raw(MANIFEST, MAX_MANIFEST_BYTES)
+        self.manifest: Manifest = parse_manifest(self.manifest_bytes, str(path))
+        self.sha256 = hashlib.sha256(self.manifest_bytes).hexdigest()
         if self._zip is not None:
             self._refuse_bomb(path.stat().st_size)
-        if self.manifest.signature is not None:
-            self._read_raw(self.manifest.signature, MAX_SIGNATURE_BYTES)
+        signature = self.manifest.signature
+        self.signature_bytes = (
+            None if signature is None else self._read_raw(signature, MAX_SIGNATURE_BYTES)
+        )
 
     def read(self, name: str) -> bytes:
         """The bytes of a file that the manifest lists, verified; raises BundleError otherwise."""
@@ -198,9 +204,15 @@ def file_entry(data: bytes) -> File:
     return File(bytes=len(data), sha256=hashlib.sha256(data).hexdigest())
 
 
-def write_bundle(path: Path, manifest: Manifest, files: Mapping[str, bytes]) -> Bundle:
+def write_bundle(
+    path: Path,
+    manifest: Manifest,
+    files: Mapping[str, bytes],
+    sign: Callable[[bytes], bytes] | None = None,
+) -> Bundle:
     """Write a bundle atomically: a zip where the name ends in `.fusedge`, else a folder.
 
+    `sign` makes of `manifest.json` the content of the signature's file, where the manifest names one.
     The old bundle at `path`, if any, is replaced only when the new one is complete and verified.
     A folder that holds anything else is left alone (FusedgeError).
     """
@@ -211,7 +223,12 @@ def write_bundle(path: Path, manifest: Manifest, files: Mapping[str, bytes]) -> 
     )
     if wrong:
         raise ValueError(f"the manifest does not describe {wrong[0]}")
-    content = {MANIFEST: manifest.model_dump_json(indent=1).encode() + b"\n", **files}
+    if (manifest.signature is None) != (sign is None):
+        raise ValueError("a manifest with a signature needs `sign`, one without must not have it")
+    text = manifest.model_dump_json(indent=1).encode() + b"\n"
+    content = {MANIFEST: text, **files}
+    if manifest.signature is not None and sign is not None:
+        content[manifest.signature] = sign(text)
     check_destination(path)
     place = path.resolve()
     temporary = _beside(place, f"partial{place.suffix}")

@@ -234,6 +234,9 @@ class DimRange(_Strict):
         return self
 
 
+BATCH = DimRange(least=1, usual=4, greatest=8)
+
+
 class Graph(_Strict):
     """One ONNX file of a part, at one precision. Inputs and outputs are the same at any precision."""
 
@@ -287,7 +290,7 @@ class Part(_Strict):
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
     dims: dict[Name, DimRange] = Field(
-        default_factory=dict, description="sizes of the named dims; `batch` is always one"
+        default_factory=lambda: {"batch": BATCH}, description="sizes of the named dims"
     )
     state: tuple[StatePair, ...] = ()
     graphs: tuple[Graph, ...] = Field(min_length=1)
@@ -627,7 +630,7 @@ def parse_manifest(text: bytes, where: str) -> Manifest:
     except (ValueError, RecursionError) as error:
         raise BundleError(f"manifest.json cannot be parsed: {error}", where=where) from None
     version = raw.get("format_version") if isinstance(raw, dict) else None
-    if isinstance(version, int) and version != FORMAT_VERSION:
+    if type(version) is int and version > 0 and version != FORMAT_VERSION:
         age = "newer" if version > FORMAT_VERSION else "older"
         raise BundleError(
             f"bundle format {version} is {age} than this program, which reads {FORMAT_VERSION}",

@@ -15,9 +15,11 @@ from fusedge.cli.devices import devices
 from fusedge.cli.evaluate import evaluate
 from fusedge.cli.export import export
 from fusedge.cli.inspect import inspect
+from fusedge.cli.keys import keys
 from fusedge.cli.record import record
 from fusedge.cli.replay import replay
 from fusedge.cli.run import run
+from fusedge.cli.sign import sign
 from fusedge.cli.soak import soak
 from fusedge.cli.train import train
 from fusedge.cli.verify import verify
@@ -72,6 +74,8 @@ app.command("soak")(soak)
 app.command("export")(export)
 app.command("inspect")(inspect)
 app.command("verify")(verify)
+app.command("sign")(sign)
+app.add_typer(keys, name="keys")
 app.command("devices")(devices)
 app.command("calibrate")(calibrate)
 app.command("train")(train)

@@ -1,27 +1,60 @@
-"""`fusedge verify`: is this bundle whole, unaltered and consistent?"""
+"""`fusedge verify`: is this bundle whole, unaltered and consistent, and who vouches for it?"""
 
 from __future__ import annotations
 
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from fusedge.bundle.archive import Bundle
+from fusedge.bundle.built_here import built_here
+from fusedge.bundle.errors import FusedgeError
+from fusedge.bundle.keys import load_trusted_keys
 from fusedge.bundle.lookup import open_bundle
+from fusedge.bundle.signature import SignatureState, signature_state, signer
 from fusedge.cli.console import console, print_json
 from fusedge.cli.options import BundleArgument, JsonOption
 from fusedge.runtime.backend import OnnxPart
 
+_MEANING = {
+    SignatureState.UNSIGNED: "absent",
+    SignatureState.TRUSTED: "right, by a key that you trust",
+    SignatureState.UNKNOWN_KEY: "right, but by a key that you do not trust",
+}
 
-def verify(bundle: BundleArgument, as_json: JsonOption = False) -> None:
-    """Check a bundle: manifest, hash of every file, and each graph against the manifest.
 
-    Exit status 0 if all of it holds, 1 with the first reason otherwise. Engines are checked by
-    hash only: loading one needs the device that it was built for. A signature is not checked.
+def verify(
+    bundle: BundleArgument,
+    key: Annotated[
+        list[Path] | None,
+        typer.Option(
+            metavar="PUBLIC.pem",
+            help="Trust this key, in place of those of `fusedge keys list`; several times for more.",
+        ),
+    ] = None,
+    require_signature: Annotated[
+        bool, typer.Option("--require-signature", help="Fail unless a trusted key signed it.")
+    ] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Check a bundle: manifest, hash of every file, each graph against the manifest, signature.
+
+    Exit status 0 if all of it holds, 1 with the first reason otherwise. A signature that is wrong is
+    always an error; none, or one by a key that you do not trust, only with --require-signature.
+    Engines are checked by hash, for loading one needs the device that it was built for; and it is told
+    for each whether it may be loaded at all: it is executable code.
     """
     opened = open_bundle(bundle)
     files = opened.verify()
+    state = _signature(opened, key, require_signature)
     graphs = 0
     for part in opened.manifest.parts:
         for graph in part.graphs:
             OnnxPart(opened, part, "cpu", graph.precision)
             graphs += 1
-    signature = "absent" if opened.manifest.signature is None else "present, not checked"
+    engines = _engines(opened, state)
+    public = signer(opened)
     if as_json:
         print_json(
             {
@@ -29,13 +62,68 @@ def verify(bundle: BundleArgument, as_json: JsonOption = False) -> None:
                 "sha256": opened.sha256,
                 "files": files,
                 "graphs_loaded": graphs,
-                "signature": signature,
+                "signature": state.value,
+                "signed_by": public.fingerprint if public else None,
+                "engines": engines,
             }
         )
         return
+    by = f" ({public.fingerprint})" if public else ""
     console.print(
         f"{opened.path}: whole. {files} files have the hashes of the manifest, {graphs} graphs load "
-        f"and match it. Signature: {signature}.",
+        f"and match it. Signature: {_MEANING[state]}{by}.",
         markup=False,
         soft_wrap=True,
     )
+    for engine in engines:
+        verdict = "may be loaded" if engine["may_load"] else "refused"
+        console.print(
+            f"{engine['file']}: {verdict}, {engine['reason']}", markup=False, soft_wrap=True
+        )
+
+
+def _signature(bundle: Bundle, keys: list[Path] | None, required: bool) -> SignatureState:
+    where = str(bundle.path)
+    trusted = () if bundle.signature_bytes is None else load_trusted_keys(keys)
+    state = signature_state(bundle, trusted)
+    if state is SignatureState.INVALID:
+        raise FusedgeError(
+            "the signature is wrong: the bundle was changed after it was signed, or it is another's",
+            where=where,
+            hint="do not use it; get it again from whoever signed it",
+        )
+    if required and state is not SignatureState.TRUSTED:
+        public = signer(bundle)
+        raise FusedgeError(
+            f"signed by a key that you do not trust: {public.fingerprint}"
+            if public
+            else "not signed",
+            where=where,
+            hint="`fusedge keys trust` that key, if its owner is known to you"
+            if public
+            else "ask for a signed one, or sign it yourself with `fusedge sign`",
+        )
+    return state
+
+
+def _engines(bundle: Bundle, state: SignatureState) -> list[dict[str, object]]:
+    """Each engine, and whether this user's runtime would load it, by whose word."""
+    rows: list[dict[str, object]] = []
+    for part in bundle.manifest.parts:
+        for engine in part.engines:
+            if state is SignatureState.TRUSTED:
+                allowed, reason = True, "signed by a key that you trust"
+            elif built_here(bundle.manifest.files[engine.file].sha256):
+                allowed, reason = True, "built on this machine"
+            else:
+                allowed, reason = False, "not signed by a key that you trust, and not built here"
+            rows.append(
+                {
+                    "part": part.name,
+                    "file": engine.file,
+                    "targets": list(engine.targets),
+                    "may_load": allowed,
+                    "reason": reason,
+                }
+            )
+    return rows

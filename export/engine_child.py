@@ -1,7 +1,8 @@
-"""The child process that builds one engine: `python -m fusedge.export.engine_child`.
+"""The process that parses and builds: `python -m fusedge.export.engine_child FLAVOUR MEMORY_BYTES`.
 
-In: a JSON line (flavour, compute_capability, batch_range, memory_bytes), then the ONNX graph. Out: a
-JSON line, then the engine. A build that TensorRT refuses is an answer (`error`, `node`), with status 0.
+It answers requests until its input ends. A request is a line of JSON (see `Request`), the ONNX graph and a
+timing cache. An answer is a line of JSON, the engine and the new timing cache, with their sizes in
+`engine_bytes` and `timing_bytes`. A graph that TensorRT refuses is an answer too: `refusal` has its fields.
 """
 
 from __future__ import annotations
@@ -11,62 +12,88 @@ import json
 import os
 import re
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Mapping
 from contextlib import suppress
-from typing import Any, NoReturn
+from dataclasses import dataclass
+from typing import Any, BinaryIO
 
 from fusedge.bundle.errors import FusedgeError
-from fusedge.export.flavours import load
+from fusedge.devices.targets.tensorrt_api import EngineOptions, TensorRt, load
 
 _ADDR_NO_RANDOMIZE = 0x0040000
-_PRECISIONS = {
-    "FLOAT": "fp32",
-    "HALF": "fp16",
-    "BF16": "bf16",
-    "INT8": "int8",
-    "FP8": "fp8",
-    "INT4": "int4",
-    "FP4": "fp4",
-}
-_DATA_LAYERS = ("CONSTANT", "CAST")  # hold or convert numbers, do not compute
 _NODE_IN_MESSAGE = (
     r"Cannot compile operation '([^']+)'",
     r"failed\. (\S+) has no runners",
     r"node \{(?:ForeignNode\[)?([^\]}]+)",
 )
-
-
 # NVIDIA's source positions say nothing to the user.
 _NOISE = r"\[[^\]\s]*\.(?:cpp|h)[^\]]*\]\s*|\s*In \w+ at \S*_src/\S+?(?=\)|$)|\w+::\w+: |Error Code \d+: "
 
 
-class _RefusedError(Exception):
-    """TensorRT's reason, and the node at fault in the user's names where it says so."""
+@dataclass(frozen=True)
+class Request:
+    """A graph to build. `profile` has for each input with free dims its least, usual and greatest shape.
 
-    def __init__(self, reason: str, node: str = "") -> None:
-        super().__init__(reason)
-        self.reason, self.node = reason, node
+    `values` has those of inputs that are shapes. `precisions` is the precision of each floating tensor of
+    the graph, `trial` asks whether it builds, fast; then no engine is given.
+    """
+
+    capabilities: list[str]
+    options: dict[str, Any]
+    opset: int
+    profile: dict[str, list[list[int]]]
+    values: dict[str, list[list[int]]]
+    precisions: dict[str, str]
+    trial: bool
+    graph_bytes: int
+    timing_bytes: int
+
+
+class _RefusedError(Exception):
+    """TensorRT's reason, and the node at fault, by its name or its index, where it says so."""
+
+    def __init__(self, **refusal: str | int) -> None:
+        super().__init__(refusal["reason"])
+        self.refusal = refusal
+
+
+@dataclass(frozen=True)
+class _Built:
+    reply: dict[str, Any]
+    engine: bytes
+    timing: bytes
 
 
 def main() -> None:
-    """Read the request, answer it."""
+    """Answer requests."""
     _fix_memory_layout()
-    answer = os.fdopen(os.dup(1), "wb")
-    os.dup2(2, 1)  # native libraries print; that must not get into the answer
-    header = json.loads(sys.stdin.buffer.readline())
-    graph = sys.stdin.buffer.read()
-    _limit_memory(header["memory_bytes"])
-    engine = b""
+    answers = os.fdopen(os.dup(1), "wb")
+    os.dup2(2, 1)  # native libraries print; that must not get into the answers
+    flavour, memory_bytes = sys.argv[1:]
+    _limit_memory(int(memory_bytes))
+    while line := sys.stdin.buffer.readline():
+        request = Request(**json.loads(line))
+        graph = sys.stdin.buffer.read(request.graph_bytes)
+        timing = sys.stdin.buffer.read(request.timing_bytes)
+        _answer(answers, flavour, request, graph, timing)
+
+
+def _answer(
+    answers: BinaryIO, flavour: str, request: Request, graph: bytes, timing: bytes
+) -> None:
+    built = _Built({}, b"", b"")
     try:
-        reply, engine = _build(header, graph)
+        built = build(TensorRt(load(flavour), flavour), request, graph, timing)
     except _RefusedError as error:
-        reply = {"error": error.reason, "node": error.node}
+        built = _Built({"refusal": error.refusal}, b"", b"")
     except FusedgeError as error:
-        reply = {"error": error.line(), "node": ""}
+        built = _Built({"refusal": {"stage": "build", "reason": error.line()}}, b"", b"")
     except MemoryError:
-        reply = {"error": "out of memory", "node": ""}
-    with answer:
-        answer.write(json.dumps(reply).encode() + b"\n" + engine)
+        built = _Built({"refusal": {"stage": "build", "reason": "out of memory"}}, b"", b"")
+    sizes = {"engine_bytes": len(built.engine), "timing_bytes": len(built.timing)}
+    answers.write(json.dumps({**built.reply, **sizes}).encode() + b"\n")
+    answers.write(built.engine + built.timing)
+    answers.flush()
 
 
 def _fix_memory_layout() -> None:
@@ -93,28 +120,43 @@ def _limit_memory(limit: int) -> None:
         resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))
 
 
-def _build(header: dict[str, Any], graph: bytes) -> tuple[dict[str, Any], bytes]:
-    trt = load(header["flavour"])
-    logger = _make_logger(trt)
-    builder = trt.Builder(logger)
-    network = builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
-    parser = trt.OnnxParser(network, logger)
+def build(tensorrt: TensorRt, request: Request, graph: bytes, timing: bytes) -> _Built:
+    """Parse and build; raises FusedgeError or _RefusedError where TensorRT does not."""
+    options = EngineOptions(**request.options)
+    tensorrt.check(options, request.opset, set(request.precisions.values()))
+    logger = _make_logger(tensorrt.module)
+    builder = tensorrt.module.Builder(logger)
+    network = tensorrt.create_network(builder, options)
+    parser = tensorrt.create_parser(network, logger, options)
     if not parser.parse(graph):
-        _refuse_parse(parser)
-    config = builder.create_builder_config()
-    config.clear_flag(trt.BuilderFlag.TF32)  # fp32 means fp32
-    if header["flavour"] == "tensorrt_rtx":
-        _set_capability(trt, config, header["compute_capability"])
-    config.add_optimization_profile(_profile(builder, network, header["batch_range"]))
+        failure = tensorrt.parse_failure(parser)
+        raise _RefusedError(stage="parse", **failure._asdict())
+    config, flags = tensorrt.configure(builder, options, request.capabilities)
+    constrained = request.precisions if tensorrt.weakly_typed(options) else None
+    if constrained is not None:
+        flags += tensorrt.constrain(network, config, constrained)
+    if request.profile or request.values:
+        config.add_optimization_profile(_profile(builder, request.profile, request.values))
+    if options.timing_cache:
+        tensorrt.use_timing_cache(config, timing)
+    if request.trial:
+        tensorrt.hurry(config)
     engine = builder.build_serialized_network(network, config)
+    repairs = []
+    if engine is None and (layers := tensorrt.decompose_attention(network)):
+        repairs = [f"attention {name}: built of several kernels" for name in layers]
+        logger.errors.clear()
+        engine = builder.build_serialized_network(network, config)
     if engine is None:
-        _refuse_build(logger.errors)
+        raise _refused_build(logger.errors)
     reply = {
-        "version": trt.__version__,
-        "precision_by_node": _precisions(network),
-        "flags": ["STRONGLY_TYPED", "NO_TF32"],
+        "version": tensorrt.version,
+        "precision_by_node": tensorrt.achieved(network, constrained),
+        "flags": flags,
+        "repairs": repairs,
     }
-    return reply, bytes(engine)
+    measured = tensorrt.timing_cache(config) if options.timing_cache else b""
+    return _Built(reply, b"" if request.trial else bytes(engine), measured)
 
 
 def _make_logger(trt: Any) -> Any:
@@ -130,58 +172,22 @@ def _make_logger(trt: Any) -> Any:
     return Logger()
 
 
-def _set_capability(trt: Any, config: Any, capability: str) -> None:
-    name = f"SM{capability.replace('.', '')}"
-    if not hasattr(trt.ComputeCapability, name):
-        raise _RefusedError(f"{trt.__name__} {trt.__version__} cannot build for {capability}")
-    config.num_compute_capabilities = 1
-    config.set_compute_capability(getattr(trt.ComputeCapability, name), 0)
-
-
-def _profile(builder: Any, network: Any, batch_range: Sequence[int]) -> Any:
+def _profile(
+    builder: Any, shapes: Mapping[str, list[list[int]]], values: Mapping[str, list[list[int]]]
+) -> Any:
     profile = builder.create_optimization_profile()
-    for index in range(network.num_inputs):
-        tensor = network.get_input(index)
-        # Only the first dim of an input is free in a part.
-        profile.set_shape(
-            tensor.name, *((batch, *tuple(tensor.shape)[1:]) for batch in batch_range)
-        )
+    for name, (least, usual, greatest) in shapes.items():
+        profile.set_shape(name, tuple(least), tuple(usual), tuple(greatest))
+    for name, (least, usual, greatest) in values.items():
+        profile.set_shape_input(name, least, usual, greatest)
     return profile
 
 
-def _refuse_parse(parser: Any) -> NoReturn:
-    error = parser.get_error(0)
-    operator = error.node_operator()
-    subject = f"{operator} cannot be parsed: " if operator else "the graph cannot be parsed: "
-    raise _RefusedError(subject + error.desc(), error.node_name())
-
-
-def _refuse_build(errors: list[str]) -> NoReturn:
+def _refused_build(errors: list[str]) -> _RefusedError:
     reason = errors[0] if errors else "TensorRT gave no engine and no reason"
     found = (re.search(pattern, reason) for pattern in _NODE_IN_MESSAGE)
     node = next((match.group(1) for match in found if match), "")
-    raise _RefusedError(re.sub(_NOISE, "", reason), node)
-
-
-def _precisions(network: Any) -> dict[str, str]:
-    """Computing layers with the type of their floating outputs, as the parsed network has them.
-
-    In a strongly typed network that is what the engine computes; its inspector needs a GPU.
-    """
-    layers = (network.get_layer(index) for index in range(network.num_layers))
-    found = {
-        layer.name: next(iter(_floating_types(layer)), "")
-        for layer in layers
-        if layer.type.name not in _DATA_LAYERS
-    }
-    return {name: precision for name, precision in sorted(found.items()) if precision}
-
-
-def _floating_types(layer: Any) -> Iterator[str]:
-    outputs = (layer.get_output(index) for index in range(layer.num_outputs))
-    for tensor in outputs:
-        if tensor is not None and tensor.dtype.name in _PRECISIONS:
-            yield _PRECISIONS[tensor.dtype.name]
+    return _RefusedError(stage="build", reason=re.sub(_NOISE, "", reason), node=node)
 
 
 if __name__ == "__main__":

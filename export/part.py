@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from fusedge.bundle.manifest import DimRange, StatePair, TensorSpec
+from fusedge.bundle.manifest import BATCH, DimRange, StatePair, TensorSpec
 
 _TYPES = {
     "float32": torch.float32,
@@ -20,7 +20,6 @@ _TYPES = {
     "int64": torch.int64,
     "bool": torch.bool,
 }
-BATCH = DimRange(least=1, usual=4, greatest=8)
 
 
 @dataclass(frozen=True)

@@ -7,38 +7,56 @@ with file paths), and nodes are named after the user's modules: `encoder.conv/co
 from __future__ import annotations
 
 import ast
+import dataclasses
+import inspect
 import io
 import logging
 import warnings
 from collections import Counter
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager, redirect_stderr
+from dataclasses import dataclass
 
 import onnx
 import torch
 from onnx.helper import find_min_ir_version_for
 
 from fusedge.bundle.errors import FusedgeError
-from fusedge.export.graph import check_graph
+from fusedge.export.graph import check_graph, inner_graphs, values_read
 from fusedge.export.part import ModulePart
 
 OPSETS = (18, 19, 20, 21, 22)  # 18 is the exporter's least; above 22 attention does not build
-_TRACED_BATCH = 2  # 1 is taken for a constant
+_TRACED_SIZE = 2  # of the batch, at least of other free dims; 1 is taken for a constant
 _SCOPES = "pkg.torch.onnx.name_scopes"
 
 
+@dataclass(frozen=True)
+class Traced:
+    """A part's graph with the torch program that it was made from.
+
+    `values` tells which node of the program computes a value of the graph, by the value's name.
+    """
+
+    model: onnx.ModelProto
+    program: torch.export.ExportedProgram
+    values: Mapping[str, str]
+
+
 def trace(part: ModulePart, opset: int = 18) -> onnx.ModelProto:
-    """The ONNX graph of a part, self-contained, with a free batch; the same part gives the same bytes.
+    """The ONNX graph of a part, self-contained, with its named dims free; the same part, the same bytes.
 
     Raises FusedgeError with the exporter's reason.
     """
+    return trace_program(part, opset).model
+
+
+def trace_program(part: ModulePart, opset: int = 18) -> Traced:
+    """As `trace`, with what the graph was made from."""
     if opset not in OPSETS:
         raise FusedgeError(
             f"cannot export at opset {opset}", where="trace", hint=f"{OPSETS[0]} to {OPSETS[-1]}"
         )
-    batch = torch.export.Dim("batch", min=1)
-    # Distinct tensors: the exporter merges inputs that are one and the same object.
-    example = part.zeros(_TRACED_BATCH)
+    example = _example(part)
     try:
         with _quiet():
             program = torch.onnx.export(
@@ -48,7 +66,7 @@ def trace(part: ModulePart, opset: int = 18) -> onnx.ModelProto:
                 opset_version=opset,
                 input_names=[spec.name for spec in part.inputs],
                 output_names=[spec.name for spec in part.outputs],
-                dynamic_shapes=(tuple({0: batch} for _ in example),),
+                dynamic_shapes=_dynamic_shapes(part),
                 external_data=False,
                 verbose=False,
             )
@@ -62,11 +80,40 @@ def trace(part: ModulePart, opset: int = 18) -> onnx.ModelProto:
     model: onnx.ModelProto = program.model_proto
     _name_nodes(model.graph)
     interface = [spec.name for spec in (*part.inputs, *part.outputs)]
-    _name_values(model.graph, {*interface, *part.module.state_dict()})
+    names = _name_values(model.graph, {*interface, *part.module.state_dict()})
     _strip(model)
     model.ir_version = find_min_ir_version_for(list(model.opset_import))
     check_graph(model, part, "trace")
-    return model
+    # The exporter calls a value as torch calls the node that computes it.
+    computed = {node.name for node in program.exported_program.graph.nodes}
+    values = {new: old for old, new in names.items() if old in computed}
+    returned = program.exported_program.graph_signature.user_outputs
+    values |= {s.name: str(node) for s, node in zip(part.outputs, returned, strict=True)}
+    return Traced(model, program.exported_program, values)
+
+
+def _example(part: ModulePart) -> tuple[torch.Tensor, ...]:
+    """Distinct tensors, for the exporter merges inputs that are one and the same object."""
+    dims = {
+        name: dim.model_copy(update={"usual": min(max(dim.usual, _TRACED_SIZE), dim.greatest)})
+        for name, dim in part.dims.items()
+    }
+    return dataclasses.replace(part, dims=dims).zeros(_TRACED_SIZE)
+
+
+def _dynamic_shapes(part: ModulePart) -> dict[str, object]:
+    """The free dims of each argument of the module. Any batch will do, other dims keep their range."""
+    free = {
+        name: torch.export.Dim(name, min=1)
+        if name == "batch"
+        else torch.export.Dim(name, min=dim.least, max=dim.greatest)
+        for name, dim in part.dims.items()
+    }
+    shapes = [
+        {axis: free[dim] for axis, dim in enumerate(spec.shape) if isinstance(dim, str)}
+        for spec in part.inputs
+    ]
+    return dict(inspect.signature(part.module.forward).bind(*shapes).arguments)
 
 
 def _root_reason(error: BaseException) -> str:
@@ -88,12 +135,13 @@ def _name_nodes(graph: onnx.GraphProto) -> None:
         node.name = name if seen[name] == 1 else f"{name}.{seen[name]}"
 
 
-def _name_values(graph: onnx.GraphProto, kept: Collection[str]) -> None:
+def _name_values(graph: onnx.GraphProto, kept: Collection[str]) -> dict[str, str]:
     """Name values after their nodes, and constants by their first use; those in `kept` stay.
 
-    The exporter numbers them anew in each process, and not always in the same way.
+    The exporter numbers them anew in each process, and not always in the same way. Returns the new name
+    of each renamed value.
     """
-    used = dict.fromkeys(_inputs(graph))
+    used = dict.fromkeys(name for node in graph.node for name in values_read(node))
     initializers = {tensor.name: tensor for tensor in graph.initializer}
     order = [name for name in used if name in initializers]
     names = {name: f"constant.{i}" for i, name in enumerate(n for n in order if n not in kept)}
@@ -109,25 +157,14 @@ def _name_values(graph: onnx.GraphProto, kept: Collection[str]) -> None:
     del graph.initializer[:]
     graph.initializer.extend(ordered.initializer)
     del graph.value_info[:]
-
-
-def _inner_graphs(node: onnx.NodeProto) -> Iterator[onnx.GraphProto]:
-    for attribute in node.attribute:
-        yield from (attribute.g, *attribute.graphs)
-
-
-def _inputs(graph: onnx.GraphProto) -> Iterator[str]:
-    for node in graph.node:
-        yield from node.input
-        for inner in _inner_graphs(node):
-            yield from _inputs(inner)
+    return names
 
 
 def _rename(graph: onnx.GraphProto, names: Mapping[str, str]) -> None:
     for node in graph.node:
         node.input[:] = [names.get(name, name) for name in node.input]
         node.output[:] = [names.get(name, name) for name in node.output]
-        for inner in _inner_graphs(node):
+        for inner in inner_graphs(node):
             _rename(inner, names)
 
 

@@ -122,7 +122,7 @@ def _spec(name: str, role: Any, *shape: int, dtype: Any = "float32", of: str | N
 
 
 def _graphs(file: str) -> tuple[Graph, ...]:
-    return (Graph(file=file, precision="fp32", opset=18, nodes=1, reduced_nodes=0),)
+    return (Graph(file=file, precision="fp32", opset=18, nodes=1),)
 
 
 def _encoder(spec: Modality) -> Part:

@@ -138,11 +138,14 @@ def _spec(name: str, role: Any, *shape: int, modality: str | None = None) -> Ten
 
 
 def _graph(file: str) -> Graph:
-    return Graph(file=file, precision="fp32", opset=18, nodes=1, reduced_nodes=0)
+    return Graph(file=file, precision="fp32", opset=18, nodes=1)
 
 
 def tiny_manifest(
-    modalities: tuple[Modality, ...], files: dict[str, bytes], **changes: Any
+    modalities: tuple[Modality, ...],
+    files: dict[str, bytes],
+    decision_rate_hz: float = 1,
+    **changes: Any,
 ) -> Manifest:
     """The manifest of the tiny model over `files`."""
     parts = []
@@ -188,10 +191,11 @@ def tiny_manifest(
         "format_version": FORMAT_VERSION,
         "name": "tiny",
         "description": "a model to compute by hand",
-        "decision_rate_hz": 1,
         "modalities": modalities,
         "parts": tuple(parts),
-        "fusion": Fusion(kind="sum", modalities=names, embedding_size=2),
+        "fusion": Fusion(
+            kind="sum", decision_rate_hz=decision_rate_hz, modalities=names, embedding_size=2
+        ),
         "outputs": (
             Output(
                 name="side",

@@ -137,7 +137,7 @@ def write_fusion_bundle(path: Path, rate_hz: float) -> None:
 
     def graphs(name: str) -> tuple[Graph, ...]:
         file = f"parts/{name}.onnx"
-        return (Graph(file=file, precision="fp32", opset=17, nodes=1, reduced_nodes=0),)
+        return (Graph(file=file, precision="fp32", opset=17, nodes=1),)
 
     parts = []
     for spec in modalities:
@@ -170,10 +170,9 @@ def write_fusion_bundle(path: Path, rate_hz: float) -> None:
         format_version=FORMAT_VERSION,
         name="comparison",
         description="camera, microphone and IMU with random weights, for the comparison",
-        decision_rate_hz=rate_hz,
         modalities=modalities,
         parts=(*parts, head),
-        fusion=Fusion(kind="sum", modalities=ORDER, embedding_size=SIZE),
+        fusion=Fusion(kind="sum", decision_rate_hz=rate_hz, modalities=ORDER, embedding_size=SIZE),
         outputs=(
             Output(
                 name="class",

@@ -463,10 +463,6 @@ def test_an_unknown_field_is_refused(folder: Path) -> None:
     [
         ("name", 3),
         ("name", "a b"),
-        ("decision_rate_hz", "1"),
-        ("decision_rate_hz", 0),
-        ("decision_rate_hz", True),
-        ("decision_rate_hz", None),
         ("modalities", {}),
         ("modalities", []),
         ("parts", "head"),

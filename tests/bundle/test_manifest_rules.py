@@ -85,6 +85,44 @@ def fill_up(raw: dict[str, Any]) -> None:
     entry["bytes"] = 1
 
 
+# Rows that no fusion model of the tests has.
+
+ENGINE = {
+    "file": "parts/head.onnx",
+    "targets": ["t"],
+    "flavour": "tensorrt",
+    "version": "10",
+    "compute_capabilities": ["8.7"],
+    "precision_requested": "fp16",
+    "precision_by_node": {"conv": "fp16"},
+    "flags": ["FP16"],
+    "repairs": ["inlined"],
+    "dims": {"batch": {"least": 1, "usual": 1, "greatest": 1}},
+    "power_mode": "15W",
+    "bytes": 1,
+}
+PLAIN = {
+    "name": "model",
+    "kind": "model",
+    "inputs": [
+        {"name": "tokens", "role": "input", "dtype": "int64", "shape": ["batch", "length"]},
+    ],
+    "outputs": [
+        {"name": "scores", "role": "output", "dtype": "float32", "shape": ["batch", 4]},
+    ],
+    "dims": {
+        "batch": {"least": 1, "usual": 4, "greatest": 8},
+        "length": {"least": 1, "usual": 16, "greatest": 128},
+    },
+    "graphs": [{"file": "parts/head.onnx", "precision": "fp32", "opset": 18, "nodes": 1}],
+}
+
+
+def make_plain(raw: dict[str, Any]) -> None:
+    """A manifest of a plain model."""
+    raw.update(modalities=[], parts=[copy.deepcopy(PLAIN)], outputs=[], events=[], fusion=None)
+
+
 BROKEN: dict[str, tuple[Edit, str]] = {
     "channel without a range": (
         lambda raw: raw["modalities"][0]["channels"][0].update(minimum=100),
@@ -99,10 +137,13 @@ BROKEN: dict[str, tuple[Edit, str]] = {
     "never present": (in_modality(latency_s=2), "could never be present"),
     "hop of nothing": (in_modality(hop_s=1e-12), "hop_s"),
     "more decisions than a run can make": (
-        lambda raw: raw.update(decision_rate_hz=1000.1),
+        lambda raw: raw["fusion"].update(decision_rate_hz=1000.1),
         "decision_rate_hz",
     ),
-    "rate of almost nothing": (lambda raw: raw.update(decision_rate_hz=1e-300), "decision_rate_hz"),
+    "rate of almost nothing": (
+        lambda raw: raw["fusion"].update(decision_rate_hz=1e-300),
+        "decision_rate_hz",
+    ),
     "buffer beyond all memory": (
         in_modality(rate_hz=1_000_000, max_age_s=86_400),
         "samples to keep",
@@ -153,7 +194,7 @@ BROKEN: dict[str, tuple[Edit, str]] = {
     ),
     "head of a modality": (
         lambda raw: raw["parts"][HEAD].update(modality="fast"),
-        "the head has none",
+        "others have none",
     ),
     "window of another shape": (
         in_part(FAST, "inputs", 0, shape=["batch", 4, 2]),
@@ -182,7 +223,7 @@ BROKEN: dict[str, tuple[Edit, str]] = {
     ),
     "state of free size": (
         lambda raw: [
-            in_part(FAST, tensors, place, shape=["batch", "steps"])(raw)
+            in_part(FAST, tensors, place, shape=["batch", "batch"])(raw)
             for tensors, place in (("inputs", 2), ("outputs", 1))
         ],
         "must be [batch, fixed sizes]",
@@ -247,6 +288,51 @@ BROKEN: dict[str, tuple[Edit, str]] = {
         lambda raw: raw.update(signature="parts/head.onnx"),
         "it signs the hashes",
     ),
+    "dim without a range": (
+        lambda raw: raw["parts"][FAST]["dims"].clear(),
+        "the part's dims are none, those of its inputs batch",
+    ),
+    "range of a dim that no input has": (
+        lambda raw: raw["parts"][FAST]["dims"].update(steps=raw["parts"][FAST]["dims"]["batch"]),
+        "the part's dims are batch, steps, those of its inputs batch",
+    ),
+    "engine without a range": (
+        lambda raw: raw["parts"][HEAD].update(engines=[{**ENGINE, "dims": {}}]),
+        "the engine's dims are none",
+    ),
+    "sizes out of order": (
+        lambda raw: raw["parts"][FAST]["dims"]["batch"].update(usual=65),
+        "ordered: least, usual, greatest",
+    ),
+    "initial state that is not listed": (
+        lambda raw: raw["parts"][FAST]["state"][0].update(initial="state/x.f32"),
+        "file state/x.f32 is not listed with a hash",
+    ),
+    "part without a rate": (
+        lambda raw: raw["parts"][FAST].update(rate_hz=None),
+        "encoders and the head have a rate",
+    ),
+    "fusion without its description": (
+        lambda raw: raw.pop("fusion"),
+        "without fusion there must be exactly one part",
+    ),
+    "plain model in a fusion": (
+        lambda raw: raw["parts"].append(PLAIN),
+        "exactly one head",
+    ),
+    "fusion without outputs": (lambda raw: raw["outputs"].clear(), "a fusion model has outputs"),
+    "plain model with modalities": (
+        lambda raw: (make_plain(raw), raw.update(modalities=raw_manifest()["modalities"])),
+        "a plain model has no modalities",
+    ),
+    "plain model with a rate": (
+        lambda raw: (make_plain(raw), raw["parts"][0].update(rate_hz=1)),
+        "a model has none",
+    ),
+    "plain model with state": (
+        lambda raw: (make_plain(raw), raw["parts"][0]["inputs"][0].update(role="state_in")),
+        "cannot be state_in here",
+    ),
     "output of another kind": (in_output(kind="regression"), "kind"),
     "signature outside": (lambda raw: raw.update(signature="../x"), "not plain and relative"),
     "hash that is none": (
@@ -269,8 +355,29 @@ def test_the_unbroken_manifest_is_read() -> None:
     assert parse() == tiny_manifest(MODALITIES, FILES)
 
 
+def test_a_plain_model_is_read_and_has_no_sessions() -> None:
+    manifest = parse(make_plain)
+    assert [part.kind for part in manifest.parts] == ["model"]
+    with pytest.raises(BundleError, match="a plain model without modalities"):
+        manifest.require_fusion()
+
+
+def test_a_state_may_begin_with_values_of_a_file() -> None:
+    pair = (
+        parse(lambda raw: raw["parts"][FAST]["state"][0].update(initial="parts/slow.onnx"))
+        .parts[FAST]
+        .state[0]
+    )
+    assert (pair.initial, pair.reset) == ("parts/slow.onnx", "gap")
+
+
 def test_the_greatest_numbers_are_allowed() -> None:
-    assert parse(lambda raw: raw.update(decision_rate_hz=1000)).decision_rate_hz == 1000
+    assert (
+        parse(lambda raw: raw["fusion"].update(decision_rate_hz=1000))
+        .require_fusion()
+        .decision_rate_hz
+        == 1000
+    )
     parse(size_of("head", MAX_FILE_BYTES))
 
 
@@ -280,25 +387,15 @@ def test_an_output_is_a_classification_unless_it_says_so() -> None:
 
 # Text. One string of each field, and each key that is free.
 
-ENGINE = {
-    "file": "parts/head.onnx",
-    "target": "t",
-    "flavour": "tensorrt",
-    "version": "10",
-    "compute_capabilities": ["8.7"],
-    "precision_requested": "fp16",
-    "layers_by_precision": {"fp16": 1},
-    "flags": ["FP16"],
-    "batch_range": [1, 1, 1],
-    "bytes": 1,
-}
 PARITY = {
     "part": "head",
     "precision": "fp32",
+    "output": "logits",
     "cases": 1,
     "max_absolute": 0,
     "max_relative": 0,
     "tolerance": 0,
+    "run_by": "onnxruntime",
 }
 
 

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from fusedge.bundle.archive import Bundle
+from fusedge.bundle.initial_state import initial_state
 from fusedge.bundle.manifest import Modality, Part
 from fusedge.bundle.window import to_ns
 from fusedge.runtime.backend import OnnxPart
@@ -26,9 +27,9 @@ def bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
 class RunEncoder(Encoder):
     """An encoder that computes at once."""
 
-    def __init__(self, spec: Modality, part: Part, backend: OnnxPart) -> None:
-        super().__init__(spec, part)
-        self.backend = backend
+    def __init__(self, spec: Modality, part: Part, bundle: Bundle) -> None:
+        super().__init__(spec, part, initial_state(bundle, part))
+        self.backend = OnnxPart(bundle, part, "cpu", "fp32")
         self.runs = self.not_finite = 0
 
     def step(self, window: Window) -> None:
@@ -41,7 +42,7 @@ class RunEncoder(Encoder):
 @pytest.fixture
 def encoder(bundle: Bundle) -> RunEncoder:
     part = bundle.manifest.encoders[0]
-    return RunEncoder(bundle.manifest.modality("fast"), part, OnnxPart(bundle, part, "cpu", "fp32"))
+    return RunEncoder(bundle.manifest.modality("fast"), part, bundle)
 
 
 def window(number: int, mean: float | None) -> Window:

@@ -1,0 +1,179 @@
+"""The GPU of this machine as a target, and the memory that is free to build for it."""
+
+from __future__ import annotations
+
+import importlib
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from fusedge.bundle.errors import FusedgeError, MissingExtraError
+from fusedge.devices.targets.detect import Gpu, Machine
+from fusedge.devices.targets.power_mode import read_power_modes
+from fusedge.devices.targets.table import TARGETS, Flavour, Target
+
+# Compute capability by what a Jetson's device tree says, which NVML cannot tell on all of them; from
+# developer.nvidia.com/cuda-gpus.
+_JETSONS = (("Thor", "11.0"), ("Orin", "8.7"), ("Xavier", "7.2"))
+# TensorRT-RTX builds for these only.
+_RTX_CAPABILITIES = frozenset(
+    target.compute_capability for target in TARGETS.values() if target.flavour == "tensorrt_rtx"
+) | {"8.0", "12.1"}
+
+
+@dataclass(frozen=True)
+class LocalGpu:
+    """The first GPU of this machine. `power_mode` is the one it is in, None where it has none."""
+
+    target: Target
+    name: str
+    driver: str | None
+    power_mode: str | None
+
+    @property
+    def identity(self) -> str:
+        """All of this machine that an engine tuned on it depends on, but TensorRT's version."""
+        return f"{self.name}; driver {self.driver}; power mode {self.power_mode}"
+
+
+def local_gpu(
+    machine: Machine,
+    root: Path = Path("/"),
+    load: Callable[[str], Any] = importlib.import_module,
+) -> LocalGpu:
+    """The GPU to build for on `machine`, whose files are under `root`; with the flavour that is installed.
+
+    `load` imports cuda.bindings, which tells the compute capability where NVML is missing. Raises
+    FusedgeError where there is no GPU or no TensorRT for it.
+    """
+    if machine.jetson is not None:
+        name = machine.jetson.model
+        capability = next((cc for word, cc in _JETSONS if word in name), None)
+        driver = machine.jetson.l4t and f"L4T {machine.jetson.l4t}"
+    else:
+        gpu = next(iter(machine.gpus), None)
+        if gpu is None or gpu.compute_capability is None:
+            gpu = _by_cuda(load) or gpu
+        if gpu is None:
+            raise FusedgeError(
+                f"this machine has no NVIDIA GPU to build for: {machine.gpu_note}",
+                where="target local",
+                hint="--target rtx-4090, or another desktop RTX GPU, is built for without one",
+            )
+        name, capability, driver = gpu.name, gpu.compute_capability, machine.gpu_driver
+    if capability is None:
+        raise FusedgeError(
+            f"the compute capability of {name} is unknown",
+            where="target local",
+            hint="pip install nvidia-ml-py",
+        )
+    flavour = _flavour(machine, capability)
+    target = Target(_target_name(name, machine), flavour, capability, "found on this machine")
+    return LocalGpu(target, name, driver, read_power_modes(root).current)
+
+
+def _by_cuda(load: Callable[[str], Any]) -> Gpu | None:
+    """The first GPU as the CUDA runtime knows it; None without the package, a driver or a GPU."""
+    try:
+        runtime = load("cuda.bindings.runtime")
+    except ImportError:
+        return None
+    error, found = runtime.cudaGetDeviceProperties(0)
+    if error != runtime.cudaError_t.cudaSuccess:
+        return None
+    return Gpu(
+        name=found.name.decode().rstrip("\0"),
+        memory_bytes=found.totalGlobalMem,
+        compute_capability=f"{found.major}.{found.minor}",
+    )
+
+
+def _flavour(machine: Machine, capability: str) -> Flavour:
+    if "tensorrt" in machine.tensorrt:
+        return "tensorrt"
+    if machine.jetson is None and capability in _RTX_CAPABILITIES:
+        if "tensorrt_rtx" in machine.tensorrt:
+            return "tensorrt_rtx"
+        raise MissingExtraError("tensorrt-rtx", "rtx", "building engines for this GPU")
+    if machine.jetson is not None:
+        raise FusedgeError(
+            "TensorRT is not installed, or not for this Python",
+            where=machine.jetson.model,
+            hint="it comes with JetPack: apt install python3-libnvinfer, and a virtual environment "
+            "with --system-site-packages",
+        )
+    raise MissingExtraError("tensorrt", "tensorrt", "building engines for this GPU")
+
+
+def _target_name(name: str, machine: Machine) -> str:
+    """The table's name of a GPU where it has one, else one made of its own name."""
+    words = re.sub(r"\b(nvidia|geforce|developer|kit|laptop|gpu|engineering|reference)\b", " ", name.lower())
+    plain = "-".join(re.findall(r"[a-z0-9]+", words))
+    if plain in TARGETS or machine.jetson is None:
+        return plain or "gpu"
+    plain = plain if plain.startswith("jetson-") else f"jetson-{plain}"
+    # The kit's name leaves the memory out, of which modules have 4 GB times a power of two, less what is
+    # reserved.
+    sizes = [4, 8, 16, 32, 64, 128]
+    memory = (machine.memory_bytes or 0) / 1e9
+    size = next((gb for gb in sizes if memory <= gb * 1.08), None)
+    sized = f"{plain}-{size}gb"
+    return sized if sized in TARGETS else plain
+
+
+def free_memory_bytes(
+    root: Path = Path("/"), load: Callable[[str], Any] = importlib.import_module
+) -> dict[str, int]:
+    """Memory that a build could take now, by place: `memory`, and `GPU memory` where the GPU has its own.
+
+    From /proc/meminfo and NVML (which `load` imports as pynvml); a place that cannot be asked is left out.
+    """
+    free = {}
+    try:
+        text = (root / "proc/meminfo").read_text("utf-8")
+    except OSError:
+        text = ""
+    if found := re.search(r"^MemAvailable:\s*(\d+) kB", text, re.M):
+        free["memory"] = int(found[1]) * 1024
+    with_nvml = _free_on_gpu(load)
+    if with_nvml is not None:
+        free["GPU memory"] = with_nvml
+    return free
+
+
+def _free_on_gpu(load: Callable[[str], Any]) -> int | None:
+    try:
+        nvml = load("pynvml")
+        nvml.nvmlInit()
+    except Exception:  # no package, or no driver: NVMLError is in the package
+        return None
+    try:
+        free: int = nvml.nvmlDeviceGetMemoryInfo(nvml.nvmlDeviceGetHandleByIndex(0)).free
+        return free
+    except nvml.NVMLError:  # a Jetson's GPU has no memory of its own
+        return None
+    finally:
+        nvml.nvmlShutdown()
+
+
+def missing_modes(asked: str, root: Path = Path("/")) -> str:
+    """A warning where the machine is not in the power mode that was asked for, else empty.
+
+    The mode is never changed from here: that can need a reboot. Raises FusedgeError for an unknown mode.
+    """
+    modes = read_power_modes(root)
+    names = set(modes.names.values())
+    if asked not in names:
+        raise FusedgeError(
+            f"this machine has no power mode {asked!r}",
+            hint=f"it has {', '.join(sorted(names))}" if names else "it has no nvpmodel at all",
+        )
+    if modes.current == asked:
+        return ""
+    number = next(number for number, name in modes.names.items() if name == asked)
+    return (
+        f"the machine is in power mode {modes.current or 'unknown'}, not {asked}: engines are tuned for "
+        f"the mode they are built in; change it with: sudo nvpmodel -m {number}"
+    )

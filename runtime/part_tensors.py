@@ -1,0 +1,107 @@
+"""The tensors of a part: whether what was loaded has those of the manifest, and what may be fed."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fusedge.bundle.errors import BundleError, FusedgeError, UnknownNameError
+from fusedge.bundle.manifest import DimRange, Part, TensorSpec
+
+
+class FoundTensor(NamedTuple):
+    """An input or output of a loaded part; a free dim is no number."""
+
+    name: str
+    dtype: str
+    shape: Sequence[Any]
+
+
+def check_tensors(
+    found: Sequence[FoundTensor], specs: Sequence[TensorSpec], kind: str, where: str
+) -> None:
+    """Raise BundleError where the loaded inputs or outputs (`kind`) are not those of the manifest."""
+    wanted = {spec.name: spec for spec in specs}
+    if {tensor.name for tensor in found} != set(wanted):
+        raise BundleError(
+            f"the graph's {kind}s ({', '.join(sorted(t.name for t in found))}) are not those of "
+            f"the manifest ({', '.join(sorted(wanted))})",
+            where=where,
+        )
+    for tensor in found:
+        spec = wanted[tensor.name]
+        fits = len(tensor.shape) == len(spec.shape) and all(
+            a == b if isinstance(b, int) else not isinstance(a, int)  # a free dim must be free
+            for a, b in zip(tensor.shape, spec.shape, strict=True)
+        )
+        if tensor.dtype != spec.dtype or not fits:
+            raise BundleError(
+                f"{kind} {tensor.name} is {tensor.dtype} {list(tensor.shape)}, "
+                f"the manifest says {spec.dtype} {list(spec.shape)}",
+                where=where,
+            )
+
+
+def check_feeds(part: Part, feeds: Mapping[str, NDArray[Any]]) -> None:
+    """Raise FusedgeError where what is fed is not what the part takes: names, dtypes, shapes, sizes."""
+    where = f"part {part.name}"
+    specs = {spec.name: spec for spec in part.inputs}
+    for name in feeds:
+        if name not in specs:
+            raise UnknownNameError("input", name, specs)
+    for name, spec in specs.items():
+        if name not in feeds:
+            raise FusedgeError(f"input {name} is missing", where=where)
+        feed = feeds[name]
+        if not isinstance(feed, np.ndarray) or feed.dtype != spec.dtype:
+            kind = feed.dtype if isinstance(feed, np.ndarray) else type(feed).__name__
+            raise FusedgeError(
+                f"input {name} is {kind}", where=where, hint=f"give a numpy array of {spec.dtype}"
+            )
+    check_shapes(part, {name: feed.shape for name, feed in feeds.items()}, part.dims)
+
+
+def check_shapes(
+    part: Part, shapes: Mapping[str, tuple[int, ...]], dims: Mapping[str, DimRange]
+) -> None:
+    """Raise FusedgeError where shapes are not the part's, with sizes of the named dims in range."""
+    where = f"part {part.name}"
+    sizes: dict[str, int] = {}
+    for spec in part.inputs:
+        shape = shapes[spec.name]
+        fits = len(shape) == len(spec.shape) and all(
+            (sizes.setdefault(dim, size) if isinstance(dim, str) else dim) == size
+            for dim, size in zip(spec.shape, shape, strict=True)
+        )
+        if not fits:
+            names = ", ".join(f"{name} {size}" for name, size in sizes.items())
+            raise FusedgeError(
+                f"input {spec.name} has the shape {list(shape)}, it must be {list(spec.shape)}"
+                + (f" with {names}" if names else ""),
+                where=where,
+            )
+    for name, size in sizes.items():
+        if not dims[name].least <= size <= dims[name].greatest:
+            raise FusedgeError(
+                f"{name} is {size}, it must be {dims[name].least} to {dims[name].greatest}",
+                where=where,
+                hint="give another size, or export the part with a wider range",
+            )
+
+
+def shapes_at(part: Part, sizes: Mapping[str, int]) -> dict[str, tuple[int, ...]]:
+    """The inputs' shapes at these sizes of the named dims."""
+    return {
+        spec.name: tuple(sizes[dim] if isinstance(dim, str) else dim for dim in spec.shape)
+        for spec in part.inputs
+    }
+
+
+def zeros(part: Part, batch: int) -> dict[str, NDArray[Any]]:
+    """Feeds of zeros; named dims but the batch have their usual size."""
+    sizes = {name: dim.usual for name, dim in part.dims.items()} | {"batch": batch}
+    shapes = shapes_at(part, sizes)
+    return {spec.name: np.zeros(shapes[spec.name], spec.dtype) for spec in part.inputs}
