@@ -6,13 +6,14 @@ PYTEST_ARGS ?=
 BENCH_SOURCE ?= sim:?duration_s=900
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-drivers lint bench bench-peers soak format clean
+.PHONY: help demo test test-gpu test-drivers lint bench bench-peers soak format clean
 .NOTPARALLEL:  # the two installs would write the same fusedge.egg-info
 
 help:
 	@echo "make demo    run the shipped driving model on a simulated drive; results in $(DEMO_OUT)/"
 	@echo "make test    lint, then all tests (options for pytest in PYTEST_ARGS)"
 	@echo "make test-drivers  the sources on real Linux drivers, in a guest under QEMU; 5 minutes"
+	@echo "make test-gpu  every backend of this machine's GPU: parity, latency, replay; skipped without a GPU"
 	@echo "make lint    ruff, mypy, import rules"
 	@echo "make bench   what the runtime costs and keeps to, replay speed (another drive in BENCH_SOURCE)"
 	@echo "make bench-peers  the same scenarios on other runtimes, each in its own environment; 20 minutes, 10 GB"
@@ -25,6 +26,10 @@ demo: .venv-demo/ready
 
 test: lint
 	.venv/bin/pytest $(PYTEST_ARGS)
+
+# With the environment as it is: what it lacks (onnxruntime-gpu, tensorrt) is said, and what it has is tried.
+test-gpu: .venv/ready
+	.venv/bin/pytest tests/gpu -rs -s $(PYTEST_ARGS)
 
 test-drivers: .venv/ready
 	.venv/bin/python -m tests.drivers.guest $(if $(PYTEST_ARGS),-- $(PYTEST_ARGS))

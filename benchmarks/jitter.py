@@ -31,7 +31,7 @@ from benchmarks.live_rig import (
 )
 from fusedge.bundle.archive import Bundle
 from fusedge.bundle.manifest import Part
-from fusedge.runtime.backend import OnnxPart
+from fusedge.runtime.onnx_part import OnnxPart
 from fusedge.runtime.part import Backend
 from fusedge.runtime.runner import run
 

@@ -18,9 +18,9 @@ from fusedge.bundle.archive import Bundle
 from fusedge.bundle.manifest import Manifest, Part
 from fusedge.bundle.sample import Sample
 from fusedge.bundle.window import to_ns
-from fusedge.runtime.backend import OnnxPart
 from fusedge.runtime.clock import Clock, LiveClock, wake_punctually
 from fusedge.runtime.decision import Decision
+from fusedge.runtime.onnx_part import OnnxPart
 from fusedge.runtime.session import Session
 from fusedge.runtime.sinks.sink import Sink
 

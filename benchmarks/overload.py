@@ -43,9 +43,9 @@ from fusedge.bundle.archive import Bundle
 from fusedge.bundle.manifest import Part, StatePair, TensorSpec
 from fusedge.bundle.window import to_ns
 from fusedge.devices.capture.synthetic import SyntheticSource
-from fusedge.runtime.backend import OnnxPart
 from fusedge.runtime.decision import Decision
 from fusedge.runtime.journal import Cut, Entry, Finish
+from fusedge.runtime.onnx_part import OnnxPart
 from fusedge.runtime.pipeline import Pipeline
 from fusedge.runtime.runner import run
 from fusedge.runtime.soak import slope

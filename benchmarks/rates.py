@@ -28,8 +28,8 @@ from benchmarks.reference_bundle import EMBEDDING, _Builder, _value, write_refer
 from fusedge.bundle.archive import Bundle, file_entry, write_bundle
 from fusedge.bundle.manifest import Part
 from fusedge.devices.capture.synthetic import SyntheticSource
-from fusedge.runtime.backend import OnnxPart
 from fusedge.runtime.clock import VirtualClock
+from fusedge.runtime.onnx_part import OnnxPart
 from fusedge.runtime.runner import run
 from fusedge.runtime.session import Session
 

@@ -20,7 +20,7 @@ LOAD_PARTS = """
 import resource, sys
 import numpy, onnxruntime
 from fusedge.bundle.lookup import open_bundle
-from fusedge.runtime.backend import OnnxPart
+from fusedge.runtime.onnx_part import OnnxPart
 rss = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 bundle = open_bundle(sys.argv[1])
 before = rss()

@@ -27,7 +27,7 @@ from typing import Any
 from benchmarks.figures import Figure, at_most, exactly, main, told
 from benchmarks.live_rig import TICK_NS, Arrivals, live_bundle, live_session, rsd_percent
 from fusedge.bundle.archive import Bundle
-from fusedge.runtime.backend import Array
+from fusedge.runtime.onnx_part import Array
 from fusedge.runtime.part import Backend
 from fusedge.runtime.pipeline import Pipeline
 from fusedge.runtime.runner import run

@@ -1,7 +1,7 @@
 """Which engines were built on this machine by this user.
 
-An engine is executable code. The runtime loads an unsigned one only if its hash is listed here, in a file of
-the user's own cache folder (`~/.cache/fusedge`, or `FUSEDGE_CACHE`).
+An engine is executable code. The runtime loads an unsigned one only if its hash is listed here, in a
+file of the user's own cache folder (`~/.cache/fusedge`, or `FUSEDGE_CACHE`).
 """
 
 from __future__ import annotations

@@ -83,17 +83,16 @@ def load_private_key(path: Path, passphrase: Callable[[], str]) -> Ed25519Privat
     from cryptography.hazmat.primitives.serialization import load_pem_private_key
 
     content = read_file(path, MAX_KEY_BYTES)
+    wrong = "holds no private key in PEM"
     try:
         try:
             key = load_pem_private_key(content, None)
         except TypeError:  # it is encrypted
+            wrong = "the passphrase is wrong, or the key is damaged"
             key = load_pem_private_key(content, passphrase().encode())
     except (ValueError, TypeError, UnsupportedAlgorithm):  # TypeError: an empty passphrase
-        raise FusedgeError(
-            "holds no private key in PEM, or the passphrase is wrong",
-            where=str(path),
-            hint=f"a key made by `fusedge keys new` ends in {PRIVATE}",
-        ) from None
+        hint = f"a key made by `fusedge keys new` ends in {PRIVATE}"
+        raise FusedgeError(wrong, where=str(path), hint=hint) from None
     if not isinstance(key, Ed25519PrivateKey):
         raise _other_kind(path, key)
     return key

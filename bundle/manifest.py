@@ -371,7 +371,7 @@ class PartParity(_Strict):
     max_absolute: float
     max_relative: float
     argmax_agreement: float | None = None
-    tolerance: float
+    tolerance: float = Field(gt=0)
     run_by: Text = Field(description="what computed it, such as `onnxruntime 1.32.0 cpu`")
 
 

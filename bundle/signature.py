@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from fusedge.bundle.archive import Bundle, write_bundle
-from fusedge.bundle.keys import PublicKey, need_cryptography
+from fusedge.bundle.keys import PublicKey, load_trusted_keys, need_cryptography
 
 if TYPE_CHECKING:
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
@@ -35,11 +35,13 @@ class SignatureState(Enum):
     """Wrong: the bundle or its signature was changed, or the signature is another bundle's."""
 
 
-def signature_state(bundle: Bundle, trusted_keys: Iterable[PublicKey]) -> SignatureState:
-    """What the signature is worth to who trusts these keys. Only the manifest is looked at: each file
-    is compared with it when it is read.
+def signature_state(
+    bundle: Bundle, trusted_keys: Iterable[PublicKey] | None = None
+) -> SignatureState:
+    """What the signature is worth to who trusts these keys; None: those that the user trusts.
 
-    Raises MissingExtraError where a signed bundle meets no `cryptography`.
+    Only the manifest is looked at: each file is compared with it when it is read. Raises FusedgeError
+    where the user's keys cannot be read, MissingExtraError where a signed bundle meets no `cryptography`.
     """
     if bundle.signature_bytes is None:
         return SignatureState.UNSIGNED
@@ -55,7 +57,8 @@ def signature_state(bundle: Bundle, trusted_keys: Iterable[PublicKey]) -> Signat
         Ed25519PublicKey.from_public_bytes(key).verify(signature, bundle.manifest_bytes)
     except (InvalidSignature, ValueError):  # ValueError: bytes that are no key
         return SignatureState.INVALID
-    known = any(key == trusted.raw for trusted in trusted_keys)
+    trusted = load_trusted_keys() if trusted_keys is None else trusted_keys
+    known = any(key == one.raw for one in trusted)
     return SignatureState.TRUSTED if known else SignatureState.UNKNOWN_KEY
 
 

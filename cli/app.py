@@ -9,6 +9,8 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
+from fusedge.cli.build import build
+from fusedge.cli.bundle_report import report
 from fusedge.cli.calibrate import calibrate
 from fusedge.cli.demo import demo
 from fusedge.cli.devices import devices
@@ -72,7 +74,9 @@ app.command("record")(record)
 app.command("replay")(replay)
 app.command("soak")(soak)
 app.command("export")(export)
+app.command("build")(build)
 app.command("inspect")(inspect)
+app.command("report")(report)
 app.command("verify")(verify)
 app.command("sign")(sign)
 app.add_typer(keys, name="keys")

@@ -82,7 +82,7 @@ def trust_command(
     """
     key = load_public_key(file)
     chosen = name or file.name.removesuffix(".pem").removesuffix(".pub")
-    if chosen != Path(chosen).name:
+    if not chosen or chosen != Path(chosen).name:
         raise FusedgeError(f"{chosen!r} is no name for a key", hint="no slashes: --name fleet")
     place = trust(key, chosen)
     console.print(f"trusted: {place}\nfingerprint {key.fingerprint}", markup=False, soft_wrap=True)

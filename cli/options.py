@@ -9,7 +9,11 @@ from typing import Annotated
 
 import typer
 
+from fusedge.bundle.archive import Bundle
 from fusedge.bundle.errors import FusedgeError
+from fusedge.bundle.keys import load_trusted_keys
+from fusedge.bundle.signature import SignatureState, signature_state
+from fusedge.runtime.backend import BackendSetting
 from fusedge.runtime.chaos import EVERY_S, KINDS, Chaos, parse_kinds
 from fusedge.runtime.clock import Clock
 
@@ -33,14 +37,33 @@ DataOption = Annotated[
         help="Folder of the recordings; each set lies in its own folder in it.",
     ),
 ]
+BackendOption = Annotated[
+    str,
+    typer.Option(
+        help="What runs the parts: native is the bundle's TensorRT engines, onnx is ONNX Runtime, auto an "
+        "engine if one fits this very device. What is named is never replaced by something else."
+    ),
+]
 ProviderOption = Annotated[
     str,
     typer.Option(
-        help="ONNX Runtime provider: cpu, cuda, tensorrt or tensorrt-rtx. Never another in silence."
+        help="ONNX Runtime's provider: cpu, cuda, tensorrt or tensorrt-rtx; several with commas between "
+        "them are tried in that order. auto takes the fastest that there is, and says why."
     ),
 ]
 PrecisionOption = Annotated[
-    str, typer.Option(help="Which of the bundle's graphs to run: fp32 or fp16.")
+    str,
+    typer.Option(
+        help="fp32, fp16, bf16, int8 or mixed, as far as the bundle has it. auto: as the engine, else fp32."
+    ),
+]
+AllowEnginesOption = Annotated[
+    bool,
+    typer.Option(
+        "--allow-unsigned-engines",
+        help="Load engines that were neither built here nor signed by a key that you trust. They are "
+        "code: only from where you know.",
+    ),
 ]
 RecordOption = Annotated[
     Path | None,
@@ -94,6 +117,17 @@ ChaosEveryOption = Annotated[
         help="Mean time between two faults of a kind at one source, part or sink.",
     ),
 ]
+
+
+def backend_setting(
+    backend: str, provider: str, precision: str, allow_unsigned_engines: bool
+) -> BackendSetting:
+    """What the options say, with the keys that this user trusts."""
+
+    def trusted(bundle: Bundle) -> bool:
+        return signature_state(bundle, load_trusted_keys()) is SignatureState.TRUSTED
+
+    return BackendSetting(backend, provider, precision, allow_unsigned_engines, trusted)
 
 
 def chaos_of(kinds: str, clock: Clock, seed: int, every_s: float = EVERY_S) -> Chaos | None:

@@ -12,8 +12,16 @@ from fusedge.bundle.errors import FusedgeError, printable
 from fusedge.bundle.lookup import open_bundle, shipped_bundles
 from fusedge.bundle.recording_file import RecordingFile
 from fusedge.cli.console import console, print_json
-from fusedge.cli.options import JsonOption
+from fusedge.cli.options import (
+    AllowEnginesOption,
+    BackendOption,
+    JsonOption,
+    PrecisionOption,
+    ProviderOption,
+    backend_setting,
+)
 from fusedge.cli.run import finish, run_sessions
+from fusedge.runtime.backend import AUTO
 from fusedge.runtime.clock import VirtualClock
 from fusedge.runtime.replay import ReplayReport, replay_exactly
 from fusedge.runtime.session import Session
@@ -41,18 +49,17 @@ def replay(
             help="Run what was received through BUNDLE, whichever it is; nothing is compared.",
         ),
     ] = False,
-    provider: Annotated[
-        str, typer.Option(help="ONNX Runtime provider; the session's own where it is left out.")
-    ] = "",
-    precision: Annotated[
-        str, typer.Option(help="fp32 or fp16; the session's own where it is left out.")
-    ] = "",
+    backend: BackendOption = AUTO,
+    provider: ProviderOption = AUTO,
+    precision: PrecisionOption = AUTO,
+    allow_unsigned_engines: AllowEnginesOption = False,
     as_json: JsonOption = False,
 ) -> None:
     """Replay a session that was recorded with `fusedge run --record`, and compare every decision.
 
     Arrival order, what was dropped and when each step was taken are those of the recording, so the
-    decisions must be the same to the byte. Exit status 1 if one differs.
+    decisions must be the same to the byte. Exit status 1 if one differs. Each part runs on what it ran on
+    then, unless an option names something else.
 
     Examples:
 
@@ -61,23 +68,18 @@ def replay(
     """
     sinks: list[Sink] = [] if out is None else [JsonLinesSink(out)]
     chosen = _bundle(recording, bundle)
+    setting = backend_setting(backend, provider, precision, allow_unsigned_engines)
     if other_bundle:
-        session = Session(
-            chosen,
-            [f"replay:{recording}"],
-            VirtualClock(),
-            provider=provider or "cpu",
-            precision=precision or "fp32",
-        )
+        session = Session(chosen, [f"replay:{recording}"], VirtualClock(), backend=setting)
         finish(run_sessions([(session, sinks)])[0], as_json)
         return
-    report = replay_exactly(chosen, recording, sinks, provider=provider, precision=precision)
+    report = replay_exactly(chosen, recording, sinks, backend=setting)
     _print(report, as_json)
     if report.difference:
         raise FusedgeError(
             f"the replay differs, first at {report.difference}",
             where=str(recording),
-            hint="the same machine, provider and versions give the same bits; others may not",
+            hint="the same machine, backend and versions give the same bits; others may not",
         )
     if not report.decisions:
         raise FusedgeError("holds no decision to compare", where=str(recording))

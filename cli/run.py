@@ -15,6 +15,8 @@ from fusedge.bundle.lookup import open_bundle
 from fusedge.cli.console import console, print_json
 from fusedge.cli.main import INTERRUPTED, stop_signals
 from fusedge.cli.options import (
+    AllowEnginesOption,
+    BackendOption,
     ChaosEveryOption,
     ChaosOption,
     ChaosSeedOption,
@@ -25,13 +27,14 @@ from fusedge.cli.options import (
     ProviderOption,
     RecordEventsOption,
     RecordOption,
+    backend_setting,
     chaos_of,
 )
 from fusedge.cli.record import recorders
 from fusedge.cli.report import print_report
 from fusedge.devices.capture.source import is_live
 from fusedge.runtime.appliance import Appliance, PipelineSetting, load_appliance
-from fusedge.runtime.backend import SharedParts
+from fusedge.runtime.backend import AUTO, SharedParts
 from fusedge.runtime.chaos import EVERY_S
 from fusedge.runtime.clock import Clock, LiveClock, PacedClock, VirtualClock
 from fusedge.runtime.latency import LatencyPair
@@ -88,8 +91,10 @@ def run(
         bool | None,
         typer.Option("--table/--no-table", help="Live table; the default in a terminal."),
     ] = None,
-    provider: ProviderOption = "cpu",
-    precision: PrecisionOption = "fp32",
+    backend: BackendOption = AUTO,
+    provider: ProviderOption = AUTO,
+    precision: PrecisionOption = AUTO,
+    allow_unsigned_engines: AllowEnginesOption = False,
     latency: Annotated[
         list[str] | None,
         typer.Option(
@@ -162,8 +167,7 @@ def run(
         opened,
         uris,
         clock,
-        provider=provider,
-        precision=precision,
+        backend=backend_setting(backend, provider, precision, allow_unsigned_engines),
         without=without or (),
         latency_s=dict(_parse_latency(text) for text in latency or ()),
         watch=watch,
@@ -204,8 +208,9 @@ def _open(
         bundle,
         setting.sources,
         clock,
-        provider=setting.provider,
-        precision=setting.precision,
+        backend=backend_setting(
+            setting.backend, setting.provider, setting.precision, setting.allow_unsigned_engines
+        ),
         without=setting.without,
         latency_s=setting.latency_s,
         wait_for_sources=True,  # an appliance starts before its cameras

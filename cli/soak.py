@@ -13,6 +13,8 @@ from fusedge.bundle.lookup import open_bundle
 from fusedge.cli.console import console, print_json
 from fusedge.cli.main import INTERRUPTED
 from fusedge.cli.options import (
+    AllowEnginesOption,
+    BackendOption,
     BundleArgument,
     ChaosEveryOption,
     ChaosOption,
@@ -20,9 +22,11 @@ from fusedge.cli.options import (
     JsonOption,
     PrecisionOption,
     ProviderOption,
+    backend_setting,
     chaos_of,
 )
 from fusedge.cli.run import run_sessions
+from fusedge.runtime.backend import AUTO
 from fusedge.runtime.clock import VirtualClock
 from fusedge.runtime.soak import MAX_SKEW_MS, MAX_SLOPE_MB, Soak, SoakReport
 
@@ -38,8 +42,10 @@ def soak(
     ] = None,
     hours: Annotated[float, typer.Option(min=0.001, help="Simulated time.")] = 24.0,
     seed: Annotated[int, typer.Option(help="Of the synthetic devices.")] = 0,
-    provider: ProviderOption = "cpu",
-    precision: PrecisionOption = "fp32",
+    backend: BackendOption = AUTO,
+    provider: ProviderOption = AUTO,
+    precision: PrecisionOption = AUTO,
+    allow_unsigned_engines: AllowEnginesOption = False,
     chaos: ChaosOption = "",
     chaos_seed: ChaosSeedOption = 0,
     chaos_every: ChaosEveryOption = 600.0,
@@ -80,8 +86,7 @@ def soak(
             seed=seed,
             chaos=faults,
             progress=show,
-            provider=provider,
-            precision=precision,
+            backend=backend_setting(backend, provider, precision, allow_unsigned_engines),
         )
         report = run.judge(run_sessions([(run.session, run.sinks)])[0])
     if as_json:

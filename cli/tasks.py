@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING
@@ -15,6 +15,8 @@ from fusedge.bundle.sample import Recording
 from fusedge.devices.capture.replay.uah import find_trips, read_recording
 
 if TYPE_CHECKING:
+    from fusedge.export.evaluation import Logits, StreamEvaluation
+    from fusedge.export.part import ModulePart
     from fusedge.export.task import Task
     from fusedge.models.fusion_model import FusionModel
 
@@ -99,3 +101,41 @@ def load_driving(
         },
     )
     return model, task
+
+
+def driving_evaluation(
+    parts: Sequence[ModulePart], task: Task, data: Path
+) -> StreamEvaluation:
+    """The task's own metric, macro-F1 of the style over all decisions, on the recordings under `data`.
+
+    The shipped weights were trained on them, so the figure is no accuracy: only what a precision costs.
+    """
+    import numpy as np
+
+    from fusedge.export.evaluation import RecordedSession, RecordedTrack, StreamEvaluation
+    from fusedge.models import driving
+    from fusedge.models.driving_training import make_drives
+    from fusedge.models.metrics import macro_f1
+
+    drives = make_drives(read_recordings(data), task.modalities)
+    sessions = [
+        RecordedSession(
+            {
+                spec.name: RecordedTrack(
+                    drive.tracks[spec.name].window.numpy().reshape(-1, *spec.window_shape),
+                    drive.tracks[spec.name].valid.numpy().reshape(-1, *spec.valid_shape),
+                    drive.tracks[spec.name].newest,
+                    drive.tracks[spec.name].age,
+                )
+                for spec in task.modalities
+            }
+        )
+        for drive in drives
+    ]
+    labels = np.concatenate([np.full(len(drive.ticks), drive.label) for drive in drives])
+
+    def score(logits: Sequence[Logits]) -> float:
+        found = np.concatenate([rows[driving.STYLE.logits].argmax(-1) for rows in logits])
+        return macro_f1(labels.astype(np.int64), found.astype(np.int64), len(driving.LABELS))
+
+    return StreamEvaluation(parts, sessions, score, f"macro-F1 on {len(drives)} trips")

@@ -15,7 +15,7 @@ from fusedge.bundle.lookup import open_bundle
 from fusedge.bundle.signature import SignatureState, signature_state, signer
 from fusedge.cli.console import console, print_json
 from fusedge.cli.options import BundleArgument, JsonOption
-from fusedge.runtime.backend import OnnxPart
+from fusedge.runtime.onnx_part import OnnxPart
 
 _MEANING = {
     SignatureState.UNSIGNED: "absent",
@@ -84,8 +84,7 @@ def verify(
 
 def _signature(bundle: Bundle, keys: list[Path] | None, required: bool) -> SignatureState:
     where = str(bundle.path)
-    trusted = () if bundle.signature_bytes is None else load_trusted_keys(keys)
-    state = signature_state(bundle, trusted)
+    state = signature_state(bundle, load_trusted_keys(keys) if keys else None)
     if state is SignatureState.INVALID:
         raise FusedgeError(
             "the signature is wrong: the bundle was changed after it was signed, or it is another's",

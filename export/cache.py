@@ -1,6 +1,6 @@
 """Results of long work, kept on disk under the hash of all that they depend on.
 
-The folder is the user's own (`~/.cache/fusedge`, or `FUSEDGE_CACHE`), readable by nobody else: an engine
+The folder is the user's own (`fusedge.bundle.built_here.cache_folder`), readable by nobody else: an engine
 from it is executable code. What is damaged there, by a full disk or a crash, is made again.
 """
 
@@ -8,18 +8,8 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import os
 import secrets
 from pathlib import Path
-
-VARIABLE = "FUSEDGE_CACHE"
-
-
-def default_folder() -> Path:
-    """Where results are kept unless the user says otherwise."""
-    if given := os.environ.get(VARIABLE):
-        return Path(given)
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "fusedge"
 
 
 def key_of(*items: bytes | str) -> str:

@@ -1,8 +1,8 @@
 """The ranges that int8 needs, from recorded windows: how far the values of each tensor go.
 
-Own code in place of ONNX Runtime's calibrators: those keep the width of a bin that the first window sets, so
-that a silent first window makes histograms that fill the memory, and they print. Here a histogram of
-magnitudes has a fixed number of bins, whose width doubles when a greater value comes.
+Own code in place of ONNX Runtime's calibrators: those keep the width of a bin that the first window
+sets, so that a silent first window makes histograms that fill the memory, and they print. Here a
+histogram of magnitudes has a fixed number of bins, whose width doubles when a greater value comes.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ Method = Literal["percentile", "entropy"]
 PERCENTILE = 99.99  # of the magnitudes; what lies beyond saturates
 _BINS = 4096
 _LEVELS = 128  # magnitudes of int8
+_LEAST = 2.0**-100  # so that bins by limit are no more than float32 holds
 QUANTISED_KINDS = frozenset(["Conv", "Gemm", "MatMul"])
 
 
@@ -43,7 +44,8 @@ def calibrate(
     feeds: Iterable[Mapping[str, Array]],
     method: Method = "percentile",
 ) -> Calibration:
-    """Run the float32 graph on the feeds, one at a time, and choose the limits of what products read and make.
+    """Run the float32 graph on the feeds, one at a time, and choose the limits of what products read and
+    make.
 
     `percentile` takes the 99.99th of the magnitudes; `entropy` the limit whose 128 levels keep most of
     the distribution (least Kullback-Leibler divergence). The same feeds give the same limits; memory does
@@ -65,7 +67,9 @@ def calibrate(
     windows = 0
     for feed in feeds:
         windows += 1
-        values = dict(zip(outputs, session.run(outputs, dict(feed)) if outputs else [], strict=True))
+        values = dict(
+            zip(outputs, session.run(outputs, dict(feed)) if outputs else [], strict=True)
+        )
         for name, histogram in histograms.items():
             if not histogram.add(values[name] if name in values else feed[name]):
                 raise FusedgeError(
@@ -113,7 +117,7 @@ class Histogram:
             self._zeros += magnitudes.size
             return True
         if self._limit == 0.0:
-            self._limit = 2.0 ** math.ceil(math.log2(greatest))
+            self._limit = max(2.0 ** math.ceil(math.log2(greatest)), _LEAST)
             self._counts[0] = self._zeros
         while greatest > self._limit:
             self._counts[: _BINS // 2] = self._counts.reshape(-1, 2).sum(axis=1)

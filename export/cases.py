@@ -1,14 +1,16 @@
-"""The inputs of the parity gate, with the answers of the original module.
+"""The inputs of the parity gate for a fusion model, with the answers of the original module.
 
-All are seeded: the same model is always judged on the same inputs. Values follow the channels'
-limits in the manifest, for the runtime refuses what lies outside; `huge` goes beyond them.
+All are seeded: the same model is always judged on the same inputs. Windows are drawn again each time
+that they are needed, so that a part with large ones costs no more memory than one call of it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import product
+from functools import partial
+from itertools import combinations, product
 
 import numpy as np
 import torch
@@ -17,47 +19,60 @@ from torch import nn
 
 from fusedge.bundle.errors import FusedgeError
 from fusedge.bundle.manifest import Modality
+from fusedge.export.edge_inputs import BEYOND_LIMITS, KINDS, USUAL, make_windows
 from fusedge.export.part import ModulePart
-from fusedge.export.task import Encoder, FusionModule
+from fusedge.export.task import FusionModule
 
-Array = NDArray[np.float32]
+Array = NDArray[np.generic]
+Feeds = Mapping[str, Array]
 
 BATCHES = (1, 2, 7)
-KINDS = ("typical", "quiet", "zero", "greatest", "least", "constant", "gaps", "invalid", "huge")
 STEPS = 50
-_HUGE = 100  # times the channel's limits
+VERY_LONG = 300  # steps, of one row
+_NUMBERS = (
+    8 << 20
+)  # in the windows of one call: as float32 32 MB, and inside of an encoder a few times that
+_ALL_SUBSETS = 5  # modalities of which every subset is tried
+_SAMPLED = 32  # subsets of more, beside the regular ones
 _NOISE = (
     3.0  # deviation of what is put in place of an absent embedding; it must not reach the output
 )
+_SAME = 1e-4  # of two ways through the original module; float32 rounding alone is 100 times less
 
 
 @dataclass(frozen=True)
 class Case:
     """Inputs of a part by name, and the outputs of the original module in the order of its specs.
 
-    `within_limits` is false for input that the runtime never lets through.
+    `draw` gives the inputs, each time the same. `within_limits` is false for input that the runtime
+    never lets through.
     """
 
     name: str
-    feeds: Mapping[str, Array]
+    draw: Callable[[], Feeds]
     expected: tuple[Array, ...]
     within_limits: bool = True
+
+    @property
+    def feeds(self) -> Feeds:
+        """The inputs by name."""
+        return self.draw()
 
 
 @dataclass(frozen=True)
 class StreamCase:
     """A sequence of N steps and what the whole model makes of it in one go.
 
-    `windows` and `valid`: by modality, `[N, B, n, C]`. `presence`, `age`: `[N, B, M]`. `embeddings`: by
+    `windows` and `valid`: by modality, `[N, B, n, ...]`. `presence`, `age`: `[N, B, M]`. `embeddings`: by
     modality, `[N, B, D]`. `logits`: for each output of the head, `[N, B, K]`.
     """
 
     name: str
-    windows: Mapping[str, Array]
-    valid: Mapping[str, Array]
+    windows: Feeds
+    valid: Feeds
     presence: Array
     age: Array
-    embeddings: Mapping[str, Array]
+    embeddings: Feeds
     logits: tuple[Array, ...]
 
 
@@ -66,36 +81,64 @@ def part_cases(
 ) -> dict[str, list[Case]]:
     """The cases of each part by its name: every kind of input, at each batch, for two steps.
 
-    The head gets the encoders' own embeddings, with every subset of modalities.
+    The head gets the encoders' own embeddings, with the subsets of modalities of `subsets`. Of windows
+    so large that seven do not fit the budget, fewer are taken, but two at least.
     """
     specs = {modality.name: modality for modality in modalities}
     encoders, head = parts[:-1], parts[-1]
     cases: dict[str, list[Case]] = {part.name: [] for part in parts}
-    for batch, kind in product(BATCHES, KINDS):
-        embeddings = []
-        for part in encoders:
-            steps = list(_encoder_cases(part, specs[part.name], kind, batch))
-            cases[part.name] += steps
-            embeddings.append(steps[-1].expected[0])
-        max_ages = [specs[part.name].max_age_s for part in encoders]
-        cases["head"] += _head_cases(head, embeddings, max_ages, kind, batch)
+    kinds = [KINDS[specs[part.name].kind] for part in encoders]
+    for batch in _batches(modalities):
+        answers: list[list[Array]] = []  # of each encoder, the embeddings by kind
+        for encoder, own in zip(encoders, kinds, strict=True):
+            steps = [list(_encoder_cases(encoder, specs[encoder.name], k, batch)) for k in own]
+            cases[encoder.name] += [case for pair in steps for case in pair]
+            answers.append([pair[-1].expected[0] for pair in steps])
+        for turn in range(max(map(len, kinds))):
+            names = [own[turn % len(own)] for own in kinds]
+            embeddings = [own[turn % len(own)] for own in answers]
+            cases[head.name] += _head_cases(head, embeddings, specs, names, batch)
     return cases
 
 
 def stream_cases(
     model: FusionModule, parts: Sequence[ModulePart], modalities: Sequence[Modality]
 ) -> list[StreamCase]:
-    """A sequence at each batch: N windows in one call of each encoder, then the head at each step.
+    """Sequences at each batch: N windows in one call of each part's `sequence`; one of them very long.
 
-    Presence goes through every subset, differently in each row. The encoders are also checked to
-    give the same in N single steps, in torch; raises FusedgeError where they do not.
+    Presence goes through the subsets, differently in each row. The parts are also checked in torch:
+    N single steps must give the same, and where the model has a `forward` of its own, the parts together
+    must give what it gives. Raises FusedgeError where they do not.
     """
-    return [_stream_case(model, parts, modalities, batch) for batch in BATCHES]
+    numbers = sum(math.prod(modality.window_shape) for modality in modalities)
+    wanted = [(batch, STEPS) for batch in BATCHES if numbers * batch * 2 <= _NUMBERS or batch <= 2]
+    if any(part.state for part in parts):
+        wanted.append((1, VERY_LONG))
+    sizes = {(b, max(2, min(steps, _NUMBERS // (numbers * b)))) for b, steps in wanted}
+    return [_stream_case(model, parts, modalities, *size) for size in sorted(sizes)]
 
 
-def _answers(part: ModulePart, inputs: Sequence[Array], case: str) -> tuple[Array, ...]:
-    """The outputs of the original module; raises FusedgeError where they are not finite."""
-    outputs = _run(part.module, inputs)
+def subsets(count: int) -> NDArray[np.float32]:
+    """Presence `[S, count]`: every subset, or beyond five modalities a share of them.
+
+    That share is none, one, two, all but one, all, and 32 seeded ones.
+    """
+    if count <= _ALL_SUBSETS:
+        return np.array(list(product((0, 1), repeat=count)), np.float32)
+    chosen = {
+        places
+        for size in (0, 1, 2, count - 1, count)
+        for places in combinations(range(count), size)
+    }
+    rows = {tuple(int(i in places) for i in range(count)) for places in chosen}
+    random = np.random.default_rng(count)
+    rows |= {tuple(row) for row in random.integers(0, 2, (_SAMPLED, count)).tolist()}
+    return np.array(sorted(rows), np.float32)
+
+
+def answers(part: ModulePart, inputs: Sequence[Array], case: str) -> tuple[Array, ...]:
+    """The outputs of the original module; raises FusedgeError where it fails or they are not finite."""
+    outputs = run_module(part.module, inputs, f"part {part.name}, case {case}")
     for spec, output in zip(part.outputs, outputs, strict=True):
         if not np.isfinite(output).all():
             raise FusedgeError(
@@ -112,147 +155,226 @@ def non_finite(values: Array) -> str:
     return f"{kind} in {int((~np.isfinite(values)).sum())} of {values.size} values"
 
 
-def _run(module: nn.Module, inputs: Sequence[Array]) -> tuple[Array, ...]:
-    with torch.inference_mode():
-        outputs = module(*(torch.from_numpy(array) for array in inputs))
+def run_module(
+    module: Callable[..., tuple[torch.Tensor, ...]], inputs: Sequence[Array], where: str
+) -> tuple[Array, ...]:
+    """What the user's code gives for arrays; raises FusedgeError where it raises anything."""
+    try:
+        with torch.inference_mode():
+            outputs = module(*(torch.from_numpy(array) for array in inputs))
+    except Exception as error:  # the user's own code
+        reason = next(iter(str(error).splitlines()), "")
+        raise FusedgeError(
+            f"the original module fails: {type(error).__name__}: {reason}", where=where
+        ) from error
     return tuple(output.numpy() for output in outputs)
 
 
+def _batches(modalities: Sequence[Modality]) -> list[int]:
+    largest = max(math.prod(modality.window_shape) for modality in modalities)
+    most = max(2, _NUMBERS // largest)  # two, for a batch that was taken for a constant to show
+    return sorted({min(batch, most) for batch in BATCHES})
+
+
 def _encoder_cases(part: ModulePart, modality: Modality, kind: str, batch: int) -> Iterator[Case]:
-    """Two steps from zero state, the second from the state that the first one left."""
-    state = [z.numpy() for z in part.zeros(batch)[2:]]
+    """Two steps from the initial state, the second from the state that the first one left."""
+    state: Feeds = part.initial_state(batch)
     for step in (1, 2):
-        random = np.random.default_rng([step, batch, KINDS.index(kind)])
-        window, valid = make_windows(modality, kind, (batch,), random)
-        inputs = (window, valid, *state)
+        seed = [step, batch, KINDS[modality.kind].index(kind)]
+        draw = partial(_encoder_feeds, part, modality, kind, batch, seed, state)
         name = f"batch {batch}, {kind} input, step {step}"
-        expected = _answers(part, inputs, name)
-        names = [spec.name for spec in part.inputs]
-        yield Case(
-            name,
-            dict(zip(names, inputs, strict=True)),
-            expected,
-            within_limits=kind != "huge",
-        )
-        state = list(expected[1:])
+        expected = answers(part, list(draw().values()), name)
+        yield Case(name, draw, expected, within_limits=kind not in BEYOND_LIMITS)
+        state = next_state(part, expected)
 
 
-def make_windows(
-    modality: Modality, kind: str, leading: tuple[int, ...], random: np.random.Generator
-) -> tuple[Array, Array]:
-    """A window and its validity, float32 `[*leading, n, C]`; invalid grid points are 0."""
-    shape = (*leading, modality.window_samples, len(modality.channels))
-    low = np.array([channel.minimum for channel in modality.channels])
-    high = np.array([channel.maximum for channel in modality.channels])
-    uniform = random.uniform(size=shape)
-    valid = np.ones(shape)
-    if kind in ("typical", "gaps"):
-        values = low + uniform * (high - low)
-    elif kind == "quiet":
-        values = 0.01 * (low + uniform * (high - low))
-    elif kind == "greatest":
-        values = np.broadcast_to(high, shape)
-    elif kind == "least":
-        values = np.broadcast_to(low, shape)
-    elif kind == "constant":
-        values = np.broadcast_to(0.75 * high + 0.25 * low, shape)
-    elif kind == "huge":
-        values = _HUGE * np.where(uniform < 0.5, low, high)
-    else:
-        values = np.zeros(shape)
-    if kind == "gaps":
-        valid = (random.uniform(size=shape) < 0.7).astype(float)
-    elif kind == "invalid":
-        valid = np.zeros(shape)
-    return (values * valid).astype(np.float32), valid.astype(np.float32)
+def _encoder_feeds(
+    part: ModulePart, modality: Modality, kind: str, batch: int, seed: list[int], state: Feeds
+) -> Feeds:
+    window, valid = make_windows(modality, kind, (batch,), np.random.default_rng(seed))
+    given: dict[str, Array] = {"window": window, "valid": valid}
+    return {
+        spec.name: state[spec.name] if spec.role == "state_in" else given[spec.role]
+        for spec in part.inputs
+    }
+
+
+def next_state(part: ModulePart, outputs: Sequence[Array]) -> dict[str, Array]:
+    """The states for the next step, by input, from a step's outputs in the order of the specs."""
+    named = {spec.name: output for spec, output in zip(part.outputs, outputs, strict=True)}
+    return {pair.input: named[pair.output] for pair in part.state}
 
 
 def _head_cases(
-    head: ModulePart, embeddings: list[Array], max_ages: list[float], kind: str, batch: int
+    head: ModulePart,
+    embeddings: Sequence[Array],
+    specs: Mapping[str, Modality],
+    kinds: Sequence[str],
+    batch: int,
 ) -> Iterator[Case]:
-    names = [spec.name for spec in head.inputs]
-    random = np.random.default_rng([batch, KINDS.index(kind)])
-    for subset in product((0.0, 1.0), repeat=len(embeddings)):
-        presence = np.tile(np.array(subset, np.float32), (batch, 1))
+    """Each subset with zeros and then with noise for what is absent; two steps if there is state."""
+    names = [str(spec.modality) for spec in head.inputs if spec.role == "embedding"]
+    max_ages = [specs[name].max_age_s for name in names]
+    within = BEYOND_LIMITS.isdisjoint(kinds)
+    random = np.random.default_rng([batch, *map(ord, "".join(kinds))])
+    for subset in subsets(len(embeddings)):
+        presence = np.tile(subset, (batch, 1))
         any_age = (random.uniform(size=presence.shape) * max_ages).astype(np.float32)
-        age = any_age * presence  # the runtime gives zeros for what is absent
-        masked = [e * np.float32(p) for e, p in zip(embeddings, subset, strict=True)]
-        present = "+".join(
-            str(spec.modality) for spec, p in zip(head.inputs, subset, strict=False) if p
-        )
-        name = f"batch {batch}, {kind} input, present: {present or 'none'}"
-        expected = _answers(head, (*masked, presence, age), name)
-        feeds = dict(zip(names, (*masked, presence, age), strict=True))
-        yield Case(name, feeds, expected, within_limits=kind != "huge")
+        absent = [p == 0 for p in subset]
+        masked = [np.zeros_like(e) if a else e for e, a in zip(embeddings, absent, strict=True)]
         noisy = [
-            e if p else random.normal(0, _NOISE, e.shape).astype(np.float32)
-            for e, p in zip(embeddings, subset, strict=True)
+            random.normal(0, _NOISE, e.shape).astype(np.float32) if a else e
+            for e, a in zip(embeddings, absent, strict=True)
         ]
-        feeds = dict(zip(names, (*noisy, presence, any_age), strict=True))
-        yield Case(f"{name}, noise for the absent", feeds, expected, within_limits=kind != "huge")
+        present = "+".join(name for name, a in zip(names, absent, strict=True) if not a)
+        name = (
+            f"batch {batch}, {'/'.join(dict.fromkeys(kinds))} input, present: {present or 'none'}"
+        )
+        state: Feeds = head.initial_state(batch)
+        for step in (1, 2) if head.state else (1,):
+            told = f"{name}, step {step}" if head.state else name
+            # The runtime gives an age of zero for what is absent.
+            feeds = _head_feeds(head, masked, presence, any_age * presence, state)
+            expected = answers(head, list(feeds.values()), told)
+            yield Case(told, partial(dict, feeds), expected, within)
+            feeds = _head_feeds(head, noisy, presence, any_age, state)
+            yield Case(f"{told}, noise for the absent", partial(dict, feeds), expected, within)
+            state = next_state(head, expected)
+
+
+def _head_feeds(
+    head: ModulePart, embeddings: Sequence[Array], presence: Array, age: Array, state: Feeds
+) -> Feeds:
+    ordered = iter(embeddings)
+    given = {"presence": presence, "age": age}
+    return {
+        spec.name: next(ordered)
+        if spec.role == "embedding"
+        else state[spec.name]
+        if spec.role == "state_in"
+        else given[spec.role]
+        for spec in head.inputs
+    }
 
 
 def _stream_case(
-    model: FusionModule, parts: Sequence[ModulePart], modalities: Sequence[Modality], batch: int
+    model: FusionModule,
+    parts: Sequence[ModulePart],
+    modalities: Sequence[Modality],
+    batch: int,
+    steps: int,
 ) -> StreamCase:
     encoders, head = parts[:-1], parts[-1]
     specs = {modality.name: modality for modality in modalities}
+    name = f"batch {batch}, {steps} steps"
     windows: dict[str, Array] = {}
     valid: dict[str, Array] = {}
     embeddings: dict[str, Array] = {}
     for part in encoders:
         random = np.random.default_rng([batch, len(windows)])
+        modality, kinds = specs[part.name], USUAL[specs[part.name].kind]
         pairs = [
-            make_windows(specs[part.name], ("typical", "quiet", "gaps")[step % 3], (batch,), random)
-            for step in range(STEPS)
+            make_windows(modality, kinds[step % len(kinds)], (batch,), random)
+            for step in range(steps)
         ]
-        window, mask = (np.stack(arrays) for arrays in zip(*pairs, strict=True))
-        # [N, B, n, C] -> [B, N*n, C]
-        flat = [a.swapaxes(0, 1).reshape(batch, -1, a.shape[-1]) for a in (window, mask)]
-        encoder = model.encoder(part.name)
-        assert isinstance(encoder, Encoder)  # as split() made sure
-        zeros = [np.zeros((batch, *s), np.float32) for s in encoder.state_shapes().values()]
-        whole = _run(encoder, (*flat, *zeros))[0].swapaxes(0, 1)
-        _check_steps(part, window, mask, whole)
-        windows[part.name], valid[part.name], embeddings[part.name] = window, mask, whole
+        stacked = [np.stack(arrays, axis=1) for arrays in zip(*pairs, strict=True)]
+        given = dict(zip(("window", "valid"), stacked, strict=True))
+        whole = _sequence(part, [given[s.role] for s in part.inputs if s.role in given], name)
+        windows[part.name], valid[part.name] = given["window"], given["valid"]
+        embeddings[part.name] = whole[0]
 
     random = np.random.default_rng([batch, 99])
-    subsets = np.array(list(product((0, 1), repeat=len(encoders))), np.float32)
-    order = (np.arange(STEPS)[:, None] + np.arange(batch)) % len(subsets)
-    presence = subsets[order]
+    tried = subsets(len(encoders))
+    presence = tried[(np.arange(batch)[:, None] + np.arange(steps)) % len(tried)]
     max_ages = [specs[part.name].max_age_s for part in encoders]
     age = (random.uniform(size=presence.shape) * max_ages).astype(np.float32) * presence
-    steps = [
-        _run(head.module, (*(embeddings[p.name][i] for p in encoders), presence[i], age[i]))
-        for i in range(STEPS)
-    ]
+    logits = _sequence(head, [*embeddings.values(), presence, age], name)
+    _check_whole(model, (windows, valid, presence, age), logits, name)
+
+    def by_step(feeds: Feeds) -> Feeds:
+        return {key: array.swapaxes(0, 1) for key, array in feeds.items()}
+
     return StreamCase(
-        f"batch {batch}, {STEPS} steps",
-        windows,
-        valid,
-        presence,
-        age,
-        embeddings,
-        tuple(np.stack(arrays) for arrays in zip(*steps, strict=True)),
+        name,
+        by_step(windows),
+        by_step(valid),
+        presence.swapaxes(0, 1),
+        age.swapaxes(0, 1),
+        by_step(embeddings),
+        tuple(output.swapaxes(0, 1) for output in logits),
     )
 
 
-def _check_steps(part: ModulePart, windows: Array, valid: Array, whole: Array) -> None:
-    """The original encoder must give the same in N steps as in one sequence."""
-    if whole.shape[0] != len(windows):
-        raise FusedgeError(
-            f"for a sequence of {len(windows)} windows the encoder gives {whole.shape[0]} embeddings",
-            where=f"part {part.name}",
-            hint="one embedding [D] at the end of each window: [B, N, D] for [B, N*n, C]",
-        )
-    state = [z.numpy() for z in part.zeros(windows.shape[1])[2:]]
-    for step, (window, mask) in enumerate(zip(windows, valid, strict=True)):
-        embedding, *state = _run(part.module, (window, mask, *state))
-        gap = np.abs(embedding - whole[step]).max() / max(1.0, np.abs(whole[step]).max())
-        if not gap <= 1e-4:  # float32 rounding alone is 100 times less
+def _sequence(part: ModulePart, inputs: Sequence[Array], case: str) -> tuple[Array, ...]:
+    """What `part.sequence` makes of `[B, N, ...]`; the module must give the same in N steps."""
+    assert part.sequence is not None  # None for plain models alone
+    where = f"part {part.name}, case {case}"
+    whole = run_module(part.sequence, inputs, where)
+    batch, steps = inputs[0].shape[:2]
+    kept = [spec.name for spec in part.outputs if spec.role != "state_out"]
+    for name, output in zip(kept, whole, strict=True):
+        if output.shape[:2] != (batch, steps):
             raise FusedgeError(
-                f"the module itself gives another embedding in single steps than in one sequence: "
-                f"{gap:.1e} off at step {step + 1}",
-                where=f"part {part.name}",
-                hint="what it remembers must be among its states, and it must not look ahead",
+                f"for {steps} steps in a row the module gives {name} {list(output.shape)}",
+                where=where,
+                hint=f"one row for each step: [{batch}, {steps}, ...]",
             )
+    state: Feeds = part.initial_state(batch)
+    for step in range(steps):
+        given = iter([np.ascontiguousarray(array[:, step]) for array in inputs])
+        feeds = [state[s.name] if s.role == "state_in" else next(given) for s in part.inputs]
+        outputs = run_module(part.module, feeds, where)
+        named = dict(zip((spec.name for spec in part.outputs), outputs, strict=True))
+        for name, output in zip(kept, whole, strict=True):
+            gap = _gap(named[name], output[:, step])
+            if not gap <= _SAME:
+                raise FusedgeError(
+                    f"the module itself gives another {name} in single steps than in one sequence: "
+                    f"{gap:.1e} off at step {step + 1}",
+                    where=where,
+                    hint="what it remembers must be among its states, and it must not look ahead",
+                )
+        state = next_state(part, outputs)
+    return whole
+
+
+def _check_whole(
+    model: FusionModule,
+    inputs: tuple[Feeds, Feeds, Array, Array],
+    logits: Sequence[Array],
+    case: str,
+) -> None:
+    """The parts together must give what the model's own `forward` gives, if it has one."""
+    if not isinstance(model, nn.Module) or type(model).forward is nn.Module.forward:
+        return
+    windows, valid, presence, age = (
+        {name: torch.from_numpy(array) for name, array in given.items()}
+        if isinstance(given, Mapping)
+        else torch.from_numpy(given)
+        for given in inputs
+    )
+
+    def forward() -> tuple[torch.Tensor, ...]:
+        outputs = model(windows, valid, presence, age)
+        return outputs if isinstance(outputs, tuple) else (outputs,)
+
+    whole = run_module(forward, (), f"the whole model, case {case}")
+    if [output.shape for output in whole] != [output.shape for output in logits]:
+        raise FusedgeError(
+            f"its forward gives {[list(output.shape) for output in whole]}, "
+            f"its parts together {[list(output.shape) for output in logits]}",
+            where=f"the whole model, case {case}",
+            hint="give logits [B, N, K] for windows [B, N, ...]",
+        )
+    gap = max(_gap(ours, theirs) for ours, theirs in zip(logits, whole, strict=True))
+    if not gap <= _SAME:
+        raise FusedgeError(
+            f"its parts together give other logits than its forward: {gap:.1e} off",
+            where=f"the whole model, case {case}",
+            hint="all that happens between the encoders and the head must be inside of one of them",
+        )
+
+
+def _gap(found: Array, wanted: Array) -> float:
+    scale = max(1.0, float(np.abs(wanted).max()))
+    return float(np.abs(found.astype(np.float64) - wanted.astype(np.float64)).max()) / scale

@@ -29,10 +29,14 @@ Reference = Traced | onnx.ModelProto
 _CHUNK_BYTES = 128 << 20  # of values that are held at a time, and as many of the reference
 _UNKNOWN_BYTES = 1 << 20  # where no size can be inferred
 # A difference within the tolerance is followed back too, for small ones grow on the way: while it is above
-# this share of the tolerance and no node makes it this many times greater at once.
+# this share of the tolerance and no node makes it this many times greater at once. The node that makes it
+# grow most is then to blame.
 _TRACE_SHARE = 0.1
 _JUMP = 30.0
-_REDUCED = {onnx.TensorProto.FLOAT16: ".fp16", onnx.TensorProto.BFLOAT16: ".bf16"}
+_ROUNDERS = frozenset(["Cast", "QuantizeLinear", "DequantizeLinear"])
+_ROUNDING = 1e-7  # of float32: what agrees better agrees fully
+# What a stage that reduces precision puts behind the name of a value, see fusedge.export.precision.
+_FORMS = (".exact", ".dequantised", ".fp16", ".bf16")
 _LARGEST_HALF = float(np.finfo(np.float16).max)
 
 
@@ -54,7 +58,8 @@ class Divergence:
     def text(self) -> str:
         """`first differs at encoder.conv2/conv2d (Conv): 3.1e-02 off where its inputs agree to 2e-07`."""
         found = f"{self.off:.1e} off" if math.isfinite(self.off) else "NaN or Inf"
-        before = f", or in the {self.unseen} nodes just before it" if self.unseen else ""
+        nodes = "the node" if self.unseen == 1 else f"one of the {self.unseen} nodes"
+        before = f", or {nodes} just before it" if self.unseen else ""
         return (
             f"first differs at {self.node} ({self.operator}){before}: "
             f"{found} where its inputs agree to {self.inputs_off:.0e}"
@@ -69,6 +74,7 @@ def first_divergence(
 ) -> Divergence | None:
     """The node of `candidate` at which an output begins to differ by more than `tolerance`.
 
+    A candidate with bfloat16 must be an emulated one (fusedge.export.emulate), for it has to run here.
     None where no output differs, be it that the graph is faithful to this reference. Raises
     FusedgeError where one of the two cannot be run.
     """
@@ -82,32 +88,42 @@ def first_divergence(
             # Where layouts differ, the same name stands for another value.
             if expected is not None and expected.shape == found[name].shape:
                 off[name] = _difference(expected, found[name])
-    return _walk_back(candidate.graph, off, tolerance)
+    original = reference.model if isinstance(reference, Traced) else reference
+    makers = {name: node for node in original.graph.node for name in node.output}
+    return _walk_back(candidate.graph, makers, off, tolerance)
 
 
 def _walk_back(
-    graph: onnx.GraphProto, off: Mapping[str, float], tolerance: float
+    graph: onnx.GraphProto,
+    makers: Mapping[str, onnx.NodeProto],
+    off: Mapping[str, float],
+    tolerance: float,
 ) -> Divergence | None:
     producers = {name: node for node in graph.node for name in node.output if name}
     order = {name: place for place, name in enumerate(producers)}
     value = next((o.name for o in graph.output if off.get(o.name, 0.0) > tolerance), None)
     if value is None or value not in producers:
         return None
+    blamed: list[tuple[float, Divergence]] = []  # with how many times greater the difference became
     while True:
-        before, unseen = _nearest(producers, off, producers[value])
-        earlier = [name for name in before if off[name] > tolerance and name in producers]
-        worst = max(before, key=lambda name: off[name], default=None)
-        if earlier:
-            value = min(earlier, key=lambda name: order[name])
-        elif worst in producers and off[worst] > max(
-            _TRACE_SHARE * tolerance, off[value] / _JUMP
-        ):
-            value = worst
-        else:
-            break
-    node = producers[value]
-    inputs_off = off[worst] if worst is not None else 0.0
-    return Divergence(node.name, node.op_type, off[value], inputs_off, unseen)
+        node = producers[value]
+        before, unseen = _nearest(producers, off, node)
+        worst = max((off[name] for name in before), default=0.0)
+        if off[value] > tolerance:
+            blamed.clear()
+        found = Divergence(node.name, node.op_type, off[value], worst, unseen)
+        maker = makers.get(_plain(value))
+        if node.op_type in _ROUNDERS and maker is not None:  # not a node of the user's
+            kind = f"{maker.op_type}, rounded"
+            found = Divergence(maker.name, kind, off[value], worst)
+        blamed.append((off[value] / max(worst, _ROUNDING), found))
+        followed = tolerance
+        if worst <= tolerance:
+            followed = max(_TRACE_SHARE * tolerance, off[value] / _JUMP)
+        made = [name for name in before if name in producers and off[name] > followed]
+        if not made:
+            return max(blamed, key=lambda pair: pair[0])[1]
+        value = min(made, key=order.__getitem__)
 
 
 def _nearest(
@@ -141,21 +157,19 @@ def _difference(expected: Array, actual: Array) -> float:
 
 
 def _twins(reference: Reference, candidate: onnx.ModelProto) -> dict[str, str]:
-    """The reference's name of each value that a node of the candidate makes, in topological order.
-
-    Values at a reduced precision have its name behind their own: `X.fp16`.
-    """
+    """The reference's name of each value that a node of the candidate makes, in topological order."""
     if isinstance(reference, Traced):
         known = dict(reference.values)
     else:
         known = {name: name for node in reference.graph.node for name in node.output if name}
-    plain = {
-        name: name.removesuffix(".fp16").removesuffix(".bf16")
-        for node in candidate.graph.node
-        for name in node.output
-        if name
-    }
-    return {name: known[base] for name, base in plain.items() if base in known}
+    made = [name for node in candidate.graph.node for name in node.output if name]
+    return {name: known[_plain(name)] for name in made if _plain(name) in known}
+
+
+def _plain(name: str) -> str:
+    for form in _FORMS:
+        name = name.removesuffix(form)
+    return name
 
 
 def _chunks(
@@ -203,31 +217,18 @@ def _reference_values(
 def _graph_values(
     model: onnx.ModelProto, names: Sequence[str], feeds: Mapping[str, Array]
 ) -> dict[str, Array]:
-    """Values that nodes of a graph make, by ONNX Runtime; bfloat16, which numpy lacks, as float32."""
+    """Values that nodes of a graph make, by ONNX Runtime."""
     exposed = onnx.ModelProto()
     exposed.CopyFrom(model)
-    inferred = onnx.shape_inference.infer_shapes(model).graph
-    types = {value.name: value.type.tensor_type.elem_type for value in inferred.value_info}
     outputs = {value.name for value in model.graph.output}
-    shown = {}
-    for name in names:
-        shown[name] = name
-        if types.get(name) == onnx.TensorProto.BFLOAT16:
-            shown[name] = f"{name}.shown"
-            exposed.graph.node.append(
-                onnx.helper.make_node(
-                    "Cast", [name], [shown[name]], name=shown[name], to=onnx.TensorProto.FLOAT
-                )
-            )
-        if shown[name] not in outputs:
-            exposed.graph.output.append(onnx.ValueInfoProto(name=shown[name]))
+    exposed.graph.output.extend(onnx.ValueInfoProto(name=n) for n in names if n not in outputs)
     try:
         # With what is disabled for fp16: the graph may be one.
         session = open_session(exposed.SerializeToString(), "fp16")
-        found: list[Array] = session.run(list(shown.values()), dict(feeds))
+        found: list[Array] = session.run(list(names), dict(feeds))
     except Exception as error:  # ONNX Runtime has a dozen kinds
         raise FusedgeError(f"the graph's inner values cannot be computed: {error}") from None
-    return dict(zip(shown, found, strict=True))
+    return dict(zip(names, found, strict=True))
 
 
 class _Recorder(torch.fx.Interpreter):

@@ -57,9 +57,7 @@ def make_windows(
     return (_scaled(kind, values, low, high) * valid).astype(np.float32), valid
 
 
-def _pixels(
-    kind: str, shape: tuple[int, ...], random: np.random.Generator
-) -> NDArray[np.uint8]:
+def _pixels(kind: str, shape: tuple[int, ...], random: np.random.Generator) -> NDArray[np.uint8]:
     if kind == "gradient":
         height, width = shape[-3:-1]
         slope = np.add.outer(np.linspace(0, 127, height), np.linspace(0, 128, width))
@@ -69,9 +67,7 @@ def _pixels(
     return random.integers(0, 256, shape, np.uint8)
 
 
-def _sound(
-    kind: str, shape: tuple[int, ...], random: np.random.Generator
-) -> NDArray[np.float64]:
+def _sound(kind: str, shape: tuple[int, ...], random: np.random.Generator) -> NDArray[np.float64]:
     """Values from 0 to 1, with 0.5 for silence."""
     time = np.arange(shape[-2])[:, None]
     if kind == "saturated":

@@ -16,9 +16,9 @@ def emulated(graph: onnx.ModelProto) -> onnx.ModelProto:
     """The same graph for backends without bfloat16; one that has no bfloat16 comes back as it is.
 
     Inputs, constants and results of bfloat16 nodes are rounded to nearest even, as on a GPU; within a node
-    float32 is used throughout. So a sum is not rounded on the way (GPUs also add up in float32), and neither
-    are the inner steps of a GRU, LSTM, Softmax or LayerNormalization, where a GPU's results differ in their
-    last bits. It judges accuracy, and says nothing of speed.
+    float32 is used throughout. So a sum is not rounded on the way (GPUs also add up in float32), and
+    neither are the inner steps of a GRU, LSTM, Softmax or LayerNormalization, where a GPU's results
+    differ in their last bits. It judges accuracy, and says nothing of speed.
     """
     inferred = onnx.shape_inference.infer_shapes(graph).graph
     narrow = {v.name for v in inferred.value_info if v.type.tensor_type.elem_type == _BF16}

@@ -2,7 +2,8 @@
 
 It answers requests until its input ends. A request is a line of JSON (see `Request`), the ONNX graph and a
 timing cache. An answer is a line of JSON, the engine and the new timing cache, with their sizes in
-`engine_bytes` and `timing_bytes`. A graph that TensorRT refuses is an answer too: `refusal` has its fields.
+`engine_bytes` and `timing_bytes`. A graph that TensorRT refuses is an answer too: `refusal` has the fields
+of one. `error` and `hint` tell of a request that this TensorRT cannot serve, whatever the graph.
 """
 
 from __future__ import annotations
@@ -78,18 +79,16 @@ def main() -> None:
         _answer(answers, flavour, request, graph, timing)
 
 
-def _answer(
-    answers: BinaryIO, flavour: str, request: Request, graph: bytes, timing: bytes
-) -> None:
+def _answer(answers: BinaryIO, flavour: str, request: Request, graph: bytes, timing: bytes) -> None:
     built = _Built({}, b"", b"")
     try:
         built = build(TensorRt(load(flavour), flavour), request, graph, timing)
     except _RefusedError as error:
         built = _Built({"refusal": error.refusal}, b"", b"")
     except FusedgeError as error:
-        built = _Built({"refusal": {"stage": "build", "reason": error.line()}}, b"", b"")
+        built = _Built({"error": error.what, "hint": error.hint}, b"", b"")
     except MemoryError:
-        built = _Built({"refusal": {"stage": "build", "reason": "out of memory"}}, b"", b"")
+        built = _Built({"refusal": {"stage": "crash", "reason": "out of memory"}}, b"", b"")
     sizes = {"engine_bytes": len(built.engine), "timing_bytes": len(built.timing)}
     answers.write(json.dumps({**built.reply, **sizes}).encode() + b"\n")
     answers.write(built.engine + built.timing)

@@ -68,7 +68,9 @@ def check_graph(model: onnx.ModelProto, part: ModulePart, stage: str) -> None:
 def _described(value: onnx.ValueInfoProto, part: ModulePart) -> tuple[str, str, list[int | str]]:
     tensor = value.type.tensor_type
     dtype = next((name for name, number in _DTYPES.items() if number == tensor.elem_type), "other")
-    dims = [dim.dim_value if dim.HasField("dim_value") else dim.dim_param for dim in tensor.shape.dim]
+    dims = [
+        dim.dim_value if dim.HasField("dim_value") else dim.dim_param for dim in tensor.shape.dim
+    ]
     return value.name, dtype, _known(dims, part)
 
 

@@ -13,7 +13,7 @@ import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import torch
@@ -40,7 +40,7 @@ _NAME_LENGTH = 60  # leaves room for `state_out.` and `.h` in a name of the mani
 
 @dataclass(frozen=True)
 class _Call:
-    """A call that may remember: `shape` is that of its input, `axes` are those that run over what it pads."""
+    """A call that may remember. `shape` is that of its input, for attention the number of keys alone."""
 
     kind: str
     path: str
@@ -99,6 +99,18 @@ def as_tuple(outputs: Tensor | tuple[Tensor, ...]) -> tuple[Tensor, ...]:
     return outputs if isinstance(outputs, tuple) else (outputs,)
 
 
+def run_module(module: nn.Module, inputs: Sequence[Tensor], where: str) -> tuple[Tensor, ...]:
+    """The outputs of a user's module; raises FusedgeError with the inputs' shapes where it fails."""
+    try:
+        with torch.no_grad():
+            return as_tuple(module(*inputs))
+    except Exception as error:  # the user's own code
+        shapes = ", ".join(str(list(tensor.shape)) for tensor in inputs)
+        raise FusedgeError(
+            f"the module fails on {shapes}: {type(error).__name__}: {error}", where=where
+        ) from error
+
+
 def lift(module: nn.Module, inputs: Inputs, where: str) -> Lifted:
     """Find the calls of a module that remember, by running it at (batch, steps) (2, 1), (2, 2), (3, 1).
 
@@ -106,20 +118,20 @@ def lift(module: nn.Module, inputs: Inputs, where: str) -> Lifted:
     step, or whose batch grows with the steps, starts anew in each and is left alone. States are named after
     the user's modules. Raises FusedgeError for memory that cannot be lifted, with the module's name.
     """
-    one, two, other = (_watch(module, inputs(*size)) for size in ((2, 1), (2, 2), (3, 1)))
+    one, two, other = (_watch(module, inputs(*size), where) for size in ((2, 1), (2, 2), (3, 1)))
     for calls, what in ((two, "one step and for two"), (other, "one batch and for another")):
         if [(c.kind, c.path) for c in one] != [(c.kind, c.path) for c in calls]:
             longer = max(one, calls, key=len)
-            odd = next((c for c, d in zip(one, calls, strict=False) if c.path != d.path), longer[-1])
+            odd = next(
+                (c for c, d in zip(one, calls, strict=False) if c.path != d.path), longer[-1]
+            )
             raise FusedgeError(
                 f"{odd.path or odd.kind} is called differently often for {what}",
                 where=where,
                 hint="a loop over time cannot be lifted: give the layer the whole sequence at once",
             )
     names: set[str] = set()
-    return Lifted(
-        tuple(_slot(calls, names, where) for calls in zip(one, two, other, strict=True))
-    )
+    return Lifted(tuple(_slot(calls, names, where) for calls in zip(one, two, other, strict=True)))
 
 
 class _Watching(TorchFunctionMode):
@@ -135,10 +147,7 @@ class _Watching(TorchFunctionMode):
     ) -> Any:
         kwargs = kwargs or {}
         if kind := _kind(func):
-            shape = tuple((args[0] if args else kwargs["input"]).shape)
-            if kind == "attention":  # what counts is the length of the keys
-                shape = tuple(args[1].shape)
-            self.calls.append(_Call(kind, self.path[-1], args, kwargs, shape))
+            self.calls.append(_Call(kind, self.path[-1], args, kwargs, _shape(func, args, kwargs)))
         return func(*args, **kwargs)
 
     @contextmanager
@@ -172,10 +181,18 @@ def _kind(func: object) -> str:
     return "cell" if func in _CELLS else _RECURRENT.get(func, "")
 
 
-def _watch(module: nn.Module, inputs: tuple[Tensor, ...]) -> list[_Call]:
+def _shape(func: object, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[int, ...]:
+    if func is functional.scaled_dot_product_attention:
+        return (int((args[1] if len(args) > 1 else kwargs["key"]).shape[-2]),)
+    if func is functional.multi_head_attention_forward:  # [L, B, E]
+        return (int((args[1] if len(args) > 1 else kwargs["key"]).shape[0]),)
+    return tuple((args[0] if args else kwargs["input"]).shape)
+
+
+def _watch(module: nn.Module, inputs: tuple[Tensor, ...], where: str) -> list[_Call]:
     watching = _Watching()
-    with torch.no_grad(), watching.following(module), watching:
-        module(*inputs)
+    with watching.following(module), watching:
+        run_module(module, inputs, where)
     return watching.calls
 
 
@@ -186,7 +203,9 @@ def _slot(calls: tuple[_Call, _Call, _Call], names: set[str], where: str) -> _Sl
     batch = [axis for axis, (a, b) in enumerate(zip(one.shape, other.shape, strict=True)) if a != b]
     refuse = _Refusal(one, where)
     if one.kind in _RECURRENT.values():
-        time = int(bool(one.args[-1]))
+        if not isinstance(one.args[3], bool):
+            refuse("runs over packed sequences", "give it the padded sequence [B, T, C]")
+        time = int(one.args[-1])  # batch_first
         if time in batch:
             refuse("runs over the batch as if that were time", "batch_first=True, [B, T, C]")
         if time not in longer:
@@ -205,7 +224,7 @@ def _slot(calls: tuple[_Call, _Call, _Call], names: set[str], where: str) -> _Sl
             "pads both ends of time, so it looks ahead",
             "padding=0 after functional.pad(x, (kernel_size - 1, 0))",
         )
-    if one.kind == "attention" and longer and _unmasked(one):
+    if one.kind == "attention" and longer and not _masked(one):
         refuse(
             "attends to all of time, which is no bounded memory",
             "use fusedge.models.streaming.CausalAttention",
@@ -220,7 +239,9 @@ class _Refusal:
         self.call, self.where = call, where
 
     def __call__(self, what: str, hint: str) -> None:
-        raise FusedgeError(f"{self.call.path or self.call.kind} {what}", where=self.where, hint=hint)
+        raise FusedgeError(
+            f"{self.call.path or self.call.kind} {what}", where=self.where, hint=hint
+        )
 
 
 def _check_batch(one: _Call, other: _Call, batch: Sequence[int], refuse: _Refusal) -> None:
@@ -247,8 +268,6 @@ def _recurrent(
     calls: tuple[_Call, _Call, _Call], time: int, names: set[str], refuse: _Refusal
 ) -> _Slot:
     one = calls[0]
-    if not isinstance(one.args[3], bool):
-        refuse("runs over packed sequences", "give it the padded sequence [B, T, C]")
     if one.args[-2]:
         refuse("is bidirectional, so it looks ahead", "bidirectional=False")
     firsts = [_hidden(call) for call in calls]
@@ -279,7 +298,7 @@ def _recurrent(
 def _hidden(call: _Call) -> tuple[Tensor, ...]:
     """The initial state of a recurrent call, `[layers, B, H]` each."""
     given = call.args[1]
-    return (given,) if isinstance(given, Tensor) else tuple(given)
+    return tuple(state.detach() for state in ((given,) if isinstance(given, Tensor) else given))
 
 
 def _pads(call: _Call) -> dict[int, tuple[int, int]]:
@@ -324,10 +343,8 @@ def _pads_both_ends(call: _Call, axis: int) -> bool:
     return bool(sizes[axis - 2])
 
 
-def _unmasked(call: _Call) -> bool:
-    masks = [value for name, value in call.kwargs.items() if name == "attn_mask"]
-    masks += call.args[3:4] if len(call.args) > 3 else []
-    return all(mask is None for mask in masks) or not masks
+def _masked(call: _Call) -> bool:
+    return isinstance(_option(call, 3, "attn_mask", None), Tensor)
 
 
 def _projected(call: _Call) -> bool:
@@ -351,7 +368,7 @@ class _Stepping(TorchFunctionMode):
     ) -> Any:
         kwargs = kwargs or {}
         kind = _kind(func)
-        slot = next(self._slots) if kind else None
+        slot = next(self._slots, None) if kind else None
         if slot is None:
             return func(*args, **kwargs)
         assert slot.kind == kind  # as lift() made sure by running three times
@@ -375,30 +392,33 @@ class _Stepping(TorchFunctionMode):
         # Contiguous, or the exporter's loop of nn.RNN fails over strides that change.
         given = [next(self._states).transpose(0, 1).contiguous() for _ in slot.names]
         if _projected(call):
-            output, states = _run_projected(call, given[0], given[1], slot.time)
+            output, last, states = _run_projected(call, given[0], given[1], slot.time)
         else:
             hidden = tuple(given) if slot.kind == "lstm" else given[0]
             output, *states = func(call.args[0], hidden, *call.args[2:])
+            last = states[0]
         self.left += [state.transpose(0, 1) for state in states]
-        return (output, *states)
+        return (output, last, *states[1:])
 
 
 def _run_projected(
     call: _Call, hidden: Tensor, cell: Tensor, time: int
-) -> tuple[Tensor, list[Tensor]]:
+) -> tuple[Tensor, Tensor, list[Tensor]]:
     """An LSTM with projections as one without, which the exporter knows: W_hh W_hr takes W_hh's place.
 
-    The hidden state is then that before the projection, `[layers, B, H]` like the cell's.
+    Its hidden state is that before the projection, `[layers, B, H]` like the cell's. Returns the output,
+    the last projected state and the states.
     """
     x, _, weights, biases, layers = call.args[:5]
     each = len(weights) // layers
-    hiddens, cells = [], []
+    projected, hiddens, cells = [], [], []
     for layer in range(layers):
         own = weights[layer * each : (layer + 1) * each]
         merged = [own[0], own[1] @ own[-1], *own[2:-1]]
         state = (hidden[layer : layer + 1], cell[layer : layer + 1])
         x, h, c = torch.lstm(x, state, merged, biases, 1, 0.0, False, False, bool(time))
-        x = cast(Tensor, functional.linear(x, own[-1]))
+        x = functional.linear(x, own[-1])
+        projected.append(functional.linear(h, own[-1]))
         hiddens.append(h)
         cells.append(c)
-    return x, [torch.cat(hiddens), torch.cat(cells)]
+    return x, torch.cat(projected), [torch.cat(hiddens), torch.cat(cells)]

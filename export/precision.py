@@ -1,9 +1,10 @@
 """Precision by node: each ONNX node computes in float32, float16, bfloat16 or int8, mixed in one graph.
 
 An *assignment* maps names of nodes of the float32 graph to their precision; who is not named computes in
-float32. Inputs and outputs of the graph stay as they are. Casts are put on the edges between precisions, one for
-each tensor. (The converter of onnxconverter-common 1.16 makes invalid graphs of three common shapes: an
-output that is also used inside, an output of a node kept in float32, and a constant that both share.)
+float32. Inputs and outputs of the graph stay as they are. Casts are put on the edges between precisions,
+one for each tensor. (The converter of onnxconverter-common 1.16 makes invalid graphs of three common
+shapes: an output that is also used inside, an output of a node kept in float32, and a constant that both
+share.)
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ _ELEMENTS: Mapping[Precision, int] = {"fp16": TensorProto.FLOAT16, "bf16": Tenso
 _TYPES: Mapping[Precision, str] = {"fp16": "tensor(float16)", "bf16": "tensor(bfloat16)"}
 _GREATEST: Mapping[Precision, float] = {
     "fp16": float(np.finfo(np.float16).max),
-    "bf16": float(ml_dtypes.finfo(ml_dtypes.bfloat16).max),
+    "bf16": (2 - 2**-7) * 2.0**127,
 }
 # Kinds that only hold or convert numbers, or whose inputs ONNX or TensorRT want in float32.
 _NEVER = frozenset(
@@ -42,9 +43,10 @@ _SENSITIVE = frozenset(
         *("GroupNormalization", "InstanceNormalization", "LayerNormalization"),
     )
 )
-_PRODUCTS = frozenset(["Conv", "ConvTranspose", "Gemm", "MatMul"])
-_RECURRENCES = frozenset(["GRU", "LSTM", "RNN"])
-_NOT_COMPUTING = frozenset(["Cast", "DequantizeLinear", "QuantizeLinear", "Shape", "Size"])
+PRODUCTS = frozenset(["Conv", "ConvTranspose", "Gemm", "MatMul"])
+RECURRENCES = frozenset(["GRU", "LSTM", "RNN"])
+_DIMS_ONLY = frozenset(["Shape", "Size"])  # they read any type
+_NOT_COMPUTING = _DIMS_ONLY | {"Cast", "DequantizeLinear", "QuantizeLinear"}
 
 
 def node_key(node: onnx.NodeProto) -> str:
@@ -80,8 +82,8 @@ def uniform_assignments(model: onnx.ModelProto, precision: Precision) -> list[As
         choices = [
             nodes,
             [node for node in nodes if node.op_type not in _SENSITIVE],
-            [node for node in nodes if node.op_type in _PRODUCTS | _RECURRENCES],
-            [node for node in nodes if node.op_type in _PRODUCTS],
+            [node for node in nodes if node.op_type in PRODUCTS | RECURRENCES],
+            [node for node in nodes if node.op_type in PRODUCTS],
         ]
     assignments: list[Assignment] = []
     for chosen in choices:
@@ -166,12 +168,13 @@ class _Rewriting:
         self._pairs = list(zip(graph.node, precisions, strict=True))
         self._constants = {tensor.name: tensor for tensor in graph.initializer}
         self._forms: dict[tuple[str, Precision], str] = {}
+        self._as_made: dict[str, str] = {}  # by tensor of a reduced node
         self._nodes: list[onnx.NodeProto] = []
         self._made: list[onnx.TensorProto] = []
         self._outputs = {value.name for value in graph.output}
         self._readers: dict[str, set[Precision]] = {name: {"fp32"} for name in self._outputs}
         for node, precision in self._pairs:
-            for name in _read(node):
+            for name in () if node.op_type in _DIMS_ONLY else _read(node):
                 self._readers.setdefault(name, set()).add(precision)
 
     def run(self) -> tuple[list[onnx.NodeProto], list[onnx.TensorProto]]:
@@ -182,6 +185,8 @@ class _Rewriting:
             if precision == "int8":
                 self._write_int8(node)
             elif precision == "fp32":
+                if node.op_type in _DIMS_ONLY:
+                    node.input[0] = self._as_made.get(node.input[0], node.input[0])
                 self._nodes.append(node)
             else:
                 self._write_half(node, precision)
@@ -196,7 +201,7 @@ class _Rewriting:
         self._nodes.append(node)
         made = [name for name in node.output if name in self._floats]
         for name in made:
-            self._forms[name, precision] = f"{name}.{precision}"
+            self._as_made[name] = self._forms[name, precision] = f"{name}.{precision}"
         node.output[:] = [self._forms.get((name, precision), name) for name in node.output]
         for name in made:
             if self._readers.get(name, set()) - {precision}:
@@ -241,9 +246,7 @@ def _opset(model: onnx.ModelProto) -> int:
     return next((e.version for e in model.opset_import if e.domain in ("", "ai.onnx")), 1)
 
 
-def _can(
-    node: onnx.NodeProto, precision: Precision, floats: Collection[str], opset: int
-) -> bool:
+def _can(node: onnx.NodeProto, precision: Precision, floats: Collection[str], opset: int) -> bool:
     """Whether a node may compute in a precision; one with a graph inside (If, Loop) never does."""
     if precision == "fp32":
         return True
@@ -253,7 +256,9 @@ def _can(
             and node.domain in ("", "ai.onnx")
             and all(name in floats for name in node.input[:2])
         )
-    if node.op_type in _NEVER or any(a.type in (a.GRAPH, a.GRAPHS) for a in node.attribute):
+    if node.op_type in _NEVER | _DIMS_ONLY or any(
+        a.type in (a.GRAPH, a.GRAPHS) for a in node.attribute
+    ):
         return False
     return _allows(node, precision, floats, opset)
 

@@ -1,13 +1,13 @@
 """int8 by explicit quantisation: Q/DQ pairs around Conv, Gemm and MatMul, symmetric, zero points of 0.
 
-Weights are int8 constants with a scale for each output channel, activations have one scale from a calibration.
-What is quantised and what not is what both kinds of backend need (measured with ONNX Runtime 1.32 on a CPU
-with VNNI and with TensorRT-RTX 1.7.1):
+Weights are int8 constants with a scale for each output channel, activations have one scale from a
+calibration. What is quantised and what not is what both kinds of backend need (measured with ONNX
+Runtime 1.32 on a CPU with VNNI and with TensorRT-RTX 1.7.1):
 
 - Constants of other kinds of nodes stay float32: TensorRT refuses them, and non-zero zero points too.
 - Biases stay float32: TensorRT does not parse int32 ones, and ONNX Runtime quantises them by itself.
-- The results of Conv and Gemm are quantised as well: else ONNX Runtime dequantises the inputs and computes in
-  float32 (7.5 ms in place of 1.9 ms for 20 convolutions, 4.5 ms in float32). MatMul is as fast
+- The results of Conv and Gemm are quantised as well: else ONNX Runtime dequantises the inputs and
+  computes in float32 (7.5 ms in place of 1.9 ms for 20 convolutions, 4.5 ms in float32). MatMul is as fast
   without, and loses less.
 """
 
@@ -26,9 +26,7 @@ _LEVELS = 127  # -128 is not used: the range is symmetric
 class Quantiser:
     """Makes the Q/DQ nodes and constants of one graph, each tensor once."""
 
-    def __init__(
-        self, graph: onnx.GraphProto, calibration: Calibration | None, where: str
-    ) -> None:
+    def __init__(self, graph: onnx.GraphProto, calibration: Calibration | None, where: str) -> None:
         self.constants: list[onnx.TensorProto] = []
         self._weights = {tensor.name: tensor for tensor in graph.initializer}
         self._calibration, self._where = calibration, where
@@ -92,7 +90,7 @@ class Quantiser:
             ],
             [f"{key}.dequantised"],
             f"{key}.dequantise",
-            **({} if axis is None else {"axis": axis}),
+            axis=0 if axis is None else axis,  # with one scale it says nothing
         )
 
     def _limit(self, tensor: str) -> float:

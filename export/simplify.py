@@ -23,6 +23,9 @@ def simplify(model: onnx.ModelProto, part: ModulePart) -> onnx.ModelProto:
         raise FusedgeError(
             f"onnxslim failed: {type(error).__name__}: {error}", where=f"part {part.name}, simplify"
         ) from error
+    # An input that decides nothing is still one that the runtime gives, such as the age of an embedding.
+    del slim.graph.input[:]
+    slim.graph.input.extend(model.graph.input)
     del slim.graph.value_info[:]  # onnxslim lists tensors twice, which misleads later stages
     slim.ir_version = model.ir_version  # onnxslim raises it; an older runtime would refuse the file
     check_graph(slim, part, "simplify")

@@ -1,59 +1,151 @@
 """First stage: a fusion model becomes parts that run by themselves, with their state lifted.
 
 An encoder becomes `(window, valid, state_in.*) -> (embedding, state_out.*)` for one window, the head
-`(embedding.*, presence, age) -> logits`. Every tensor is float32 with a free first dim `batch`.
+`(embedding.*, presence, age, state_in.*) -> (logits, state_out.*)`. The first dim `batch` of every tensor
+is free; windows of images are uint8, all else is float32.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
+import inspect
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Literal, Protocol
 
+import numpy as np
 import torch
-from torch import nn
+from numpy.typing import NDArray
+from torch import Tensor, nn
 
 from fusedge.bundle.errors import FusedgeError
-from fusedge.bundle.manifest import Modality, StatePair, TensorSpec
-from fusedge.export.part import ModulePart, concrete_shape
+from fusedge.bundle.manifest import Dtype, Modality, StatePair, TensorSpec
+from fusedge.export.lift import as_tuple, lift, run_module
+from fusedge.export.part import ModulePart
 from fusedge.export.task import Encoder, FusionModule
 
 _BATCH = 2  # 1 would let a tracer take the batch for a constant
+_Role = Literal[
+    "window", "valid", "embedding", "presence", "age", "state_in", "state_out", "logits"
+]
+
+
+class _Memory(Protocol):
+    """How a module is run from states that are arguments."""
+
+    @property
+    def shapes(self) -> Mapping[str, tuple[int, ...]]:
+        """Of each state, without the batch."""
+
+    @property
+    def initial(self) -> Mapping[str, NDArray[np.float32]]:
+        """The states that do not begin with zeros."""
+
+    def run(
+        self, module: nn.Module, inputs: Sequence[Tensor], states: Sequence[Tensor]
+    ) -> tuple[Tensor, ...]:
+        """The outputs of the module, then the new states."""
+
+    def whole(self, module: nn.Module, inputs: Sequence[Tensor]) -> tuple[Tensor, ...]:
+        """The outputs of the module from its initial state."""
+
+
+@dataclass(frozen=True)
+class _Named:
+    """States that the module names itself and takes after its inputs.
+
+    Those without elements (of a convolution over one step) are no inputs and outputs of the part.
+    """
+
+    all_shapes: Mapping[str, tuple[int, ...]]
+
+    @property
+    def shapes(self) -> Mapping[str, tuple[int, ...]]:
+        return {name: shape for name, shape in self.all_shapes.items() if 0 not in shape}
+
+    @property
+    def initial(self) -> Mapping[str, NDArray[np.float32]]:
+        return {}
+
+    def run(
+        self, module: nn.Module, inputs: Sequence[Tensor], states: Sequence[Tensor]
+    ) -> tuple[Tensor, ...]:
+        given = iter(states)
+        full = [
+            torch.zeros(inputs[0].shape[0], *shape) if 0 in shape else next(given)
+            for shape in self.all_shapes.values()
+        ]
+        outputs = as_tuple(module(*inputs, *full))
+        # By its own shape: a wrong number of states is for split() to report.
+        return tuple(output for output in outputs if 0 not in output.shape)
+
+    def whole(self, module: nn.Module, inputs: Sequence[Tensor]) -> tuple[Tensor, ...]:
+        zeros = [torch.zeros(inputs[0].shape[0], *shape) for shape in self.all_shapes.values()]
+        return as_tuple(module(*inputs, *zeros))
+
+
+@dataclass(frozen=True)
+class _Form:
+    """How an encoder or head is called.
+
+    `stepwise`: one step at a time, `[B, ...]` to `[B, D]`; else N in a row, to `[B, N, D]`. `contiguous`:
+    windows follow one another, `[B, N*n, ...]`. `takes_valid`: it takes `valid`.
+    """
+
+    stepwise: bool
+    memory: _Memory
+    contiguous: bool = True
+    takes_valid: bool = True
 
 
 class _EncoderStep(nn.Module):
-    """One window through an encoder: embedding `[B, D]` in place of `[B, 1, D]`.
+    """One window through an encoder: embedding `[B, D]`, whatever its form."""
 
-    States without elements (of a convolution over one step) are no inputs and outputs: the encoder is
-    given them from here.
-    """
-
-    def __init__(self, encoder: nn.Module, shapes: Sequence[tuple[int, ...]]) -> None:
+    def __init__(self, encoder: nn.Module, form: _Form, inputs: int) -> None:
         super().__init__()
-        self.encoder = encoder
-        self.shapes = shapes
+        self.encoder, self.form, self.inputs = encoder, form, inputs
 
-    def forward(self, *tensors: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        window, valid, *states = tensors
-        given = iter(states)
-        full = [
-            window.new_zeros((window.shape[0], *shape)) if 0 in shape else next(given)
-            for shape in self.shapes
-        ]
-        embedding, *new_states = self.encoder(window, valid, *full)
-        # By its own shape: a wrong number of states is for split() to report.
-        return (embedding.squeeze(1), *(state for state in new_states if 0 not in state.shape))
+    def forward(self, *tensors: Tensor) -> tuple[Tensor, ...]:
+        inputs, states = list(tensors[: self.inputs]), tensors[self.inputs :]
+        if len(inputs) == 2 and not self.form.takes_valid:
+            # A part of a series has this input; what is not valid is 0, so the product changes nothing.
+            window, valid = inputs
+            inputs = [window * valid]
+        embedding, *new_states = self.form.memory.run(self.encoder, inputs, states)
+        return (embedding if self.form.stepwise else embedding.squeeze(1), *new_states)
+
+    def sequence(self, *tensors: Tensor) -> tuple[Tensor, ...]:
+        """The encoder as it is over windows `[B, N, n, ...]`: the embeddings `[B, N, D]`."""
+        inputs = tensors if self.form.takes_valid else tensors[:1]
+        if self.form.contiguous and not self.form.stepwise:
+            flat = [tensor.flatten(1, 2) for tensor in inputs]
+            return self.form.memory.whole(self.encoder, flat)[:1]
+        flat = [tensor.flatten(0, 1) for tensor in inputs]
+        embedding = self.form.memory.whole(self.encoder, flat)[0].flatten(1)
+        return (embedding.reshape(*inputs[0].shape[:2], -1),)
 
 
 class _HeadStep(nn.Module):
-    """The head with its logits always as a tuple."""
+    """One decision: the logits always as a tuple, each `[B, K]`."""
 
-    def __init__(self, head: nn.Module) -> None:
+    def __init__(self, head: nn.Module, form: _Form, inputs: int, logits: int) -> None:
         super().__init__()
-        self.head = head
+        self.head, self.form, self.inputs, self.logits = head, form, inputs, logits
 
-    def forward(self, *tensors: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        logits = self.head(*tensors)
-        return logits if isinstance(logits, tuple) else (logits,)
+    def forward(self, *tensors: Tensor) -> tuple[Tensor, ...]:
+        inputs, states = tensors[: self.inputs], tensors[self.inputs :]
+        if self.form.stepwise:
+            return self.form.memory.run(self.head, inputs, states)
+        outputs = self.form.memory.run(self.head, [t.unsqueeze(1) for t in inputs], states)
+        logits = [output.squeeze(1) for output in outputs[: self.logits]]
+        return (*logits, *outputs[self.logits :])
+
+    def sequence(self, *tensors: Tensor) -> tuple[Tensor, ...]:
+        """The head as it is over N decisions, `[B, N, ...]`: each logits `[B, N, K]`."""
+        if not self.form.stepwise:
+            return self.form.memory.whole(self.head, tensors)[: self.logits]
+        outputs = as_tuple(self.head(*(tensor.flatten(0, 1) for tensor in tensors)))
+        return tuple(output.reshape(*tensors[0].shape[:2], -1) for output in outputs)
 
 
 def split(
@@ -64,8 +156,16 @@ def split(
 ) -> tuple[ModulePart, ...]:
     """The encoders in the model's order, then the head; the model must be in evaluation mode.
 
-    Raises FusedgeError where a part does not run on zeros or returns other shapes than it says.
+    Raises FusedgeError where a part does not run, returns other shapes than it says, or has memory that
+    cannot be lifted.
     """
+    for name in ("modalities", "encoder", "head"):
+        if not hasattr(model, name):
+            raise FusedgeError(
+                f"the fusion model has no `{name}`",
+                where="split",
+                hint="see FusionModule in fusedge.export.task",
+            )
     specs = {modality.name: modality for modality in modalities}
     if set(specs) != set(model.modalities):
         raise FusedgeError(
@@ -84,53 +184,129 @@ def split(
     return (*encoders, _head_part(model, encoders, decision_rate_hz, logits))
 
 
-def _spec(name: str, role: Any, *shape: int, modality: str | None = None) -> TensorSpec:
-    return TensorSpec(
-        name=name, role=role, dtype="float32", shape=("batch", *shape), modality=modality
-    )
+def _spec(
+    name: str,
+    role: _Role,
+    *shape: int,
+    modality: str | None = None,
+    dtype: Dtype = "float32",
+) -> TensorSpec:
+    return TensorSpec(name=name, role=role, dtype=dtype, shape=("batch", *shape), modality=modality)
 
 
 def _encoder_part(modality: Modality, encoder: nn.Module) -> ModulePart:
-    if not isinstance(encoder, Encoder):
-        raise FusedgeError(
-            "the encoder has no method state_shapes()",
-            where=f"part {modality.name}",
-            hint="return an empty dict if it carries no state",
-        )
-    window = (modality.window_samples, len(modality.channels))
-    all_states = encoder.state_shapes()
-    states = {name: shape for name, shape in all_states.items() if 0 not in shape}
-    inputs = (
-        _spec("window", "window", *window, modality=modality.name),
-        _spec("valid", "valid", *window, modality=modality.name),
-        *(_spec(f"state_in.{name}", "state_in", *shape) for name, shape in states.items()),
+    name, where = modality.name, f"part {modality.name}"
+    form = _encoder_form(modality, encoder, where)
+    window = _spec(
+        "window",
+        "window",
+        *modality.window_shape,
+        modality=name,
+        dtype="uint8" if modality.kind == "image" else "float32",
     )
-    step = _EncoderStep(encoder, list(all_states.values()))
-    shapes = _output_shapes(modality.name, step, inputs)
+    inputs = [window]
+    if form.takes_valid or modality.kind == "series":
+        inputs.append(_spec("valid", "valid", *modality.valid_shape, modality=name))
+    states = form.memory.shapes
+    step = _EncoderStep(encoder, form, len(inputs))
+    part = ModulePart(
+        name=name,
+        kind="encoder",
+        modality=name,
+        rate_hz=1 / modality.hop_s,
+        module=step,
+        inputs=(*inputs, *_state_specs("state_in", states)),
+        outputs=(),
+        state=_state_pairs(states),
+        initial={f"state_in.{name}": value for name, value in form.memory.initial.items()},
+        sequence=step.sequence,
+    )
+    shapes = _output_shapes(part)
     wanted = [tuple(shape) for shape in states.values()]
     if shapes[1:] != wanted or len(shapes[0]) != 1:
         raise FusedgeError(
             f"for one window the encoder returns {_listed(shapes)} (without the batch), "
             f"not an embedding [D] and the states {_listed(wanted)}",
-            where=f"part {modality.name}",
+            where=where,
             hint="return (embedding, *new_states), shaped and ordered as state_shapes() says",
         )
-    outputs = (
-        _spec("embedding", "embedding", *shapes[0], modality=modality.name),
-        *(_spec(f"state_out.{name}", "state_out", *shape) for name, shape in states.items()),
-    )
-    return ModulePart(
-        name=modality.name,
-        kind="encoder",
-        modality=modality.name,
-        rate_hz=1 / modality.hop_s,
-        module=step,
-        inputs=inputs,
-        outputs=outputs,
-        state=tuple(
-            StatePair(input=f"state_in.{name}", output=f"state_out.{name}") for name in states
-        ),
-    )
+    embedding = _spec("embedding", "embedding", *shapes[0], modality=name)
+    return replace(part, outputs=(embedding, *_state_specs("state_out", states)))
+
+
+def _encoder_form(modality: Modality, encoder: nn.Module, where: str) -> _Form:
+    contiguous = math.isclose(modality.window_s, modality.hop_s)
+    if isinstance(encoder, Encoder):
+        form = _Form(False, _Named(encoder.state_shapes()), contiguous)
+    else:
+        takes_valid = _takes_valid(encoder, where)
+
+        def windows(batch: int, steps: int) -> tuple[Tensor, ...]:
+            return _random_windows(modality, batch, steps)[: 1 + takes_valid]
+
+        shape = _run(encoder, windows(_BATCH, 1), where)[0].shape
+        stepwise = len(shape) == 2
+        if not stepwise and (len(shape) != 3 or shape[1] != 1):
+            raise FusedgeError(
+                f"for one window the encoder returns {list(shape[1:])} (without the batch), "
+                "not an embedding [D]",
+                where=where,
+                hint="return [B, D] for one window, or [B, N, D] for N windows in a row",
+            )
+        lifted = lift(encoder, (lambda batch, _: windows(batch, 1)) if stepwise else windows, where)
+        form = _Form(stepwise, lifted, contiguous, takes_valid)
+        if contiguous and not stepwise:
+            shape = _run(encoder, windows(_BATCH, 2), where)[0].shape
+            if len(shape) != 3 or shape[1] != 2:
+                raise FusedgeError(
+                    f"for two windows in a row the encoder returns {list(shape[1:])} (without the "
+                    "batch), not two embeddings [2, D]",
+                    where=where,
+                    hint="return one embedding for the end of each window, or [B, D] for one window",
+                )
+    if form.memory.shapes and not contiguous:
+        raise FusedgeError(
+            f"the encoder has memory ({', '.join(form.memory.shapes)}), but its windows of "
+            f"{modality.window_s:g} s come every {modality.hop_s:g} s and are not in a row",
+            where=where,
+            hint="set window_s to hop_s, or return [B, D], which starts anew with each window",
+        )
+    return form
+
+
+def _takes_valid(encoder: nn.Module, where: str) -> bool:
+    """Whether `forward` takes `valid` after the window."""
+    kinds = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+    parameters = inspect.signature(encoder.forward).parameters.values()
+    if any(parameter.kind is inspect.Parameter.VAR_POSITIONAL for parameter in parameters):
+        return True
+    needed = [
+        p
+        for p in parameters
+        if p.kind in kinds and (p.default is inspect.Parameter.empty or p.name == "valid")
+    ]
+    if len(needed) not in (1, 2):
+        raise FusedgeError(
+            f"the encoder's forward takes ({', '.join(p.name for p in needed)})",
+            where=where,
+            hint="forward(window), forward(window, valid), or name further states by state_shapes()",
+        )
+    return len(needed) == 2
+
+
+def _random_windows(modality: Modality, batch: int, steps: int) -> tuple[Tensor, Tensor]:
+    """Windows in a row and their validity, `[B, N*n, ...]`, the same for the same sizes."""
+    random = torch.Generator().manual_seed(1000 * batch + steps)
+    grid = steps * modality.window_samples
+    shape = (batch, grid, *modality.item_shape)
+    valid = torch.rand((batch, grid, *modality.valid_shape[1:]), generator=random) < 0.8
+    if modality.kind == "image":
+        window = torch.randint(0, 256, shape, generator=random, dtype=torch.uint8)
+        return window, valid.float()
+    low = torch.tensor([channel.minimum for channel in modality.channels])
+    high = torch.tensor([channel.maximum for channel in modality.channels])
+    window = low + torch.rand(shape, generator=random) * (high - low)
+    return window * valid, valid.float()
 
 
 def _head_part(
@@ -146,49 +322,96 @@ def _head_part(
         _spec("presence", "presence", len(encoders)),
         _spec("age", "age", len(encoders)),
     )
-    step = _HeadStep(model.head)
-    shapes = _output_shapes("head", step, inputs)
-    if len(shapes) != len(logits) or any(len(shape) != 1 for shape in shapes):
-        raise FusedgeError(
-            f"the head returns {_listed(shapes)} (without the batch), "
-            f"not one row of logits for each of {', '.join(logits)}",
-            where="part head",
-        )
-    return ModulePart(
+    form = _head_form(model.head, len(encoders), size)
+    states = form.memory.shapes
+    step = _HeadStep(model.head, form, len(inputs), len(logits))
+    part = ModulePart(
         name="head",
         kind="head",
         modality=None,
         rate_hz=decision_rate_hz,
         module=step,
-        inputs=inputs,
-        outputs=tuple(
-            _spec(name, "logits", *shape) for name, shape in zip(logits, shapes, strict=True)
-        ),
+        inputs=(*inputs, *_state_specs("state_in", states)),
+        outputs=(),
+        state=_state_pairs(states),
+        initial={f"state_in.{name}": value for name, value in form.memory.initial.items()},
+        sequence=step.sequence,
     )
-
-
-def _output_shapes(
-    name: str, module: nn.Module, inputs: Sequence[TensorSpec]
-) -> list[tuple[int, ...]]:
-    zeros = [torch.zeros(concrete_shape(spec, {"batch": _BATCH})) for spec in inputs]
-    shapes = ", ".join(
-        f"{spec.name} {list(z.shape)}" for spec, z in zip(inputs, zeros, strict=True)
-    )
-    try:
-        with torch.no_grad():
-            outputs = module(*zeros)
-    except Exception as error:  # the user's own code
+    shapes = _output_shapes(part)
+    wanted = [tuple(shape) for shape in states.values()]
+    rows = shapes[: len(shapes) - len(wanted)]
+    if (
+        len(rows) != len(logits)
+        or any(len(row) != 1 for row in rows)
+        or shapes[len(rows) :] != wanted
+    ):
         raise FusedgeError(
-            f"the module fails on {shapes}: {type(error).__name__}: {error}", where=f"part {name}"
-        ) from error
+            f"the head returns {_listed(shapes)} (without the batch), "
+            f"not one row of logits for each of {', '.join(logits)}"
+            + (f" and the states {_listed(wanted)}" if wanted else ""),
+            where="part head",
+        )
+    outputs = [_spec(name, "logits", *row) for name, row in zip(logits, rows, strict=True)]
+    return replace(part, outputs=(*outputs, *_state_specs("state_out", states)))
+
+
+def _head_form(head: nn.Module, count: int, size: int) -> _Form:
+    """With memory if it runs over decisions in a row and remembers, else for one decision at a time."""
+    if isinstance(head, Encoder):
+        return _Form(False, _Named(head.state_shapes()))
+
+    def decisions(batch: int, steps: int) -> tuple[Tensor, ...]:
+        random = torch.Generator().manual_seed(1000 * batch + steps)
+        embeddings = [torch.randn(batch, steps, size, generator=random) for _ in range(count)]
+        presence = (torch.rand(batch, steps, count, generator=random) < 0.8).float()
+        age = torch.rand(batch, steps, count, generator=random) * presence
+        return (*embeddings, presence, age)
+
+    try:
+        rows = run_module(head, decisions(_BATCH, 2), "part head")
+        in_a_row = all(row.shape[:2] == (_BATCH, 2) and row.dim() == 3 for row in rows)
+    except FusedgeError:  # it need not be made for this
+        in_a_row = False
+    if in_a_row and (lifted := lift(head, decisions, "part head")).shapes:
+        return _Form(False, lifted)
+    return _Form(
+        True,
+        lift(head, lambda batch, _: tuple(t[:, 0] for t in decisions(batch, 1)), "part head"),
+    )
+
+
+def _run(module: nn.Module, inputs: Sequence[Tensor], where: str) -> tuple[Tensor, ...]:
+    outputs = run_module(module, inputs, where)
     for output in outputs:
-        if not isinstance(output, torch.Tensor) or output.shape[:1] != (_BATCH,):
+        if not isinstance(output, Tensor) or output.shape[:1] != inputs[0].shape[:1]:
             raise FusedgeError(
-                f"an output does not have the batch as its first dim, for {shapes}",
-                where=f"part {name}",
+                f"an output is {_kind_of(output)}, not a tensor with the batch as its first dim, "
+                f"for inputs {_listed([t.shape for t in inputs])}",
+                where=where,
             )
+    return outputs
+
+
+def _kind_of(output: object) -> str:
+    if isinstance(output, Tensor):
+        return f"of shape {list(output.shape)}"
+    return f"a {type(output).__name__}"
+
+
+def _output_shapes(part: ModulePart) -> list[tuple[int, ...]]:
+    outputs = _run(part.module, part.zeros(_BATCH), f"part {part.name}")
     return [tuple(output.shape[1:]) for output in outputs]
 
 
-def _listed(shapes: Sequence[tuple[int, ...]]) -> str:
+def _state_specs(
+    role: Literal["state_in", "state_out"], states: Mapping[str, tuple[int, ...]]
+) -> tuple[TensorSpec, ...]:
+    return tuple(_spec(f"{role}.{name}", role, *shape) for name, shape in states.items())
+
+
+def _state_pairs(states: Mapping[str, tuple[int, ...]]) -> tuple[StatePair, ...]:
+    return tuple(StatePair(input=f"state_in.{n}", output=f"state_out.{n}") for n in states)
+
+
+def _listed(shapes: Sequence[Sequence[int]]) -> str:
     return ", ".join(str(list(shape)) for shape in shapes) or "none"

@@ -77,6 +77,8 @@ def trace_program(part: ModulePart, opset: int = 18) -> Traced:
             hint="replace what the message names by operations with a fixed control flow",
         ) from error
     assert program is not None
+    exported = program.exported_program
+    assert exported is not None
     model: onnx.ModelProto = program.model_proto
     _name_nodes(model.graph)
     interface = [spec.name for spec in (*part.inputs, *part.outputs)]
@@ -85,11 +87,11 @@ def trace_program(part: ModulePart, opset: int = 18) -> Traced:
     model.ir_version = find_min_ir_version_for(list(model.opset_import))
     check_graph(model, part, "trace")
     # The exporter calls a value as torch calls the node that computes it.
-    computed = {node.name for node in program.exported_program.graph.nodes}
+    computed = {node.name for node in exported.graph.nodes}
     values = {new: old for old, new in names.items() if old in computed}
-    returned = program.exported_program.graph_signature.user_outputs
+    returned = exported.graph_signature.user_outputs
     values |= {s.name: str(node) for s, node in zip(part.outputs, returned, strict=True)}
-    return Traced(model, program.exported_program, values)
+    return Traced(model, exported, values)
 
 
 def _example(part: ModulePart) -> tuple[torch.Tensor, ...]:

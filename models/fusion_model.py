@@ -101,6 +101,27 @@ class FusionModel(nn.Module):
         assert isinstance(encoder, SeriesEncoder)
         return encoder
 
+    def forward(
+        self,
+        windows: Mapping[str, Tensor],
+        valid: Mapping[str, Tensor],
+        presence: Tensor,
+        age: Tensor,
+    ) -> Tensor:
+        """The whole model over N steps from zero states, by which export proves its parts.
+
+        `windows` and `valid` by modality, `[B, N, hop, C]`; `presence` and `age` `[B, N, M]`; logits
+        `[B, N, K]`.
+        """
+        embeddings = []
+        for name in self.modalities:
+            encoder, window = self.encoder(name), windows[name].flatten(1, 2)
+            states = encoder.zero_states(len(window))
+            embeddings.append(encoder(window, valid[name].flatten(1, 2), *states)[0])
+        steps = [tensor.flatten(0, 1) for tensor in (*embeddings, presence, age)]
+        logits: Tensor = self.head(*steps)
+        return logits.reshape(*presence.shape[:2], -1)
+
 
 def model_bytes(model: FusionModel, notes: Mapping[str, str] | None = None) -> bytes:
     """The model as a safetensors file, with its configuration; the same model, the same bytes."""

@@ -6,9 +6,9 @@ bins that a mel filter looks at are computed. Definitions are those of torchaudi
 librosa; on their test signals the results differ by less than 1e-3 dB where there is sound.
 
 Precision: all of it belongs in float32. In float16 the power of a loud sound overflows (a full-scale tone
-has `(sum(window) / 2) ** 2`: 10 000 for a window of 400, 65 536 for 1024), and the floor of 1e-10 becomes 0,
-whose logarithm is -Inf: silence breaks it. As nodes are named after modules, those to keep in float32 are
-all under the name that this module has in yours; the result, some tens at most, fits into float16.
+has `(sum(window) / 2) ** 2`: 10 000 for a window of 400, 65 536 for 1024), and the floor of 1e-10 is 0,
+whose logarithm is -Inf: silence breaks it. The module that computes it says so (`needs_float32`), and its
+nodes are all named after it (`MODULE.bands/...`); the result, some tens at most, fits into float16.
 """
 
 from __future__ import annotations
@@ -100,7 +100,7 @@ class LogMel(nn.Module):
 
 
 def _mirror_ends(wave: Tensor, count: int) -> Tensor:
-    """`[B, 1, T] -> [B, 1, T + 2 * count]`, by selection: older TensorRT and opset 17 lack ONNX's Pad for it."""
+    """`[B, 1, T] -> [B, 1, T + 2 * count]`, by selection: not all TensorRT can mirror with Pad."""
     length = wave.shape[-1]
     if length <= count:
         raise FusedgeError(
@@ -125,7 +125,9 @@ class StreamingLogMel(nn.Module):
         super().__init__()
         if config.hop_length > config.win_length:
             raise FusedgeError(
-                "hop_length must be at most win_length", where="StreamingLogMel", hint="or use LogMel"
+                "hop_length must be at most win_length",
+                where="StreamingLogMel",
+                hint="or use LogMel",
             )
         self.history = History(1, config.win_length - config.hop_length)
         self.bands = _MelBands(config)
@@ -144,6 +146,7 @@ class StreamingLogMel(nn.Module):
 class _MelBands(nn.Module):
     """`[B, 1, T] -> [B, 1 + (T - win_length) // hop_length, n_mels]`."""
 
+    needs_float32 = True  # see above
     basis: Tensor
     filters: Tensor
 
@@ -152,10 +155,11 @@ class _MelBands(nn.Module):
         self.config = config
         filters = mel_filters(config)
         used = filters.any(dim=0)
-        # As a convolution of width 1, which TensorRT builds in float32 on RTX 20 too; a product it does not.
+        # As a convolution of width 1: TensorRT builds that in float32 for RTX 20 too, unlike a product.
         narrow = filters[:, used].float().unsqueeze(-1)
         self.register_buffer("filters", narrow, persistent=False)
         bins = used.nonzero()
+        self.bins = len(bins)
         window = torch.hann_window(config.win_length, dtype=torch.float64)
         # Whole turns are taken off while the numbers are integers, and so exact.
         turns = (torch.arange(config.win_length) * bins % config.n_fft).double() / config.n_fft
@@ -166,7 +170,7 @@ class _MelBands(nn.Module):
     def forward(self, wave: Tensor) -> Tensor:
         config = self.config
         spectrum = functional.conv1d(wave, self.basis, stride=config.hop_length)
-        real, imaginary = spectrum.chunk(2, dim=1)
+        real, imaginary = spectrum[:, : self.bins], spectrum[:, self.bins :]
         energy = real * real + imaginary * imaginary
         if config.power == 1:
             energy = energy.sqrt()

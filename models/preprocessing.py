@@ -1,8 +1,9 @@
 """Preprocessing of images and sensors inside the graph, so that training and serving cannot differ.
 
-Put these modules in front of an encoder; sound has `log_mel.LogMel`. All numbers are constants. They are
-computed in float32 whatever the rest does: pressures in pascal and large odometers lie beyond float16, and
-what is subtracted from them there is lost. Keep their nodes out of a reduced precision.
+Put these modules in front of an encoder; sound has `log_mel.LogMel`. All numbers are constants.
+
+Precision: pixels are whole numbers up to 255, which float16 holds. Sensors are not so: pressure in pascal
+and odometers lie beyond float16, so that `Normalise` must compute in float32 (`needs_float32`).
 """
 
 from __future__ import annotations
@@ -59,6 +60,7 @@ class Normalise(nn.Module):
     Where `valid` is 0 the result is 0, which is the mean, whatever `x` holds there, NaN and Inf included.
     """
 
+    needs_float32 = True
     mean: Tensor
     deviation: Tensor
 

@@ -21,10 +21,11 @@ class RollingStatistics(nn.Module):
 
     Every window is summed anew: a running total would drift apart from the stepwise one. The state holds
     the last `length - hop` samples; zeros mean that nothing was seen. Deviations are from the window's own
-    mean, so that a large offset does not cancel; squares above 65504 overflow in float16, so put
-    `Normalise` before it or keep it in float32.
+    mean, so that a large offset does not cancel. In float16 values from 256 on would overflow when squared,
+    and the sum of many samples lose the last ones.
     """
 
+    needs_float32 = True
     times_s: Tensor
 
     def __init__(self, channels: int, length: int, hop: int, rate_hz: float) -> None:
@@ -49,7 +50,8 @@ class RollingStatistics(nn.Module):
         """Statistics of N hops."""
         mask = (valid > 0).to(x.dtype)
         joined, state = self.history(cat([torch.where(valid > 0, x, 0.0), mask], dim=-1), state)
-        values, mask = joined.unfold(1, self.length, self.hop).chunk(2, dim=2)  # [B, N, C, length]
+        windows = joined.unfold(1, self.length, self.hop)  # [B, N, 2C, length]
+        values, mask = windows[:, :, : x.shape[2]], windows[:, :, x.shape[2] :]
         count = mask.sum(-1)
         divisor = count.clamp(min=1.0)
         mean = (values * mask).sum(-1) / divisor

@@ -21,6 +21,7 @@ from fusedge.bundle.errors import FusedgeError
 from fusedge.bundle.regular_file import read_file
 from fusedge.bundle.strict_yaml import MAX_BYTES, load_yaml
 from fusedge.devices.capture.source import SCHEMES
+from fusedge.runtime.backend import AUTO
 from fusedge.runtime.chaos import EVERY_S
 from fusedge.runtime.session import HANG_S, SILENCE_S
 
@@ -58,8 +59,10 @@ class PipelineSetting(_Strict):
     bundle: str = Field(description="a shipped bundle's name, or a path")
     sources: tuple[str, ...] = Field(min_length=1, description="URIs")
     without: tuple[str, ...] = ()
-    provider: str = "cpu"
-    precision: str = "fp32"
+    backend: str = AUTO
+    provider: str = AUTO
+    precision: str = AUTO
+    allow_unsigned_engines: Annotated[bool, Strict()] = False
     latency_s: dict[str, Annotated[Number, Field(ge=0, le=86_400)]] = Field(
         default_factory=dict, description="delay of a modality's stamps, instead of the manifest's"
     )

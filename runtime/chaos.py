@@ -24,11 +24,11 @@ from fusedge.bundle.sample import Rejection, Sample, data_bytes
 from fusedge.bundle.window import NANOSECONDS, to_ns
 from fusedge.devices.capture.address import Wanted, shown
 from fusedge.devices.capture.source import Source
-from fusedge.runtime.backend import Array
 from fusedge.runtime.clock import Clock
 from fusedge.runtime.decision import Decision
 from fusedge.runtime.events import Event
 from fusedge.runtime.journal import Entry
+from fusedge.runtime.onnx_part import Array
 from fusedge.runtime.part import Backend
 from fusedge.runtime.sinks.sink import Sink
 

@@ -44,8 +44,12 @@ class Cuda:
         """The GPU; raises FusedgeError where there is none, or no driver for it."""
         self._call("cudaGetDeviceCount")
         attributes = self._api.cudaDeviceAttr
-        major = self._call("cudaDeviceGetAttribute", attributes.cudaDevAttrComputeCapabilityMajor, 0)
-        minor = self._call("cudaDeviceGetAttribute", attributes.cudaDevAttrComputeCapabilityMinor, 0)
+        major = self._call(
+            "cudaDeviceGetAttribute", attributes.cudaDevAttrComputeCapabilityMajor, 0
+        )
+        minor = self._call(
+            "cudaDeviceGetAttribute", attributes.cudaDevAttrComputeCapabilityMinor, 0
+        )
         name = self._call("cudaGetDeviceProperties", 0).name
         return Device(name.decode(errors="replace").rstrip("\0"), f"{major}.{minor}")
 
@@ -63,7 +67,7 @@ class Cuda:
         device = int(self._call("cudaMalloc", size))
         held.callback(self._give_back, "cudaFree", device)
         memory = (ctypes.c_uint8 * size).from_address(host)
-        return Buffer(np.frombuffer(memory, np.uint8), host, device)
+        return Buffer(np.ctypeslib.as_array(memory), host, device)
 
     def to_device(self, buffer: Buffer, size: int, stream: int) -> None:
         """Copy, in the stream's turn."""
@@ -122,7 +126,9 @@ class Cuda:
             _, text = self._api.cudaGetErrorString(error)
             _, driver = self._api.cudaDriverGetVersion()
             raise FusedgeError(
-                "no NVIDIA driver is installed" if not driver else f"CUDA: {text.decode()} ({name})",
+                "no NVIDIA driver is installed"
+                if not driver
+                else f"CUDA: {text.decode()} ({name})",
                 hint="check the driver with nvidia-smi",
             )
         return values[0] if values else None

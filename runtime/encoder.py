@@ -7,8 +7,8 @@ from typing import Any
 
 from fusedge.bundle.manifest import Modality, Part
 from fusedge.bundle.window import to_ns
-from fusedge.runtime.backend import Array
 from fusedge.runtime.guard import all_finite
+from fusedge.runtime.onnx_part import Array
 from fusedge.runtime.stream import Window
 
 

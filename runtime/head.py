@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 
 from fusedge.bundle.manifest import Manifest
-from fusedge.runtime.backend import Array
 from fusedge.runtime.encoder import PartState
 from fusedge.runtime.guard import all_finite
+from fusedge.runtime.onnx_part import Array
 
 
 class FusionHead:

@@ -33,6 +33,10 @@ _DTYPES = {
 }
 
 
+class MissingProviderError(FusedgeError):
+    """An execution provider that this machine's ONNX Runtime does not have."""
+
+
 class Provider(NamedTuple):
     """An execution provider: ONNX Runtime's name of it, where its tensors lie, and what it is told.
 
@@ -79,16 +83,14 @@ class OnnxPart:
             content,
             precision,
             chosen.name,
-            provider_options=_options(chosen, part),
+            provider_options=provider_options(provider, part),
             devices=devices,
         )
         try:
             self._session, self.cpu_nodes = self._load()
-        except FusedgeError:
-            raise
         except Exception as error:  # ONNX Runtime raises a dozen kinds of its own
             raise BundleError(f"{graph.file} does not load: {error}", where=where) from None
-        self._check(part, graph.nodes, where)
+        self._check(part, where)
         self._outputs = [spec.name for spec in part.outputs]
         # A plug-in's memory is ONNX Runtime's own business: its `run` copies as well.
         bound = chosen.device != "cpu" and not devices
@@ -107,18 +109,21 @@ class OnnxPart:
             return self._open(), Counter()
         if hasattr(onnxruntime().InferenceSession, "get_provider_graph_assignment_info"):
             session = self._open(entries={_ASSIGNMENT: "1"})
-            return session, _nodes_on_cpu(session)
+            placed = session.get_provider_graph_assignment_info()
+            if all(subgraph.ep_name == CPU for subgraph in placed):
+                raise RuntimeError(f"{self.provider} runs no node of it")
+            left = [node for s in placed if s.ep_name == CPU for node in s.get_nodes()]
+            return session, Counter(node.op_type for node in left)
         try:
             return self._open(entries={_NO_CPU: "1"}), Counter()
         except Exception:  # whatever the reason is, the next attempt meets it or does without
             return self._open(), None
 
-    def _check(self, part: Part, nodes: int, where: str) -> None:
+    def _check(self, part: Part, where: str) -> None:
         first = self._session.get_providers()[0]
-        left = self.cpu_nodes
-        if first != self.provider or (left is not None and left.total() >= nodes):
+        if first != self.provider:
             raise FusedgeError(
-                f"asked for {self.provider}, ONNX Runtime chose {CPU if left else first}",
+                f"asked for {self.provider}, ONNX Runtime chose {first}",
                 where=where,
                 hint="check the driver and libraries of the device, or --provider cpu",
             )
@@ -175,7 +180,7 @@ def provider_devices(provider: str) -> list[Any]:
         return []
     reason = f"ONNX Runtime {module.__version__} has no {name} on this machine"
     if provider != "tensorrt-rtx" or importlib.util.find_spec(_PLUGIN) is None:
-        raise FusedgeError(reason, hint="--provider cpu, or install 'fusedge[gpu]'")
+        raise MissingProviderError(reason, hint="--provider cpu, or install 'fusedge[gpu]'")
     if problem := _register_plugin():
         raise FusedgeError(f"{reason}: its plug-in {problem}", hint="check the driver of the GPU")
     devices: list[Any] = [d for d in module.get_ep_devices() if d.ep_name == name]
@@ -198,21 +203,17 @@ def _register_plugin() -> str:
     return ""
 
 
-def _options(provider: Provider, part: Part) -> dict[str, str]:
+def provider_options(name: str, part: Part) -> dict[str, str]:
     """What the provider is told, with the range of the inputs' shapes."""
+    provider = PROVIDERS[name]
     options = dict(provider.options)
     if provider.profile and part.dims:
         for suffix, attribute in (("min", "least"), ("opt", "usual"), ("max", "greatest")):
             sizes = {name: getattr(dim, attribute) for name, dim in part.dims.items()}
-            shapes = shapes_at(part, sizes).items()
+            shapes = shapes_at(part, sizes)
             options[f"{provider.profile}{suffix}_shapes"] = ",".join(
-                f"{name}:{'x'.join(map(str, shape))}" for name, shape in shapes
+                f"{spec.name}:{'x'.join(map(str, shapes[spec.name]))}"
+                for spec in part.inputs
+                if any(isinstance(dim, str) for dim in spec.shape)
             )
     return options
-
-
-def _nodes_on_cpu(session: Any) -> Counter[str]:
-    subgraphs = session.get_provider_graph_assignment_info()
-    return Counter(
-        node.op_type for part in subgraphs if part.ep_name == CPU for node in part.get_nodes()
-    )

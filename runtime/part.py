@@ -9,12 +9,12 @@ import numpy as np
 
 from fusedge.bundle.manifest import Part
 from fusedge.bundle.window import to_ns
-from fusedge.runtime.backend import Array
 from fusedge.runtime.backoff import Backoff
 from fusedge.runtime.clock import stopwatch_ns
 from fusedge.runtime.histogram import DurationHistogram
 from fusedge.runtime.journal import Step
 from fusedge.runtime.ledger import Account
+from fusedge.runtime.onnx_part import Array
 
 COST_WEIGHT = 0.2  # of the newest run in the mean cost
 MAX_STUCK = 4  # runs of a part that never came back, before it is given up until one does

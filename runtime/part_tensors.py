@@ -101,7 +101,9 @@ def shapes_at(part: Part, sizes: Mapping[str, int]) -> dict[str, tuple[int, ...]
 
 
 def zeros(part: Part, batch: int) -> dict[str, NDArray[Any]]:
-    """Feeds of zeros; named dims but the batch have their usual size."""
-    sizes = {name: dim.usual for name, dim in part.dims.items()} | {"batch": batch}
+    """Feeds of zeros; named dims but the batch have their usual size, and that its least at least."""
+    sizes = {name: dim.usual for name, dim in part.dims.items()}
+    if "batch" in sizes:
+        sizes["batch"] = max(batch, part.dims["batch"].least)
     shapes = shapes_at(part, sizes)
     return {spec.name: np.zeros(shapes[spec.name], spec.dtype) for spec in part.inputs}

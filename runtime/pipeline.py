@@ -15,7 +15,7 @@ from fusedge.bundle.initial_state import initial_state
 from fusedge.bundle.manifest import Manifest, Modality, Output, Part
 from fusedge.bundle.sample import Rejection, Sample
 from fusedge.bundle.window import NANOSECONDS, to_ns
-from fusedge.runtime.backend import Array, OnnxPart
+from fusedge.runtime.backend import AUTOMATIC, PartLoader
 from fusedge.runtime.clock import stopwatch_ns
 from fusedge.runtime.decision import Classification, Decision, ModalityShare
 from fusedge.runtime.encoder import Encoder
@@ -25,6 +25,7 @@ from fusedge.runtime.head import FusionHead
 from fusedge.runtime.journal import Cut, Entry, Finish, Step, Tick
 from fusedge.runtime.label import SteadyLabel, softmax
 from fusedge.runtime.ledger import Ledger
+from fusedge.runtime.onnx_part import Array
 from fusedge.runtime.part import PART_FAILED, Backend, Failure, Job, RunningPart
 from fusedge.runtime.sample_stream import SampleStream
 from fusedge.runtime.sound_stream import SoundStream
@@ -83,8 +84,6 @@ class Pipeline:
         self,
         bundle: Bundle,
         *,
-        provider: str = "cpu",
-        precision: str = "fp32",
         concurrent: bool = False,
         latency_s: Mapping[str, float] | None = None,
         load: Loader | None = None,
@@ -96,15 +95,12 @@ class Pipeline:
         self._concurrent = concurrent
         self.journal = journal
 
-        def running(part: Part) -> RunningPart:
-            return RunningPart(
-                part,
-                (lambda: load(part))
-                if load
-                else lambda: OnnxPart(bundle, part, provider, precision),
-            )
-
         fusion = manifest.require_fusion()
+        load_part = load or PartLoader(bundle, AUTOMATIC)
+
+        def running(part: Part) -> RunningPart:
+            return RunningPart(part, lambda: load_part(part))
+
         self.order = fusion.modalities
         self.lanes: dict[str, Lane] = {}
         for part in manifest.encoders:

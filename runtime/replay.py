@@ -8,7 +8,7 @@ import reprlib
 from collections import deque
 from collections.abc import Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,10 +20,11 @@ from fusedge.bundle.recording import DECISIONS, EVENTS, JOURNAL, Document
 from fusedge.bundle.recording_file import Gap, Info, RecordingFile
 from fusedge.bundle.sample import Rejection, Sample
 from fusedge.bundle.window import NANOSECONDS
-from fusedge.runtime.backend import PROVIDERS
+from fusedge.runtime.backend import AUTO, AUTOMATIC, NATIVE, BackendSetting, PartLoader
 from fusedge.runtime.decision import Decision
 from fusedge.runtime.events import Event
 from fusedge.runtime.journal import Cut, Finish, Step, Tick
+from fusedge.runtime.onnx_part import PROVIDERS
 from fusedge.runtime.part import Failure, Job, RunningPart
 from fusedge.runtime.pipeline import Pipeline
 from fusedge.runtime.sinks.sink import Sink
@@ -64,23 +65,22 @@ def replay_exactly(
     path: Path,
     sinks: Sequence[Sink] = (),
     *,
-    provider: str = "",
-    precision: str = "",
+    backend: BackendSetting = AUTOMATIC,
 ) -> ReplayReport:
-    """Replay a recording with the bundle that it was made with, on the provider and precision of then
-    unless others are named.
+    """Replay a recording with the bundle that it was made with, each part on what it began with then
+    unless `backend` names something else.
 
     Raises FusedgeError where the recording cannot be replayed to the bit: of another bundle, a clip,
     with JPEG images, or without a bundle.
     """
     file = RecordingFile(path)
     _check(file.info, bundle, path)
-    then_provider, then_precision = _backend(file.info)
+    loaders = {
+        part.name: PartLoader(bundle, _backend(file.info, part.name, backend))
+        for part in bundle.manifest.parts
+    }
     pipeline = Pipeline(
-        bundle,
-        provider=provider or then_provider,
-        precision=precision or then_precision,
-        latency_s=_latency(file.info),
+        bundle, latency_s=_latency(file.info), load=lambda part: loaders[part.name](part)
     )
     header = {
         "bundle": bundle.manifest.name,
@@ -88,7 +88,7 @@ def replay_exactly(
         "weights_licence": bundle.manifest.provenance.weights_licence,
         "sources": [f"replay:{path}"],
         "clock": "recorded",
-        "parts": pipeline.providers,
+        "parts": {name: loader.chosen[name].as_dict() for name, loader in loaders.items()},
         "warnings": [],
     }
     replay = _Replay(pipeline, sinks)
@@ -119,17 +119,19 @@ def _check(info: Info, bundle: Bundle, path: Path) -> None:
         )
 
 
-def _backend(info: Info) -> tuple[str, str]:
-    """Provider and precision of the session."""
+def _backend(info: Info, part: str, wanted: BackendSetting) -> BackendSetting:
+    """What the part ran on in the session, where `wanted` leaves it open."""
     parts = info.session.get("parts")
-    part: object = next(iter(parts.values()), {}) if isinstance(parts, dict) else {}
-    names = {achieved: name for name, achieved in PROVIDERS.items()}
-    known = part if isinstance(part, dict) else {}
-    provider, precision = known.get("provider"), known.get("precision")
-    return (
-        names.get(provider, "cpu") if isinstance(provider, str) else "cpu",
-        precision[:20] if isinstance(precision, str) else "fp32",
-    )
+    found = parts.get(part) if isinstance(parts, dict) else None
+    then = found if isinstance(found, dict) else {}
+    precision = then.get("precision") if wanted.precision == AUTO else wanted.precision
+    setting = replace(wanted, precision=precision[:20] if isinstance(precision, str) else "fp32")
+    if wanted.backend != AUTO or wanted.provider != AUTO:
+        return setting
+    if then.get("backend") == NATIVE:
+        return replace(setting, backend=NATIVE)
+    names = (name for name, known in PROVIDERS.items() if known.name == then.get("provider"))
+    return replace(setting, provider=next(names, "cpu"))
 
 
 def _latency(info: Info) -> dict[str, float]:

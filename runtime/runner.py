@@ -13,9 +13,9 @@ import numpy as np
 
 from fusedge.bundle.errors import FusedgeError, printable
 from fusedge.bundle.window import to_ns
-from fusedge.runtime.backend import Array
 from fusedge.runtime.clock import stopwatch_ns, wake_punctually
 from fusedge.runtime.journal import Cut
+from fusedge.runtime.onnx_part import Array
 from fusedge.runtime.part import Failure, Job, RunningPart
 from fusedge.runtime.pipeline import LIGHT_NS, WAIT_NS, Pipeline
 from fusedge.runtime.session import Session, SessionReport

@@ -10,6 +10,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from weakref import WeakKeyDictionary
 
 from fusedge.bundle.archive import Bundle
 from fusedge.bundle.errors import FusedgeError, MissingExtraError, UnknownNameError, printable
@@ -19,7 +20,7 @@ from fusedge.devices.capture.absent import AbsentSource
 from fusedge.devices.capture.address import Wanted, shown
 from fusedge.devices.capture.source import Source, is_live, open_source
 from fusedge.devices.capture.wanted import Damage
-from fusedge.runtime.backend import OnnxPart
+from fusedge.runtime.backend import AUTOMATIC, BackendSetting, PartLoader
 from fusedge.runtime.clock import Clock, process_cpu_ns, stopwatch_ns
 from fusedge.runtime.decision import Decision
 from fusedge.runtime.feed import Feed, MergedFeed, PumpedFeed
@@ -67,9 +68,10 @@ class Session:
     `silence_s` is opened again; a part that computes for longer than `hang_s` is given up and
     loaded again. With `watch`, another bundle that comes to lie at the bundle's path is changed to
     (real time only). `latency_s` are known delays of stamps that replace the manifest's, by modality;
-    `latency_pairs` are channels by which such a delay is measured. `open_uri` opens the sources and
-    `load` loads the parts; `loaders` gives, for a bundle, provider and precision, what loads them, also
-    when the bundle changes. `chaos` lets all of them fail.
+    `latency_pairs` are channels by which such a delay is measured. `backend` says what the parts are to run
+    on; the choice and its reason are in the header, and as it is at the end in the summary. `open_uri`
+    opens the sources and `load` loads the parts; `loaders` gives, for a bundle and the setting of its
+    backend, what loads them, also when the bundle changes. `chaos` lets all of them fail.
     """
 
     def __init__(
@@ -78,8 +80,7 @@ class Session:
         uris: Sequence[str],
         clock: Clock,
         *,
-        provider: str = "cpu",
-        precision: str = "fp32",
+        backend: BackendSetting = AUTOMATIC,
         without: Sequence[str] = (),
         latency_s: Mapping[str, float] | None = None,
         latency_pairs: Sequence[LatencyPair] = (),
@@ -87,13 +88,13 @@ class Session:
         hang_s: float = HANG_S,
         open_uri: Opener = open_source,
         load: Loader | None = None,
-        loaders: Callable[[Bundle, str, str], Loader] | None = None,
+        loaders: Callable[[Bundle, BackendSetting], PartLoader] = PartLoader,
         chaos: Chaos | None = None,
         watch: bool = False,
         wait_for_sources: bool = False,
         name: str = "",
     ) -> None:
-        known = {m.name for m in bundle.manifest.modalities}
+        known = set(bundle.manifest.require_fusion().modalities)
         self._latency_s = dict(latency_s or {})
         for modality in (*without, *self._latency_s):
             if modality not in known:
@@ -106,7 +107,10 @@ class Session:
         self.hang_s = hang_s
         self.chaos = chaos
         self._open_uri = open_uri if chaos is None else chaos.opener(open_uri)
-        self._provider, self._precision, self._loaders = provider, precision, loaders
+        self._backend, self._loaders = backend, loaders
+        self._loader_of: WeakKeyDictionary[Pipeline, PartLoader] = WeakKeyDictionary()
+        self.notices: deque[str] = deque(maxlen=MAX_NOTICES)
+        """What has failed, a line each, to be shown and taken out by whoever runs the session."""
         self.pipeline = self._make_pipeline(bundle, load)
         self._swap: Swap | None = None
         self._swaps: list[Swap | dict[str, Any]] = []  # of those that are over, the reports
@@ -155,12 +159,7 @@ class Session:
             self._check_modalities(sources)
             if chaos is not None and chaos.left_out:
                 self.warnings.append(f"chaos: only in real time: {', '.join(chaos.left_out)}")
-            targets = {t for part in bundle.manifest.parts for e in part.engines for t in e.targets}
-            if targets:
-                self.warnings.append(
-                    f"the bundle's engines ({', '.join(sorted(targets))}) are not used: "
-                    "ONNX Runtime is the only backend of this version"
-                )
+            self.warnings += self._take_notices()
             opened.pop_all()
         self.feed: Feed
         if clock.real:
@@ -178,8 +177,6 @@ class Session:
         """Whether it was stopped since nobody reads standard output any more."""
         self._summary: dict[str, Any] = {}
         self._sink_errors: list[Exception] = []
-        self.notices: deque[str] = deque(maxlen=MAX_NOTICES)
-        """What has failed, a line each, to be shown and taken out by whoever runs the session."""
         self._said: set[str] = set()
         self._started_ns, self._cpu_started_ns = stopwatch_ns(), process_cpu_ns()
         self.step_time, self._tick_to_decision = DurationHistogram(), DurationHistogram()
@@ -191,31 +188,39 @@ class Session:
             "without": list(without),
             "latency_s": self._latency_s,
             "clock": clock.kind,
-            "parts": {
-                part: {"backend": "onnxruntime", "provider": achieved, "precision": precision}
-                for part, achieved in self.pipeline.providers.items()
-            },
+            "parts": self._backends(),
             "warnings": self.warnings,
         }
         if chaos is not None:
             self.header["chaos"] = chaos.header()
 
     def _make_pipeline(self, bundle: Bundle, load: Loader | None = None) -> Pipeline:
-        provider, precision = self._provider, self._precision
-        if load is None and self._loaders is not None:
-            load = self._loaders(bundle, provider, precision)
-        if self.chaos is not None:
-            load = self.chaos.loader(
-                load or (lambda part: OnnxPart(bundle, part, provider, precision))
-            )
-        return Pipeline(
+        loader = self._loaders(bundle, self._backend) if load is None else None
+        load = load or loader
+        assert load is not None
+        pipeline = Pipeline(
             bundle,
-            provider=provider,
-            precision=precision,
             concurrent=self.clock.real,
             latency_s=self._latency_s,
-            load=load,
+            load=load if self.chaos is None else self.chaos.loader(load),
         )
+        if loader is not None:
+            self._loader_of[pipeline] = loader
+            self.notices.extend(loader.warnings())
+        return pipeline
+
+    def _take_notices(self) -> list[str]:
+        taken = list(self.notices)
+        self.notices.clear()
+        return taken
+
+    def _backends(self) -> dict[str, dict[str, Any]]:
+        """What each part runs on now, and why."""
+        loader = self._loader_of.get(self.pipeline)
+        if loader is None:  # whoever made the session has loaded the parts
+            providers = self.pipeline.providers.items()
+            return {part: {"backend": "given", "provider": name} for part, name in providers}
+        return {part.name: loader.chosen[part.name].as_dict() for part in self.pipeline.parts}
 
     @property
     def pipelines(self) -> tuple[Pipeline, ...]:
@@ -357,6 +362,10 @@ class Session:
 
     def _say_failures(self) -> None:
         """Each source, part, sink and change of bundle that has failed, once."""
+        for pipeline in self.pipelines:
+            loader = self._loader_of.get(pipeline)
+            while loader is not None and loader.changes:
+                self.notices.append(loader.changes.pop(0))
         failed = {f"source {uri}": first for uri, first in self.feed.first_failures().items()}
         for pipeline in self.pipelines:
             failed |= {f"part {part.name}": part.first_failure for part in pipeline.parts}
@@ -408,6 +417,7 @@ class Session:
             "ended": ended,
             **self.pipeline.statistics(),
             "sources": self.feed.report(),
+            "backends": self._backends(),
         }
         if self._probes:
             self._summary["latency_estimates"] = [probe.report() for probe in self._probes]

@@ -109,7 +109,9 @@ def _flavour(machine: Machine, capability: str) -> Flavour:
 
 def _target_name(name: str, machine: Machine) -> str:
     """The table's name of a GPU where it has one, else one made of its own name."""
-    words = re.sub(r"\b(nvidia|geforce|developer|kit|laptop|gpu|engineering|reference)\b", " ", name.lower())
+    words = re.sub(
+        r"\b(nvidia|geforce|developer|kit|laptop|gpu|engineering|reference)\b", " ", name.lower()
+    )
     plain = "-".join(re.findall(r"[a-z0-9]+", words))
     if plain in TARGETS or machine.jetson is None:
         return plain or "gpu"
@@ -156,24 +158,3 @@ def _free_on_gpu(load: Callable[[str], Any]) -> int | None:
         return None
     finally:
         nvml.nvmlShutdown()
-
-
-def missing_modes(asked: str, root: Path = Path("/")) -> str:
-    """A warning where the machine is not in the power mode that was asked for, else empty.
-
-    The mode is never changed from here: that can need a reboot. Raises FusedgeError for an unknown mode.
-    """
-    modes = read_power_modes(root)
-    names = set(modes.names.values())
-    if asked not in names:
-        raise FusedgeError(
-            f"this machine has no power mode {asked!r}",
-            hint=f"it has {', '.join(sorted(names))}" if names else "it has no nvpmodel at all",
-        )
-    if modes.current == asked:
-        return ""
-    number = next(number for number, name in modes.names.items() if name == asked)
-    return (
-        f"the machine is in power mode {modes.current or 'unknown'}, not {asked}: engines are tuned for "
-        f"the mode they are built in; change it with: sudo nvpmodel -m {number}"
-    )

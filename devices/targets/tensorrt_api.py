@@ -6,7 +6,7 @@ desktop RTX GPUs, on machines without one too. Nothing else in Fusedge asks for 
 | | 8.5, 8.6 | 10 | 11 | RTX 1 |
 | --- | --- | --- | --- | --- |
 | batch | a flag makes it explicit | explicit | explicit | explicit |
-| precision | flags, and a constraint a layer | types of the graph | types of the graph | types of the graph |
+| precision | flags, constraints | the graph's types | the graph's types | the graph's types |
 | bf16 | no | yes | yes | yes |
 | DLA | yes | to 10.7, by flags | from 11.4, by types | no |
 | version compatible | from 8.6 | yes | yes | no |
@@ -58,7 +58,7 @@ _DATA_TYPES = {
 }
 _PRECISIONS = {data_type: precision for precision, data_type in _DATA_TYPES.items()}
 # These hold, convert or describe numbers, but do not compute with them.
-_DATA_LAYERS = ("CONSTANT", "CAST", "QUANTIZE", "DEQUANTIZE", "SHAPE")
+_DATA_LAYERS = ("CONSTANT", "CAST", "IDENTITY", "QUANTIZE", "DEQUANTIZE", "SHAPE")
 _PRODUCTS = ("CONVOLUTION", "DECONVOLUTION", "MATRIX_MULTIPLY")
 
 
@@ -78,13 +78,16 @@ class EngineOptions:
     workspace_bytes: int | None = None
 
 
+NO_OPTIONS = EngineOptions()
+
+
 class ParseFailure(NamedTuple):
-    """The parser's first complaint; the node as its name, or else as its index in the graph."""
+    """The parser's first complaint; the node as its name, or else as its place in the graph."""
 
     reason: str
     operator: str
     node: str
-    index: int
+    position: int
 
 
 def check_installed(flavour: str) -> None:
@@ -289,11 +292,11 @@ class TensorRt:
         return changed
 
     def achieved(self, network: Any, precisions: Mapping[str, str] | None) -> dict[str, str]:
-        """Computing layers and their precision, as the network holds it; the engine's inspector needs a GPU.
+        """Computing layers and their precision, as the network holds it.
 
-        That is the type of what a layer gives. A product is `int8` where both factors came out of
-        DequantizeLinear, `fp16, int8 weights` or the like where only its weights did. `precisions` is
-        what a weakly typed network was constrained to, None for a strongly typed one.
+        (The engine's own inspector needs a GPU.) That is the type of what a layer gives. A product is
+        `int8` where both factors came out of DequantizeLinear, `fp16, int8 weights` or the like where only
+        its weights did. `precisions` is what a weakly typed network was constrained to, None for others.
         """
         quantized = _dequantized(network)
         found = {}
@@ -324,20 +327,20 @@ def _read(layer: Any, names: Collection[str]) -> list[bool]:
 def _dequantized(network: Any) -> set[str]:
     """Names of the tensors that DequantizeLinear gives."""
     return {
-        layer.get_output(0).name
-        for layer in _layers(network)
-        if layer.type.name == "DEQUANTIZE"
+        layer.get_output(0).name for layer in _layers(network) if layer.type.name == "DEQUANTIZE"
     }
 
 
-def _typed_outputs(
-    layer: Any, precisions: Mapping[str, str] | None
-) -> Iterator[tuple[int, str]]:
+def _typed_outputs(layer: Any, precisions: Mapping[str, str] | None) -> Iterator[tuple[int, str]]:
     """Index and precision of a layer's floating outputs, by `precisions` where given, else by type."""
     for index in range(layer.num_outputs):
         tensor = layer.get_output(index)
         if tensor is None:
             continue
-        known = _PRECISIONS.get(tensor.dtype.name) if precisions is None else precisions.get(tensor.name)
+        known = (
+            _PRECISIONS.get(tensor.dtype.name)
+            if precisions is None
+            else precisions.get(tensor.name)
+        )
         if known is not None:
             yield index, known

@@ -22,7 +22,6 @@ from fusedge.bundle.archive import MANIFEST, Bundle, check_destination, write_bu
 from fusedge.bundle.errors import BundleError, FusedgeError, UnknownNameError
 from fusedge.bundle.lookup import open_bundle
 from fusedge.bundle.manifest import FORMAT_VERSION
-from fusedge.cli.verify import verify
 from tests.tiny_bundle import tiny_manifest, write_tiny_bundle
 
 
@@ -415,20 +414,6 @@ def test_a_signature_that_is_named_must_be_there(
     (signed / "manifest.sig").unlink()
     with pytest.raises(BundleError, match=r"manifest\.sig is missing \(copy the bundle again"):
         Bundle(pack(signed))
-
-
-def test_verify_never_says_that_a_bundle_is_signed(
-    signed: Path, whole: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    for path, words in ((whole, "absent"), (signed, "present, not checked")):
-        verify(str(path), as_json=True)
-        assert json.loads(capsys.readouterr().out)["signature"] == words
-        verify(str(path))
-        text = "".join(capsys.readouterr())
-        assert f"Signature: {words}." in text and "signed" not in text.replace(str(path), "")
-
-
-# The manifest as text.
 
 
 def edited(folder: Path, edit: Callable[[dict[str, object]], object]) -> Path:

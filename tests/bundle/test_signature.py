@@ -104,10 +104,10 @@ def test_a_stranger_s_signature_is_right_but_not_trusted(
 
 
 def test_a_bundle_without_a_signature_is_unsigned(
-    plain: Bundle, owner: Key, monkeypatch: pytest.MonkeyPatch
+    plain: Bundle, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, "cryptography", None)  # nor is the package needed for that
-    assert signature_state(plain, [public(owner)]) is SignatureState.UNSIGNED
+    assert signature_state(plain) is SignatureState.UNSIGNED
     assert signer(plain) is None
 
 
@@ -427,12 +427,12 @@ def test_a_file_beyond_any_key_is_not_read(tmp_path: Path) -> None:
 def test_a_key_is_trusted_once_the_user_says_so(home: Path, signed: Path, owner: Key) -> None:
     assert load_trusted_keys() == ()
     assert trust(public(owner), "owner") == trust_folder() / "owner.pem"
-    assert signature_state(Bundle(signed), load_trusted_keys()) is SignatureState.TRUSTED
+    assert signature_state(Bundle(signed)) is SignatureState.TRUSTED
     with pytest.raises(FusedgeError, match="is there already"):
         trust(PublicKey(bytes(32)), "owner")
     assert [key.raw for key in load_trusted_keys()] == [public(owner).raw]
     (trust_folder() / "owner.pem").unlink()
-    assert signature_state(Bundle(signed), load_trusted_keys()) is SignatureState.UNKNOWN_KEY
+    assert signature_state(Bundle(signed)) is SignatureState.UNKNOWN_KEY
 
 
 def test_given_keys_take_the_place_of_the_trusted_ones(
@@ -450,6 +450,12 @@ def test_a_trusted_key_that_is_none_is_told(home: Path) -> None:
     (trust_folder() / "broken.pem").write_text("-----BEGIN PUBLIC KEY-----\n")
     with pytest.raises(FusedgeError, match=r"broken\.pem: holds no public key"):
         load_trusted_keys()
+
+
+def test_an_unsigned_bundle_asks_for_no_key(home: Path, plain: Bundle) -> None:
+    trust_folder().mkdir(parents=True)
+    (trust_folder() / "broken.pem").write_text("no key")
+    assert signature_state(plain) is SignatureState.UNSIGNED
 
 
 def test_without_the_package_a_signed_bundle_opens_and_its_signature_is_not_guessed(

@@ -8,8 +8,9 @@ import onnx
 import pytest
 import torch
 
+from fusedge.export.part import ModulePart
 from fusedge.export.simplify import simplify
-from fusedge.export.split import ModulePart, split
+from fusedge.export.split import split
 from fusedge.export.trace import trace
 from tests.export.tiny_fusion import MODALITIES, TinyModel
 

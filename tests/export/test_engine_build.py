@@ -15,48 +15,52 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
-from onnx import TensorProto, helper, numpy_helper
+from onnx import TensorProto, helper
 
 from fusedge.bundle.errors import FusedgeError, MissingExtraError
+from fusedge.bundle.manifest import DimRange
 from fusedge.devices.targets.table import find_target
+from fusedge.devices.targets.tensorrt_api import EngineOptions
 from fusedge.export import engine
-from fusedge.export.engine import BuildLimits, BuiltEngine, EngineRequest, build_engine
-from fusedge.export.precision import to_float16
-from fusedge.export.split import ModulePart
+from fusedge.export import repair as repairing
+from fusedge.export.engine import (
+    BuildLimits,
+    BuiltEngine,
+    EngineRequest,
+    TrialProcess,
+    build_engine,
+)
+from tests.export.small_graphs import (
+    BATCH,
+    attention_graph,
+    dft_graph,
+    graph_of,
+    mixed_graph,
+    nms_graph,
+    product_graph,
+    quantized_graph,
+    recurrent_graph,
+)
 
-RTX_3090 = find_target("rtx-3090")
 
-
-def build(graph: onnx.ModelProto, target: str = "rtx-3090", **limits: float) -> BuiltEngine:
+def request_for(
+    graph: onnx.ModelProto,
+    *targets: str,
+    dims: dict[str, DimRange] = BATCH,
+    options: EngineOptions = EngineOptions(),  # noqa: B008  # frozen
+) -> EngineRequest:
     data = graph.SerializeToString(deterministic=True)
-    request = EngineRequest("part", data, "fp32", find_target(target))
-    return build_engine(request, BuildLimits(**limits))  # type: ignore[arg-type]
+    found = tuple(find_target(name) for name in targets or ["rtx-3090"])
+    return EngineRequest("part", data, "fp32", found, dims, options)
 
 
-def graph_of(
-    nodes: list[onnx.NodeProto], constants: dict[str, np.ndarray], **inputs: list[str | int]
-) -> onnx.ModelProto:
-    graph = helper.make_graph(
-        nodes,
-        "graph",
-        [helper.make_tensor_value_info(n, TensorProto.FLOAT, s) for n, s in inputs.items()],
-        [helper.make_tensor_value_info("y", TensorProto.FLOAT, None)],
-        [numpy_helper.from_array(value, name) for name, value in constants.items()],
-    )
-    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=8)
-
-
-def product_graph() -> onnx.ModelProto:
-    node = helper.make_node("MatMul", ["x", "w"], ["y"], "out/linear")
-    return graph_of([node], {"w": np.ones((4, 4), np.float32)}, x=["batch", 4])
+def build(graph: onnx.ModelProto, *targets: str, **limits: float) -> BuiltEngine:
+    return build_engine(request_for(graph, *targets), BuildLimits(**limits))  # type: ignore[arg-type]
 
 
 @pytest.mark.usefixtures("rtx")
-def test_the_same_graph_gives_the_same_engine(
-    parts: tuple[ModulePart, ...], graphs: dict[str, onnx.ModelProto]
-) -> None:
-    half = to_float16(graphs["imu"], parts[0], ())  # a GRU: the case that differs on its own
-    digests = {hashlib.sha256(build(half).data).hexdigest() for _ in range(3)}
+def test_the_same_graph_gives_the_same_engine() -> None:
+    digests = {hashlib.sha256(build(recurrent_graph()).data).hexdigest() for _ in range(3)}
     if len(digests) > 1 and _randomised_anyway():
         pytest.skip("this system does not let a process fix its memory layout")
     assert len(digests) == 1
@@ -69,50 +73,108 @@ def _randomised_anyway() -> bool:
 
 
 @pytest.mark.usefixtures("rtx")
-def test_what_was_achieved_is_counted(
-    parts: tuple[ModulePart, ...], graphs: dict[str, onnx.ModelProto]
-) -> None:
-    full = build(graphs["head"])
-    assert set(full.layers_by_precision) == {"fp32"}
-    half = build(to_float16(graphs["head"], parts[-1], ("Softmax",)))
-    assert half.layers_by_precision["fp16"] > half.layers_by_precision["fp32"] > 0
-    assert full.flavour == "tensorrt_rtx"
-    assert full.flags == ("STRONGLY_TYPED", "NO_TF32")
+def test_what_was_achieved_is_told_for_each_layer() -> None:
+    assert build(product_graph()).precision_by_node == {"out/linear": "fp32"}
+    mixed = build(mixed_graph())
+    assert mixed.precision_by_node["out/linear"] == "fp16"
+    assert mixed.precision_by_node["out/bias"] == "fp32"
+    assert build(quantized_graph()).precision_by_node == {"out/linear": "int8", "out/relu": "fp32"}
+    assert mixed.flavour == "tensorrt_rtx"
+    assert mixed.flags == ("STRONGLY_TYPED", "NO_TF32")
+    assert mixed.build_s > 0 and not mixed.cached
 
 
 @pytest.mark.usefixtures("rtx")
-def test_the_manifest_row_describes_the_engine(graphs: dict[str, onnx.ModelProto]) -> None:
-    request = EngineRequest("head", graphs["head"].SerializeToString(), "fp32", RTX_3090)
+def test_the_manifest_row_describes_the_engine() -> None:
+    request = request_for(product_graph(), "rtx-5090", "rtx-3090", "rtx-3080")
     built = build_engine(request)
-    entry = built.entry("engines/rtx-3090/head.engine", request)
+    entry = built.entry(request.file, request)
+    assert entry.file == "engines/tensorrt_rtx-sm86-sm120/part.fp32.engine"
+    assert entry.targets == ("rtx-5090", "rtx-3090", "rtx-3080")
     assert entry.bytes == len(built.data)
-    assert entry.compute_capabilities == ("8.6",)
-    assert entry.batch_range == (1, 4, 8)
+    assert entry.compute_capabilities == ("8.6", "12.0")
+    assert entry.dims == BATCH
     assert entry.version == built.version
+    assert entry.power_mode is None
 
 
 @pytest.mark.usefixtures("rtx")
-def test_each_generation_gets_its_own_engine() -> None:
-    engines = {build(product_graph(), name).data for name in ("rtx-3090", "rtx-4090", "rtx-5090")}
-    assert len(engines) == 3
+def test_one_engine_serves_several_generations_at_little_cost() -> None:
+    one = build(product_graph(), "rtx-3090")
+    all_three = build(product_graph(), "rtx-3090", "rtx-4090", "rtx-5090")
+    assert len({one.data, all_three.data}) == 2
+    assert len(all_three.data) < len(one.data) + 10_000
+
+
+@pytest.mark.usefixtures("rtx")
+def test_every_named_dim_has_its_range() -> None:
+    node = helper.make_node("Gather", ["table", "ids"], ["y"], "embed")
+    graph = graph_of([node], {"table": np.ones((9, 4), np.float32)})
+    graph.graph.input.append(
+        helper.make_tensor_value_info("ids", TensorProto.INT64, ["batch", "tokens"])
+    )
+    tokens = DimRange(least=1, usual=16, greatest=64)
+    dims = {**BATCH, "tokens": tokens}
+    request = request_for(graph, dims=dims)
+    assert build_engine(request).entry("e", request).dims == dims
+    with pytest.raises(FusedgeError, match="input ids has a dim tokens of unknown size"):
+        build_engine(request_for(graph))
+
+
+@pytest.mark.usefixtures("rtx")
+def test_attention_without_a_kernel_is_built_of_several_and_the_manifest_says_so() -> None:
+    assert build(attention_graph()).repairs == (
+        "attention mix/attention: built of several kernels",
+    )
+
+
+@pytest.mark.usefixtures("rtx")
+def test_a_refused_graph_is_repaired_by_trial_and_the_repair_is_told(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The repair itself is tested elsewhere; here it is one that knows this graph."""
+
+    def repair(graph: onnx.ModelProto, trial: repairing.Trial) -> repairing.Repaired:
+        refusal = trial(graph.SerializeToString())
+        assert refusal is not None and refusal.node == "mel/dft"
+        assert trial(product_graph().SerializeToString()) is None
+        return repairing.Repaired(product_graph(), ("mel/dft: as a product",), None)
+
+    monkeypatch.setattr(repairing, "repair", repair)
+    built = build(dft_graph())
+    assert built.repairs == ("mel/dft: as a product",)
+    assert built.precision_by_node == {"out/linear": "fp32"}
+
+
+@pytest.mark.usefixtures("rtx")
+def test_without_the_packages_for_repair_the_refusal_is_told(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A device that only builds has no torch."""
+    monkeypatch.setitem(sys.modules, "torch", None)
+    for name in ("byte_forms", "graph", "part", "repair"):
+        monkeypatch.delitem(sys.modules, f"fusedge.export.{name}")
+        monkeypatch.delattr(f"fusedge.export.{name}")
+    with pytest.raises(FusedgeError, match=r"node mel/dft: DFT cannot be .*fusedge\[export\]"):
+        build(dft_graph())
+
+
+def test_building_imports_no_torch() -> None:
+    code = "import sys, fusedge.export.build; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
 @pytest.mark.usefixtures("rtx")
 def test_an_operation_that_the_parser_refuses_is_named() -> None:
-    dft = helper.make_node("DFT", ["x"], ["y"], "mel/dft", axis=1)
-    with pytest.raises(FusedgeError, match="node mel/dft: DFT cannot be parsed"):
-        build(graph_of([dft], {}, x=["batch", 16, 1]))
+    node = helper.make_node("Unique", ["x"], ["y"], "head/unique")
+    with pytest.raises(FusedgeError, match="node head/unique: Unique cannot be parsed"):
+        build(graph_of([node], {}, x=["batch"]))
 
 
 @pytest.mark.usefixtures("rtx")
 def test_an_operation_that_the_builder_refuses_is_named() -> None:
-    nodes = [
-        helper.make_node("NonMaxSuppression", ["b", "s", "n"], ["i"], "detector/nms"),
-        helper.make_node("Cast", ["i"], ["y"], "detector/cast", to=TensorProto.FLOAT),
-    ]
-    graph = graph_of(nodes, {"n": np.array([3])}, b=["batch", 9, 4], s=["batch", 1, 9])
-    with pytest.raises(FusedgeError, match="target rtx-3090, node detector/nms") as caught:
-        build(graph)
+    with pytest.raises(FusedgeError, match="target rtx-3090, node detector/nms: ") as caught:
+        build(nms_graph())
     assert "has no runners" in caught.value.what
     assert "_src" not in caught.value.line()
 
@@ -124,22 +186,55 @@ def test_float32_for_an_rtx_20_says_what_to_do() -> None:
 
 
 @pytest.mark.usefixtures("rtx")
+@pytest.mark.parametrize(
+    ("options", "name"),
+    [
+        (EngineOptions(timing_cache=True), "timing caches"),
+        (EngineOptions(version_compatible=True), "version-compatible engines"),
+        (EngineOptions(hardware_compatible=True), "hardware-compatible engines"),
+        (EngineOptions(dla_core=0), "DLA"),
+    ],
+)
+def test_an_option_that_the_flavour_lacks_is_refused_by_name(
+    options: EngineOptions, name: str
+) -> None:
+    with pytest.raises(FusedgeError, match=rf"tensorrt_rtx 1\.\S+ has no {name}"):
+        build_engine(request_for(product_graph(), options=options))
+
+
+@pytest.mark.usefixtures("rtx")
+def test_a_workspace_limit_is_set() -> None:
+    options = EngineOptions(workspace_bytes=1 << 28)
+    assert (
+        "WORKSPACE=268435456" in build_engine(request_for(product_graph(), options=options)).flags
+    )
+
+
+@pytest.mark.usefixtures("rtx")
 def test_too_little_memory_is_an_error_and_not_a_crash() -> None:
     with pytest.raises(FusedgeError, match="memory limit was 8 MiB"):
         build(product_graph(), memory_bytes=8 << 20)
 
 
+def test_what_is_no_graph_is_an_error() -> None:
+    request = EngineRequest("part", b"\xff", "fp32", (find_target("rtx-3090"),), BATCH)
+    with pytest.raises(FusedgeError, match="part part, target rtx-3090: the graph is not ONNX"):
+        build_engine(request)
+
+
 def use_child(monkeypatch: pytest.MonkeyPatch, code: str) -> None:
+    """Put a program in the builder's place, which crashes or hangs as TensorRT cannot be made to."""
     monkeypatch.setattr(engine, "CHILD", (sys.executable, "-c", code))
-    monkeypatch.setattr(engine, "check_installed", lambda flavour: None)
 
 
+@pytest.mark.usefixtures("rtx")
 def test_a_crash_of_the_child_is_survived(monkeypatch: pytest.MonkeyPatch) -> None:
     use_child(monkeypatch, "import os; os.kill(os.getpid(), 11)")
     with pytest.raises(FusedgeError, match=r"part part, target rtx-3090: .*crashed with SIGSEGV"):
         build(product_graph())
 
 
+@pytest.mark.usefixtures("rtx")
 def test_a_child_that_hangs_is_stopped(monkeypatch: pytest.MonkeyPatch) -> None:
     use_child(monkeypatch, "import time; time.sleep(60)")
     started = time.monotonic()
@@ -148,19 +243,22 @@ def test_a_child_that_hangs_is_stopped(monkeypatch: pytest.MonkeyPatch) -> None:
     assert time.monotonic() - started < 10
 
 
+@pytest.mark.usefixtures("rtx")
 def test_an_interrupt_leaves_no_child(tmp_path: Path) -> None:
     file = tmp_path / "pid"
     child = f"import os, time; open({str(file)!r}, 'w').write(str(os.getpid())); time.sleep(60)"
     program = f"""
         import sys
-        from fusedge.devices.targets.table import find_target
         from fusedge.export import engine
+from fusedge.export import repair as repairing
+        from tests.export.test_engine_build import build, product_graph
         engine.CHILD = (sys.executable, "-c", {child!r})
-        engine.check_installed = lambda flavour: None
-        engine.build_engine(engine.EngineRequest("p", b"", "fp32", find_target("rtx-3090")))
+        build(product_graph())
     """
     parent = subprocess.Popen(
-        [sys.executable, "-c", textwrap.dedent(program)], stderr=subprocess.DEVNULL
+        [sys.executable, "-c", textwrap.dedent(program)],
+        stderr=subprocess.DEVNULL,
+        cwd=Path(__file__).parents[2],
     )
     deadline = time.monotonic() + 30
     while not (file.exists() and file.read_text()) and time.monotonic() < deadline:
@@ -177,6 +275,81 @@ def test_a_missing_package_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> N
         build(product_graph())
 
 
-def test_a_target_without_a_gpu_has_no_engine() -> None:
+def test_targets_without_or_of_different_engines_are_refused() -> None:
     with pytest.raises(FusedgeError, match="target cpu: this target runs ONNX parts"):
         build(product_graph(), "cpu")
+    with pytest.raises(FusedgeError, match="of one TensorRT flavour"):
+        build(product_graph(), "rtx-3090", "jetson-orin-nano-8gb")
+
+
+def test_an_engine_for_a_jetson_must_be_built_on_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(engine, "check_installed", lambda flavour: None)
+    with pytest.raises(FusedgeError, match=r"built on the device itself .*--target local"):
+        build(product_graph(), "jetson-orin-nano-8gb")
+
+
+@pytest.mark.usefixtures("rtx")
+def test_trials_tell_what_is_taken_and_what_is_refused_and_where() -> None:
+    graphs = [product_graph(), dft_graph(), attention_graph(), nms_graph(), product_graph()]
+    with TrialProcess() as process:
+        found = [process.trial(graph.SerializeToString(), BATCH) for graph in graphs]
+    told = [(r.stage, r.node, r.operator) if r else None for r in found]
+    assert told == [
+        None,
+        ("parse", "mel/dft", "DFT"),
+        None,
+        ("build", "detector/nms", "NonMaxSuppression"),
+        None,
+    ]
+
+
+@pytest.mark.usefixtures("rtx")
+def test_a_trial_takes_values_of_inputs_that_are_shapes() -> None:
+    node = helper.make_node("Reshape", ["x", "shape"], ["y"], "reshape")
+    graph = graph_of([node], {}, x=[2, 6])
+    graph.graph.input.append(helper.make_tensor_value_info("shape", TensorProto.INT64, [2]))
+    data = graph.SerializeToString()
+    with TrialProcess() as process:
+        assert process.trial(data) is not None
+        assert process.trial(data, values={"shape": [3, 4]}) is None
+
+
+_LATER_CRASH = """
+import json, os, sys
+def read():
+    sys.stdin.buffer.read(json.loads(sys.stdin.buffer.readline())["graph_bytes"])
+read()
+if CRASH_AT_ONCE: os.kill(os.getpid(), 11)
+os.write(1, b'{"engine_bytes": 0, "timing_bytes": 0}\\n')
+read()
+os.kill(os.getpid(), 11)
+"""
+
+
+@pytest.mark.usefixtures("rtx")
+@pytest.mark.parametrize("stays", [False, True])
+def test_a_crash_after_other_graphs_is_believed_only_if_it_comes_again(
+    monkeypatch: pytest.MonkeyPatch, stays: bool
+) -> None:
+    use_child(monkeypatch, _LATER_CRASH.replace("CRASH_AT_ONCE", "False"))
+    data = product_graph().SerializeToString()
+    with TrialProcess() as process:
+        assert process.trial(data, BATCH) is None
+        use_child(monkeypatch, _LATER_CRASH.replace("CRASH_AT_ONCE", str(stays)))
+        refusal = process.trial(data, BATCH)
+    assert (refusal.stage if refusal else None) == ("crash" if stays else None)
+
+
+@pytest.mark.usefixtures("rtx")
+def test_a_trial_that_hangs_is_stopped_and_the_next_goes_on(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    real, data = engine.CHILD, product_graph().SerializeToString()
+    use_child(monkeypatch, "import time; time.sleep(60)")
+    limits = BuildLimits(timeout_s=5)
+    with TrialProcess(limits=BuildLimits(timeout_s=0.2)) as process:
+        monkeypatch.setattr(engine, "CHILD", real)
+        refusal = process.trial(data, BATCH)
+    assert refusal is not None and refusal.stage == "timeout"
+    with TrialProcess(limits=limits) as process:
+        assert process.trial(data, BATCH) is None

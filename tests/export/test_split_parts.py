@@ -9,8 +9,9 @@ import torch
 from torch import nn
 
 from fusedge.bundle.errors import FusedgeError
-from fusedge.export.cases import part_cases
-from fusedge.export.split import ModulePart, split
+from fusedge.bundle.manifest import Channel, Modality
+from fusedge.export.part import ModulePart
+from fusedge.export.split import split
 from fusedge.models import driving
 from fusedge.models.fusion_model import FusionModel
 from tests.export.tiny_fusion import HIDDEN, MODALITIES, SIZE, TinyEncoder, TinyModel
@@ -62,45 +63,129 @@ def _with_encoder(encoder: nn.Module) -> TinyModel:
     return model
 
 
-class _Stateless(nn.Module):
-    def forward(self, window: torch.Tensor, valid: torch.Tensor) -> tuple[torch.Tensor]:
-        return (window.mean(dim=-1, keepdim=True).expand(-1, -1, SIZE),)
-
-
-class _Forgetful(_Stateless):
+class _Forgetful(nn.Module):
     def state_shapes(self) -> dict[str, tuple[int, ...]]:
         return {"hidden": (4,)}
 
-    def forward(self, window: torch.Tensor, valid: torch.Tensor, _: torch.Tensor) -> tuple:  # type: ignore[override, type-arg]
-        return super().forward(window, valid)
+    def forward(self, window: torch.Tensor, valid: torch.Tensor, _: torch.Tensor) -> tuple:  # type: ignore[type-arg]
+        return (window.mean(dim=-1, keepdim=True).expand(-1, -1, SIZE),)
 
 
 class _Failing(_Forgetful):
-    def forward(self, window: torch.Tensor, valid: torch.Tensor, _: torch.Tensor) -> tuple:  # type: ignore[override, type-arg]
+    def forward(self, window: torch.Tensor, valid: torch.Tensor, _: torch.Tensor) -> tuple:  # type: ignore[type-arg]
         return (window @ torch.zeros(5, 5),)
 
 
-class _Wider(_Stateless):
-    def state_shapes(self) -> dict[str, tuple[int, ...]]:
-        return {}
+class _Simple(nn.Module):
+    """One embedding for each window, of the window alone."""
 
-    def forward(self, window: torch.Tensor, valid: torch.Tensor) -> tuple[torch.Tensor]:
-        return (window.mean(dim=-1, keepdim=True).expand(-1, -1, SIZE + 1),)
+    def __init__(self, size: int = SIZE) -> None:
+        super().__init__()
+        self.size = size
+
+    def forward(self, window: torch.Tensor) -> torch.Tensor:
+        return window.flatten(1).float().mean(dim=-1, keepdim=True).expand(-1, self.size)
+
+
+class _TwoInARow(_Simple):
+    """Gives one embedding, however many windows there are."""
+
+    def forward(self, window: torch.Tensor) -> torch.Tensor:
+        return super().forward(window)[:, None]
+
+
+class _Flat(_Simple):
+    def forward(self, window: torch.Tensor) -> torch.Tensor:
+        return super().forward(window)[:, 0]
+
+
+class _Named(_Simple):
+    def forward(self, window: torch.Tensor) -> dict[str, torch.Tensor]:  # type: ignore[override]
+        return {"embedding": super().forward(window)}
+
+
+class _Greedy(_Simple):
+    def forward(self, window, valid, hidden):  # type: ignore[no-untyped-def, override]
+        return super().forward(window)
 
 
 @pytest.mark.parametrize(
     ("encoder", "message"),
     [
-        (_Stateless(), "part gps: the encoder has no method state_shapes()"),
         (_Forgetful(), "part gps: .* the encoder returns [8] .* and the states [4]"),
-        (_Failing(), "part gps: the module fails on window [2, 1, 2], .*RuntimeError"),
-        (_Wider(), "different sizes: ['8', '9']"),
+        (_Failing(), "part gps: the module fails on [2, 1, 2], [2, 1, 2], [2, 4]: RuntimeError"),
+        (_Simple(SIZE + 1), "different sizes: ['8', '9']"),
+        (_TwoInARow(), "part gps: for two windows in a row the encoder returns [1, 8] .*not two"),
+        (_Flat(), "part gps: for one window the encoder returns [] .*not an embedding"),
+        (_Named(), "part gps: an output is a dict, not a tensor"),
+        (
+            _Greedy(),
+            "part gps: the encoder's forward takes (window, valid, hidden) (forward(window)",
+        ),
     ],
 )
 def test_an_encoder_that_breaks_the_interface_is_named(encoder: nn.Module, message: str) -> None:
     pattern = re.escape(message).replace(r"\.\*", ".*").replace(r"\ ", " ")
     with pytest.raises(FusedgeError, match=pattern):
         split(_with_encoder(encoder), MODALITIES, 1.0)
+
+
+def test_a_series_part_has_a_valid_input_that_does_something() -> None:
+    part = split(_with_encoder(_Simple()), MODALITIES, 1.0)[1]
+    assert [s.name for s in part.inputs] == ["window", "valid"]
+    window = torch.tensor([[[1.0, 3.0]]])
+    assert part.module(window, torch.ones_like(window))[0].tolist() == [[2.0] * SIZE]
+    assert part.module(window, torch.zeros_like(window))[0].tolist() == [[0.0] * SIZE]
+
+
+class _WithValid(_Simple):
+    def forward(self, window: torch.Tensor, valid: torch.Tensor) -> torch.Tensor:  # type: ignore[override]
+        return super().forward(window) * valid.flatten(1).mean(dim=-1, keepdim=True)
+
+
+class _Optional(_Simple):
+    def forward(self, window: torch.Tensor, loud: bool = False) -> torch.Tensor:  # type: ignore[override]
+        assert not loud
+        return super().forward(window)
+
+
+def _media(kind: str) -> Modality:
+    image = {"height": 4, "width": 6, "resample": "newest"} if kind == "image" else {}
+    return MODALITIES[1].model_copy(
+        update={
+            "kind": kind,
+            "resample": "contiguous",
+            "rate_hz": 2.0,
+            "channels": (Channel(name="level", unit="1", minimum=0, maximum=255),) * 3,
+            **image,
+        }
+    )
+
+
+@pytest.mark.parametrize(
+    ("kind", "encoder", "inputs"),
+    [
+        ("image", _Simple(), [("window", "uint8", ("batch", 2, 4, 6, 3))]),
+        (
+            "image",
+            _WithValid(),
+            [
+                ("window", "uint8", ("batch", 2, 4, 6, 3)),
+                ("valid", "float32", ("batch", 2)),
+            ],
+        ),
+        ("audio", _Optional(), [("window", "float32", ("batch", 2, 3))]),
+    ],
+)
+def test_sound_and_images_have_the_inputs_that_their_encoder_takes(
+    kind: str, encoder: nn.Module, inputs: list[tuple[str, str, tuple[int | str, ...]]]
+) -> None:
+    specs = (MODALITIES[0], _media(kind), MODALITIES[2])
+    part = split(_with_encoder(encoder), specs, 1.0)[1]
+    assert [(s.name, s.dtype, s.shape) for s in part.inputs] == inputs
+    assert part.sequence is not None
+    windows = [zeros[:, None].expand(-1, 4, *zeros.shape[1:]) for zeros in part.zeros(3)]
+    assert part.sequence(*windows)[0].shape == (3, 4, SIZE)
 
 
 class _EmptyState(TinyEncoder):
@@ -123,11 +208,33 @@ def test_a_state_without_elements_is_no_input() -> None:
 
 def test_the_driving_model_has_the_interface() -> None:
     specs = driving.modalities()
-    parts = split(FusionModel(driving.model_config()).eval(), specs, driving.DECISION_RATE_HZ)
+    model = FusionModel(driving.model_config()).eval()
+    parts = split(model, specs, driving.DECISION_RATE_HZ)
     assert [part.name for part in parts] == ["imu", "gps", "road", "head"]
     assert [part.rate_hz for part in parts] == [2.0, 1.0, 2.0, 1.0]
-    cases = part_cases(parts, specs)  # raises where an answer is not finite
-    assert len(cases["head"]) == 432
+    torch.manual_seed(0)
+    windows = {m.name: torch.randn(2, 3, *m.window_shape) for m in specs}
+    valid = {name: torch.ones_like(window) for name, window in windows.items()}
+    presence = torch.tensor([1.0, 0.0, 1.0]).expand(2, 3, 3)
+    age = torch.rand(2, 3, 3)
+    with torch.no_grad():
+        embeddings = [p.sequence(windows[p.name], valid[p.name])[0] for p in parts[:-1]]
+        (logits,) = parts[-1].sequence(*embeddings, presence, age)
+        torch.testing.assert_close(model(windows, valid, presence, age), logits)
+
+
+def test_an_encoder_that_names_its_states_gives_the_same_in_one_sequence(
+    parts: tuple[ModulePart, ...],
+) -> None:
+    imu = parts[0]
+    torch.manual_seed(0)
+    windows, valid = torch.randn(3, 5, 10, 3), torch.ones(3, 5, 10, 3)
+    with torch.no_grad():
+        (whole,) = imu.sequence(windows, valid)
+        states = [torch.from_numpy(state) for state in imu.initial_state(3).values()]
+        for step in range(5):
+            embedding, *states = imu.module(windows[:, step], valid[:, step], *states)
+            torch.testing.assert_close(embedding, whole[:, step])
 
 
 def test_a_description_of_other_modalities_is_refused(model: TinyModel) -> None:
@@ -138,3 +245,8 @@ def test_a_description_of_other_modalities_is_refused(model: TinyModel) -> None:
 def test_a_head_with_other_outputs_than_described_is_refused(model: TinyModel) -> None:
     with pytest.raises(FusedgeError, match="part head: the head returns"):
         split(model, MODALITIES, 1.0, ("style", "event"))
+
+
+def test_a_module_without_encoders_is_no_fusion_model() -> None:
+    with pytest.raises(FusedgeError, match="the fusion model has no `modalities`"):
+        split(nn.Linear(2, 2), MODALITIES, 1.0)  # type: ignore[arg-type]

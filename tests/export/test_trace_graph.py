@@ -12,13 +12,16 @@ import torch
 from torch import nn
 
 from fusedge.bundle.errors import FusedgeError
+from fusedge.bundle.manifest import DimRange, Dtype, TensorSpec
 from fusedge.export.cases import part_cases
 from fusedge.export.graph import check_graph
 from fusedge.export.lower import lower
 from fusedge.export.parity import PartSession, check_part
+from fusedge.export.part import ModulePart, concrete_shape
+from fusedge.export.plain_cases import plain_cases
 from fusedge.export.simplify import simplify
-from fusedge.export.split import ModulePart, concrete_shape, split
-from fusedge.export.trace import trace
+from fusedge.export.split import split
+from fusedge.export.trace import Traced, trace, trace_program
 from tests.export.tiny_fusion import MODALITIES, TinyModel
 
 
@@ -75,7 +78,7 @@ def test_operations_whose_converter_fails_are_lowered_too(parts: tuple[ModulePar
     kinds = [node.op_type for node in graph.graph.node]
     assert (kinds.count("Split"), kinds.count("ReduceMax")) == (2, 1)
     lowered = lower(graph, parts[1], 17)
-    window = {s.name: np.ones(concrete_shape(s, 3), np.float32) for s in parts[1].inputs}
+    window = {s.name: np.ones(concrete_shape(s, {"batch": 3}), np.float32) for s in parts[1].inputs}
     results = [
         PartSession(parts[1], g.SerializeToString(), "fp32").run(window, "ones")
         for g in (graph, lowered)
@@ -98,6 +101,128 @@ class _Chunks(nn.Module):
 def test_an_opset_outside_of_the_range_is_refused(parts: tuple[ModulePart, ...]) -> None:
     with pytest.raises(FusedgeError, match="cannot export at opset 11"):
         trace(parts[0], opset=11)
+
+
+class _Tokens(nn.Module):
+    """Takes every dtype, and gives an output with a free dim of its own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.embedding = nn.Embedding(10, 4)
+
+    def forward(
+        self, ids: torch.Tensor, mask: torch.Tensor, image: torch.Tensor, count: torch.Tensor
+    ) -> tuple[torch.Tensor, ...]:
+        kept = self.embedding(ids) * mask[..., None]
+        seen = image.float().mean((1, 2)) / 255
+        rows = kept + seen[:, None] * count[:, None, None]
+        return rows, torch.cat([rows, rows], dim=1), rows.argmax(-1)
+
+
+@pytest.fixture(scope="module")
+def tokens() -> ModulePart:
+    def spec(name: str, dtype: Dtype, *shape: int | str, role: str = "input") -> TensorSpec:
+        return TensorSpec.model_validate(
+            {"name": name, "role": role, "dtype": dtype, "shape": ("batch", *shape)}
+        )
+
+    return ModulePart(
+        name="model",
+        kind="model",
+        modality=None,
+        rate_hz=None,
+        module=_Tokens().eval(),
+        inputs=(
+            spec("ids", "int64", "tokens"),
+            spec("mask", "bool", "tokens"),
+            spec("image", "uint8", 6, 5, 4),
+            spec("count", "int32"),
+        ),
+        outputs=(
+            spec("rows", "float32", "tokens", 4, role="output"),
+            spec("twice", "float32", "twice_tokens", 4, role="output"),
+            spec("best", "int64", "tokens", role="output"),
+        ),
+        dims={
+            "batch": DimRange(least=1, usual=4, greatest=8),
+            "tokens": DimRange(least=1, usual=1, greatest=20),
+        },
+    )
+
+
+@pytest.fixture(scope="module")
+def traced_tokens(tokens: ModulePart) -> Traced:
+    return trace_program(tokens)
+
+
+def test_a_plain_model_keeps_its_dtypes_and_named_dims(
+    tokens: ModulePart, traced_tokens: Traced
+) -> None:
+    random = np.random.default_rng(0)
+    example = {
+        "ids": random.integers(0, 10, (1, 5)),
+        "mask": np.array([[True, True, False, True, True]]),
+        "image": random.integers(0, 256, (1, 6, 5, 4), np.uint8),
+        "count": np.array([3], np.int32),
+    }
+    graph = simplify(traced_tokens.model, tokens)
+    session = PartSession(tokens, graph.SerializeToString(), "fp32", lambda: traced_tokens)
+    rows = check_part(session, plain_cases(tokens, example), 1e-4)
+    assert [row.output for row in rows] == ["rows", "twice", "best"]
+    dims = {v.name: v.type.tensor_type.shape.dim for v in graph.graph.input}
+    assert [dim.dim_param for dim in dims["ids"]] == ["batch", "tokens"]
+
+
+def test_values_of_the_graph_are_known_by_their_nodes_in_torch(traced_tokens: Traced) -> None:
+    nodes = {node.name for node in traced_tokens.program.graph.nodes}
+    assert set(traced_tokens.values.values()) <= nodes
+    assert traced_tokens.values["embedding/embedding.out0"] == "embedding"
+    assert {"rows", "twice", "best"} <= set(traced_tokens.values)
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        (
+            {"shape": ("batch", "tokens", 5)},
+            r"wanted \('rows', 'float32', \['batch', 'tokens', 5\]",
+        ),
+        ({"dtype": "int32"}, r"found \('rows', 'float32', .*wanted \('rows', 'int32'"),
+        ({"shape": ("batch", 7, 4)}, r"found .*'tokens', 4\]\), wanted .*7, 4\]"),
+    ],
+)
+def test_a_graph_that_differs_from_its_part_is_refused(
+    tokens: ModulePart, traced_tokens: Traced, change: dict[str, object], reason: str
+) -> None:
+    first, *others = tokens.outputs
+    other = dataclasses.replace(tokens, outputs=(first.model_copy(update=change), *others))
+    with pytest.raises(FusedgeError, match=rf"part model, test: outputs differ .*{reason}"):
+        check_graph(traced_tokens.model, other, "test")
+
+
+class _Ageless(nn.Module):
+    """Takes the ages, as every head, and does not look at them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.out = nn.Linear(8, 3)
+
+    def forward(self, *tensors: torch.Tensor) -> torch.Tensor:
+        *embeddings, presence, _ = tensors
+        joined = sum(e * presence[:, i : i + 1] for i, e in enumerate(embeddings))
+        logits: torch.Tensor = self.out(joined)
+        return logits
+
+
+def test_an_input_that_decides_nothing_stays_an_input() -> None:
+    model = TinyModel()
+    model.head = _Ageless().eval()
+    head = split(model, MODALITIES, 1.0)[-1]
+    graph = simplify(trace(head), head)
+    assert [value.name for value in graph.graph.input] == [spec.name for spec in head.inputs]
+    assert "age" not in {name for node in graph.graph.node for name in node.input}
+    check_graph(lower(graph, head, 17), head, "test")
 
 
 class _Branching(nn.Module):

@@ -3,13 +3,11 @@ LayerNorm, attention over a presence mask, and learned embeddings for what is mi
 
 from __future__ import annotations
 
-import hashlib
-
 import torch
 from torch import nn
 
-from fusedge.bundle.manifest import Channel, Modality, Output, Provenance
-from fusedge.export.task import Task
+from fusedge.bundle.manifest import Channel, Modality, Output
+from fusedge.export.task import Task, provenance
 
 SIZE = 8
 HIDDEN = 12
@@ -127,13 +125,6 @@ def make_task(specs: tuple[Modality, ...] = MODALITIES) -> Task:
                 hysteresis=0.0,
             ),
         ),
-        provenance=Provenance(
-            task="tiny",
-            weights_sha256=hashlib.sha256(b"tiny").hexdigest(),
-            training_data="none",
-            weights_licence="Apache-2.0",
-            attribution="Fusedge",
-            tools={},
-        ),
+        provenance=provenance("Apache-2.0", "none", "Fusedge"),
         documents={"LICENSE-WEIGHTS.md": b"Apache-2.0\n"},
     )

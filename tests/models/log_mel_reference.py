@@ -21,16 +21,34 @@ RATE_HZ = 16_000
 CONFIGS: dict[str, dict[str, Any]] = {
     "htk": {"n_mels": 23, "n_fft": 400, "win_length": 400, "hop_length": 160},
     "short window, magnitude": {
-        **{"n_mels": 20, "n_fft": 512, "win_length": 401, "hop_length": 200},
-        **{"f_min_hz": 20.0, "f_max_hz": 7600.0, "norm": "slaney", "power": 1, "log": "db"},
+        "n_mels": 20,
+        "n_fft": 512,
+        "win_length": 401,
+        "hop_length": 200,
+        "f_min_hz": 20.0,
+        "f_max_hz": 7600.0,
+        "norm": "slaney",
+        "power": 1,
+        "log": "db",
     },
     "slaney": {
-        **{"n_mels": 32, "n_fft": 400, "win_length": 400, "hop_length": 160},
-        **{"mel_scale": "slaney", "norm": "slaney", "log": "db"},
+        "n_mels": 32,
+        "n_fft": 400,
+        "win_length": 400,
+        "hop_length": 160,
+        "mel_scale": "slaney",
+        "norm": "slaney",
+        "log": "db",
     },
     "slaney scale alone": {
-        **{"n_mels": 16, "n_fft": 512, "win_length": 512, "hop_length": 256},
-        **{"mel_scale": "slaney", "log": "log10", "f_max_hz": 7000.0, "floor": 1e-6},
+        "n_mels": 16,
+        "n_fft": 512,
+        "win_length": 512,
+        "hop_length": 256,
+        "mel_scale": "slaney",
+        "log": "log10",
+        "f_max_hz": 7000.0,
+        "floor": 1e-6,
     },
 }
 
@@ -100,7 +118,9 @@ def main() -> None:
             results[name][f"{title}, {'centred' if center else 'inside'}"] = [
                 [round(float(value), 4) for value in row] for row in logs
             ]
-    text = json.dumps(results, separators=(",", ":")).replace("],[", "],\n[").replace('],"', '],\n"')
+    text = (
+        json.dumps(results, separators=(",", ":")).replace("],[", "],\n[").replace('],"', '],\n"')
+    )
     FILE.write_text(text + "\n")
 
 

@@ -13,10 +13,10 @@ import numpy as np
 from fusedge.bundle.archive import Bundle
 from fusedge.bundle.manifest import Part
 from fusedge.bundle.sample import Rejection, Sample
-from fusedge.runtime.backend import OnnxPart
 from fusedge.runtime.decision import Decision
 from fusedge.runtime.events import Event
 from fusedge.runtime.journal import Entry
+from fusedge.runtime.onnx_part import OnnxPart
 from fusedge.runtime.sinks.sink import Sink
 from tests.tiny_bundle import modality, write_tiny_bundle
 

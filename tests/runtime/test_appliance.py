@@ -42,7 +42,7 @@ def test_what_is_left_out_has_a_default(tmp_path: Path) -> None:
     assert (appliance.speed, appliance.threads, appliance.cores) == ("live", 0, ())
     (cab,) = appliance.pipelines
     assert (cab.name, cab.bundle, cab.sources) == ("cab", "driving", ("sim:",))
-    assert (cab.provider, cab.precision, cab.without) == ("cpu", "fp32", ())
+    assert (cab.backend, cab.provider, cab.precision, cab.without) == ("auto", "auto", "auto", ())
     assert (cab.silence_s, cab.hang_s, cab.watch) == (SILENCE_S, HANG_S, False)
     assert (cab.out, cab.picture, cab.record, cab.record_events, cab.jpeg) == (None,) * 5
     assert cab.clips == tmp_path / "clips/cab"

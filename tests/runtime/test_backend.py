@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import onnx
@@ -10,8 +12,15 @@ import pytest
 
 from fusedge.bundle.archive import Bundle, file_entry, write_bundle
 from fusedge.bundle.errors import BundleError, FusedgeError, UnknownNameError
-from fusedge.runtime import backend
-from fusedge.runtime.backend import OnnxPart
+from fusedge.bundle.inference import onnxruntime
+from fusedge.runtime import onnx_part
+from fusedge.runtime.onnx_part import (
+    PROVIDERS,
+    OnnxPart,
+    Provider,
+    provider_devices,
+    provider_options,
+)
 from tests.tiny_bundle import encoder_onnx, write_tiny_bundle
 
 
@@ -50,7 +59,7 @@ def fixed_batch() -> bytes:
     ("graph", "reason"),
     [
         (encoder_onnx(5, window_name="images"), "the graph's inputs .*images.* are not those"),
-        (encoder_onnx(6), r"input window is tensor\(float\) .* the manifest says float32"),
+        (encoder_onnx(6), r"input window is float32 .* the manifest says float32"),
         (fixed_batch(), "input .* the manifest says float32"),
         (encoder_onnx(5)[:-20], "does not load"),
         (b"no graph", "does not load"),
@@ -75,6 +84,127 @@ def test_an_unknown_provider_gets_a_hint(bundle: Bundle) -> None:
 def test_a_provider_that_this_machine_lacks_is_told(
     bundle: Bundle, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setitem(backend.PROVIDERS, "cuda", "NoSuchExecutionProvider")
+    monkeypatch.setitem(PROVIDERS, "cuda", Provider("NoSuchExecutionProvider", "cuda", {}))
     with pytest.raises(FusedgeError, match="has no NoSuchExecutionProvider on this machine"):
         OnnxPart(bundle, bundle.manifest.head, "cuda", "fp32")
+
+
+@pytest.mark.skipif(
+    not hasattr(onnxruntime().InferenceSession, "get_provider_graph_assignment_info"),
+    reason="this ONNX Runtime does not say which node runs where",
+)
+def test_a_provider_that_takes_no_node_is_an_error(
+    bundle: Bundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """ONNX Runtime's own build for the CPU has this one, and lists it first in its session."""
+    monkeypatch.setitem(PROVIDERS, "cuda", Provider("AzureExecutionProvider", "cuda", {}))
+    with pytest.raises(BundleError, match="AzureExecutionProvider runs no node of it"):
+        OnnxPart(bundle, bundle.manifest.head, "cuda", "fp32")
+
+
+def on_azure(monkeypatch: pytest.MonkeyPatch, nodes: dict[str, list[str]]) -> None:
+    """Place operators on providers, as a provider that takes some of the nodes would."""
+    monkeypatch.setitem(PROVIDERS, "cuda", Provider("AzureExecutionProvider", "cpu", {}))
+    placed = [
+        SimpleNamespace(
+            ep_name=name, get_nodes=lambda kinds=kinds: [SimpleNamespace(op_type=k) for k in kinds]
+        )
+        for name, kinds in nodes.items()
+    ]
+    session = onnxruntime().InferenceSession
+    monkeypatch.setattr(
+        session, "get_provider_graph_assignment_info", lambda self: placed, raising=False
+    )
+
+
+def test_nodes_that_a_provider_leaves_to_the_cpu_are_counted(
+    bundle: Bundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    nodes = {"AzureExecutionProvider": ["Mul"], "CPUExecutionProvider": ["Gather", "Add", "Add"]}
+    on_azure(monkeypatch, nodes)
+    part = OnnxPart(bundle, bundle.manifest.head, "cuda", "fp32")
+    assert part.cpu_nodes == {"Gather": 1, "Add": 2}
+
+
+def test_before_onnx_runtime_tells_the_nodes_it_is_known_that_there_are_some(
+    bundle: Bundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(PROVIDERS, "cuda", Provider("AzureExecutionProvider", "cpu", {}))
+    base = onnxruntime().InferenceSession.__base__
+    monkeypatch.delattr(base, "get_provider_graph_assignment_info", raising=False)
+    assert OnnxPart(bundle, bundle.manifest.head, "cuda", "fp32").cpu_nodes is None
+    assert OnnxPart(bundle, bundle.manifest.head, "cpu", "fp32").cpu_nodes == {}
+
+
+def test_bound_memory_gives_the_same_results_at_every_batch(
+    bundle: Bundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The way of the GPU's providers, with memory on the CPU; more shapes than are kept."""
+    plain = OnnxPart(bundle, bundle.manifest.encoders[0], "cpu", "fp32")
+    monkeypatch.setitem(PROVIDERS, "cpu", Provider("CPUExecutionProvider", "cuda", {}))
+    monkeypatch.setattr(onnx_part, "MAX_BINDINGS", 2)
+    value = onnxruntime().OrtValue
+    allocate = value.ortvalue_from_shape_and_type
+    monkeypatch.setattr(
+        value, "ortvalue_from_shape_and_type", lambda shape, kind, device: allocate(shape, kind)
+    )
+    bound = OnnxPart(bundle, bundle.manifest.encoders[0], "cpu", "fp32")
+    random = np.random.default_rng(1)
+    kept: list[tuple[list[Any], list[Any]]] = []
+    for batch in (1, 3, 1, 2, 3, 1):
+        feeds = {
+            "window": random.normal(size=(batch, 5, 2)).astype(np.float32),
+            "valid": np.ones((2, 5, batch), np.float32).T,  # not contiguous
+            "state_in.total": random.normal(size=(batch, 1)).astype(np.float32),
+        }
+        kept.append((plain.run(feeds), bound.run(feeds)))
+    for wanted, got in kept:  # and no run has written into the results of another
+        for a, b in zip(wanted, got, strict=True):
+            np.testing.assert_array_equal(a, b)
+
+
+def test_the_range_of_shapes_is_told_to_tensorrt(bundle: Bundle) -> None:
+    encoder = bundle.manifest.encoders[0]
+    options = provider_options("tensorrt-rtx", encoder)
+    assert options["nv_profile_min_shapes"] == "window:1x5x2,valid:1x5x2,state_in.total:1x1"
+    assert options["nv_profile_max_shapes"] == "window:8x5x2,valid:8x5x2,state_in.total:8x1"
+    assert provider_options("cuda", encoder) == {"use_tf32": "0"}
+
+
+def test_the_plug_in_for_tensorrt_rtx_is_registered_and_used(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    module, gpu = onnxruntime(), SimpleNamespace(ep_name="NvTensorRTRTXExecutionProvider")
+    registered: list[str] = []
+    monkeypatch.setattr(onnx_part.importlib.util, "find_spec", lambda name: True)
+    plugin = SimpleNamespace(get_library_path=lambda: "/lib/provider.so")
+    monkeypatch.setattr(onnx_part.importlib, "import_module", lambda name: plugin)
+    monkeypatch.setattr(
+        module, "register_execution_provider_library", lambda name, path: registered.append(path)
+    )
+    monkeypatch.setattr(module, "get_ep_devices", lambda: [SimpleNamespace(ep_name="CPU"), gpu])
+    onnx_part._register_plugin.cache_clear()
+    try:
+        assert provider_devices("tensorrt-rtx") == [gpu] == provider_devices("tensorrt-rtx")
+        monkeypatch.setattr(module, "get_ep_devices", list)
+        with pytest.raises(FusedgeError, match="its plug-in finds no GPU"):
+            provider_devices("tensorrt-rtx")
+    finally:
+        onnx_part._register_plugin.cache_clear()
+    assert registered == ["/lib/provider.so"]
+
+
+def test_a_plug_in_that_does_not_load_is_told_in_a_line(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    library = tmp_path / "no-library.so"
+    library.write_bytes(b"none")
+    monkeypatch.setattr(onnx_part.importlib.util, "find_spec", lambda name: True)
+    plugin = SimpleNamespace(get_library_path=lambda: str(library))
+    monkeypatch.setattr(onnx_part.importlib, "import_module", lambda name: plugin)
+    onnx_part._register_plugin.cache_clear()
+    try:
+        with pytest.raises(FusedgeError, match=r"its plug-in does not load: .*no-library\.so"):
+            provider_devices("tensorrt-rtx")
+    finally:
+        onnx_part._register_plugin.cache_clear()

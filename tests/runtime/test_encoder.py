@@ -9,8 +9,8 @@ from fusedge.bundle.archive import Bundle
 from fusedge.bundle.initial_state import initial_state
 from fusedge.bundle.manifest import Modality, Part
 from fusedge.bundle.window import to_ns
-from fusedge.runtime.backend import OnnxPart
 from fusedge.runtime.encoder import Encoder
+from fusedge.runtime.onnx_part import OnnxPart
 from fusedge.runtime.stream import Window
 from tests.tiny_bundle import write_tiny_bundle
 

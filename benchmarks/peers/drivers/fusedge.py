@@ -19,9 +19,9 @@ from workload import MODALITIES, RATE_HZ, SOUND_HZ, Event, Run
 
 from fusedge.bundle.lookup import open_bundle
 from fusedge.bundle.sample import Sample
-from fusedge.runtime.backend import OnnxPart
 from fusedge.runtime.clock import LiveClock
 from fusedge.runtime.decision import Decision
+from fusedge.runtime.onnx_part import OnnxPart
 from fusedge.runtime.runner import run as run_session
 from fusedge.runtime.session import Session
 from fusedge.runtime.sinks.sink import Sink

@@ -1,0 +1,251 @@
+"""Build the engines that a bundle lacks, for the GPU of this machine or for desktop RTX GPUs.
+
+One part at a time; each engine goes into the cache as soon as it is built, so that a build that was
+interrupted goes on where it stopped. The bundle is written once, at the end.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+from fusedge.bundle.archive import Bundle, check_destination, file_entry, write_bundle
+from fusedge.bundle.errors import FusedgeError
+from fusedge.bundle.manifest import Engine, Graph, GraphPrecision, Manifest, Part
+from fusedge.devices.targets.detect import Machine, detect
+from fusedge.devices.targets.local import LocalGpu, free_memory_bytes, local_gpu
+from fusedge.devices.targets.power_mode import power_mode_warning
+from fusedge.devices.targets.table import Target, find_target
+from fusedge.devices.targets.tensorrt_api import NO_OPTIONS, EngineOptions, installed_version
+from fusedge.export.cache import Cache
+from fusedge.export.engine import (
+    BuildLimits,
+    BuiltEngine,
+    EngineRequest,
+    build_engine,
+    find_built,
+)
+from fusedge.export.progress import Progress
+
+LOCAL = "local"
+# What a build takes at most: measured with TensorRT-RTX 1.7.1 on a CPU, 208 MiB for an empty graph, and 4
+# times the graph (16 to 256 MiB of weights). `tensorrt` loads CUDA's libraries too: an estimate.
+_BASE_BYTES: Mapping[str, int] = {"tensorrt_rtx": 256 << 20, "tensorrt": 1 << 30}
+_TIMES_GRAPH = 4
+
+
+@dataclass(frozen=True)
+class BuildOptions:
+    """What to build. `precision` None takes each part's last graph, which is the one made for engines.
+
+    `targets` are names of desktop RTX GPUs, or `local`. `power_mode` is the one that the machine should be
+    in; another is a warning.
+    """
+
+    targets: tuple[str, ...] = (LOCAL,)
+    precision: GraphPrecision | None = None
+    power_mode: str | None = None
+    engine: EngineOptions = NO_OPTIONS
+    limits: BuildLimits = field(default_factory=lambda: BuildLimits(timeout_s=1800.0))
+
+
+@dataclass(frozen=True)
+class BuildRow:
+    """One part for one kind of engine. `note` says what was made, or why nothing was."""
+
+    part: str
+    targets: tuple[str, ...]
+    precision: str
+    state: Literal["built", "cached", "present", "failed"]
+    note: str
+    build_s: float | None = None
+
+
+@dataclass(frozen=True)
+class BuildReport:
+    """The bundle as it is now, what was done, and what the user should know."""
+
+    bundle: Bundle
+    rows: tuple[BuildRow, ...]
+    warnings: tuple[str, ...]
+
+    @property
+    def failed(self) -> tuple[BuildRow, ...]:
+        """The rows without an engine."""
+        return tuple(row for row in self.rows if row.state == "failed")
+
+
+@dataclass(frozen=True)
+class _Group:
+    """Targets that share their engines."""
+
+    targets: tuple[Target, ...]
+    local: LocalGpu | None
+
+
+def build_bundle(
+    bundle: Bundle,
+    out: Path,
+    options: BuildOptions,
+    cache: Cache,
+    progress: Progress = lambda stage, item, share: None,
+    *,
+    machine: Callable[[], Machine] = detect,
+    root: Path = Path("/"),
+    free: Callable[[], Mapping[str, int]] = free_memory_bytes,
+) -> BuildReport:
+    """Write `bundle` to `out`, which may be its own place, with the engines that it lacked.
+
+    `machine`, `root` and `free` describe the machine to build on. A part that cannot be built is a row of
+    the report, and the others are built; then, and where nothing is missing, the bundle is still whole.
+    Raises FusedgeError where nothing can be built at all; `out` is then as it was before.
+    """
+    check_destination(out)
+    warnings = []
+    if options.power_mode is not None and (said := power_mode_warning(options.power_mode, root)):
+        warnings.append(said)
+    groups = _groups(options.targets, machine, root)
+    rows: list[BuildRow] = []
+    parts = list(bundle.manifest.parts)
+    made: dict[str, bytes] = {}
+    for number, (group, index) in enumerate((g, i) for g in groups for i in range(len(parts))):
+        part = parts[index]
+        names = tuple(target.name for target in group.targets)
+        progress(f"engine for {', '.join(names)}", part.name, number / (len(groups) * len(parts)))
+        graph = _graph(part, options.precision)
+        request = _request(bundle, part, graph, group, options)
+        present = _present(part, request)
+        if present is not None:
+            parts[index] = _with_targets(part, present, names)
+            rows.append(BuildRow(part.name, names, graph.precision, "present", present.file))
+            continue
+        try:
+            built = find_built(request, cache)
+            if built is None:
+                _check_memory(request, free())
+            built = built or build_engine(request, options.limits, cache)
+        except FusedgeError as error:
+            rows.append(BuildRow(part.name, names, graph.precision, "failed", error.line()))
+            continue
+        parts[index] = _with_engine(part, built.entry(request.file, request))
+        made[request.file] = built.data
+        rows.append(_row(part.name, names, graph.precision, built))
+    if parts != list(bundle.manifest.parts) or out.resolve() != bundle.path.resolve():
+        if bundle.manifest.signature is not None:
+            warnings.append("the bundle's signature is dropped, for it changed: sign it again")
+        progress("write", out.name, 1.0)
+        bundle = _write(bundle, out, parts, made)
+    return BuildReport(bundle, tuple(rows), tuple(warnings))
+
+
+def _groups(names: Sequence[str], machine: Callable[[], Machine], root: Path) -> list[_Group]:
+    """The targets that share engines; all for TensorRT-RTX do, for its engines can serve many GPUs."""
+    local = local_gpu(machine(), root) if LOCAL in names else None
+    named = [find_target(name) for name in dict.fromkeys(names) if name != LOCAL]
+    elsewhere = [target.name for target in named if not target.builds_anywhere]
+    if elsewhere:
+        raise FusedgeError(
+            "engines for it are not built here"
+            if len(elsewhere) == 1
+            else "engines for them are not",
+            where=f"target {', '.join(elsewhere)}",
+            hint="run this on the device itself, with --target local",
+        )
+    if local is None:
+        return [_Group(tuple(named), None)]
+    if local.target.builds_anywhere:
+        by_name = {target.name: target for target in (local.target, *named)}
+        return [_Group(tuple(by_name.values()), None)]
+    return [_Group((local.target,), local), *([_Group(tuple(named), None)] if named else [])]
+
+
+def _graph(part: Part, precision: GraphPrecision | None) -> Graph:
+    return part.graphs[-1] if precision is None else part.graph(precision)
+
+
+def _request(
+    bundle: Bundle, part: Part, graph: Graph, group: _Group, options: BuildOptions
+) -> EngineRequest:
+    return EngineRequest(
+        part.name,
+        bundle.read(graph.file),
+        graph.precision,
+        group.targets,
+        part.dims,
+        options.engine,
+        device=group.local.identity if group.local else "",
+        power_mode=group.local.power_mode if group.local else None,
+    )
+
+
+def _present(part: Part, request: EngineRequest) -> Engine | None:
+    """The bundle's engine that serves the request, built by the TensorRT that is installed."""
+    version = installed_version(request.flavour)
+    for engine in part.engines:
+        same = _like(engine, request) and engine.dims == dict(request.dims)
+        serves = set(request.capabilities) <= set(engine.compute_capabilities)
+        if same and serves and engine.version == version:
+            tuned = {target.name for target in request.targets} <= set(engine.targets)
+            if request.flavour == "tensorrt_rtx" or tuned:
+                return engine
+    return None
+
+
+def _like(engine: Engine, request: EngineRequest) -> bool:
+    wanted = request.flavour, request.precision, request.power_mode
+    return (engine.flavour, engine.precision_requested, engine.power_mode) == wanted
+
+
+def _with_targets(part: Part, engine: Engine, names: Sequence[str]) -> Part:
+    all_names = tuple(dict.fromkeys((*engine.targets, *names)))
+    named = engine.model_copy(update={"targets": all_names})
+    others = tuple(named if e is engine else e for e in part.engines)
+    return part.model_copy(update={"engines": others})
+
+
+def _with_engine(part: Part, new: Engine) -> Part:
+    """With a new engine, in the place of an older one of the same name."""
+    others = tuple(engine for engine in part.engines if engine.file != new.file)
+    return part.model_copy(update={"engines": (*others, new)})
+
+
+def _check_memory(request: EngineRequest, free: Mapping[str, int]) -> None:
+    needed = _BASE_BYTES[request.flavour] + _TIMES_GRAPH * len(request.graph)
+    needed += request.options.workspace_bytes or 0
+    for place, size in free.items():
+        if size < needed:
+            raise FusedgeError(
+                f"a build takes about {needed >> 20} MiB, and {size >> 20} MiB of {place} are free",
+                where=request.where,
+                hint="stop other programs; what is built already is kept, so run this again",
+            )
+
+
+def _row(part: str, names: tuple[str, ...], precision: str, built: BuiltEngine) -> BuildRow:
+    count = len(built.repairs)
+    repaired = f", {count} repair{'s' * (count > 1)}" if count else ""
+    note = f"{built.flavour} {built.version}, {len(built.data) / 1e6:.1f} MB{repaired}"
+    state: Literal["cached", "built"] = "cached" if built.cached else "built"
+    return BuildRow(part, names, precision, state, note, built.build_s)
+
+
+def _write(bundle: Bundle, out: Path, parts: Sequence[Part], made: Mapping[str, bytes]) -> Bundle:
+    old = bundle.manifest
+    before = {engine.file for part in old.parts for engine in part.engines}
+    engines = [engine for part in parts for engine in part.engines]
+    dropped = before - {engine.file for engine in engines}
+    kept = set(old.files) - dropped - set(made)
+    files = {**{name: bundle.read(name) for name in sorted(kept)}, **made}
+    built_by: dict[str, str] = {e.flavour: e.version for e in engines if e.file in made}
+    tools = {**old.provenance.tools, **built_by}
+    manifest = old.model_copy(
+        update={
+            "parts": tuple(parts),
+            "files": {name: file_entry(files[name]) for name in sorted(files)},
+            "provenance": old.provenance.model_copy(update={"tools": tools}),
+            "signature": None,
+        }
+    )
+    return write_bundle(out, Manifest.model_validate(manifest.model_dump()), files)

@@ -1,0 +1,80 @@
+"""The inputs of the parity gate for a plain model, made from one example."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from functools import partial
+
+import numpy as np
+
+from fusedge.bundle.errors import FusedgeError
+from fusedge.bundle.manifest import TensorSpec
+from fusedge.export.cases import BATCHES, Array, Case, Feeds, answers
+from fusedge.export.part import ModulePart, concrete_shape
+
+KINDS = ("example", "zero", "constant", "denormal", "large")
+BEYOND_LIMITS = frozenset(["large"])
+_LARGE = 10  # times the example
+_DENORMAL = 1e-42
+_NUMBERS = 8 << 20  # in the inputs of one call
+
+
+def plain_cases(part: ModulePart, example: Feeds) -> list[Case]:
+    """The example and its edges, at each batch; the example also at the ends of the other named dims.
+
+    Rows and sizes beyond the example's repeat it, floats at another scale in each row and integers moved
+    along. Whole numbers stay within the example's least and greatest, for they may be indices. An edge
+    on which the model itself fails or is not finite is left out; on the example that is a FusedgeError.
+    """
+    usual = {name: dim.usual for name, dim in part.dims.items()}
+    numbers = sum(math.prod(concrete_shape(s, usual | {"batch": 1})) for s in part.inputs)
+    most = max(2, _NUMBERS // numbers)
+    batches = sorted({min(batch, most) for batch in BATCHES})
+    cases: list[Case] = []
+    for batch in batches:
+        for kind in KINDS:
+            cases += _cases(part, example, kind, usual | {"batch": batch})
+    for name, dim in part.dims.items():
+        for size in sorted({dim.least, dim.greatest} - {dim.usual}):
+            if name != "batch":
+                cases += _cases(part, example, "example", usual | {"batch": batches[1], name: size})
+    return cases
+
+
+def _cases(part: ModulePart, example: Feeds, kind: str, sizes: Mapping[str, int]) -> Sequence[Case]:
+    told = ", ".join(f"{name} {size}" for name, size in sizes.items())
+    name = f"{told}, {kind} input"
+    draw = partial(_feeds, part, example, kind, sizes)
+    try:
+        expected = answers(part, list(draw().values()), name)
+    except FusedgeError:
+        if kind == "example":
+            raise
+        return ()
+    return (Case(name, draw, expected, within_limits=kind not in BEYOND_LIMITS),)
+
+
+def _feeds(part: ModulePart, example: Feeds, kind: str, sizes: Mapping[str, int]) -> Feeds:
+    return {spec.name: _input(example[spec.name], kind, spec, sizes) for spec in part.inputs}
+
+
+def _input(given: Array, kind: str, spec: TensorSpec, sizes: Mapping[str, int]) -> Array:
+    values = given
+    for axis, size in enumerate(concrete_shape(spec, sizes)):
+        values = np.take(values, np.arange(size) % values.shape[axis], axis)
+    if not np.issubdtype(values.dtype, np.floating):
+        edge = {"zero": given.min(), "constant": given.max(), "large": given.max()}.get(kind)
+        if edge is not None:
+            return np.full_like(values, edge)
+        moved = [
+            np.roll(row, i // len(given), -1) if row.ndim else row for i, row in enumerate(values)
+        ]
+        return np.stack(moved)
+    if kind in ("example", "large"):
+        rows = np.arange(len(values)) // len(given)
+        scale = 0.9**rows * (_LARGE if kind == "large" else 1)
+        scaled = values.astype(np.float64) * scale.reshape(-1, *[1] * (values.ndim - 1))
+        return scaled.astype(values.dtype)
+    level = {"zero": 0.0, "constant": float(given.mean()), "denormal": _DENORMAL}[kind]
+    return np.full_like(values, level)
