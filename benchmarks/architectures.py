@@ -44,6 +44,7 @@ from fusedge.export.subject import plain_subject
 
 Array = np.ndarray[Any, Any]
 OUT = Path("bench-out/architectures.json")
+_SETTLING = 32  # noise images
 LEAST_OUTPUT = 0.01  # parity of an output that vanishes would say nothing
 SMALL = {
     "hidden_size": 64,
@@ -133,18 +134,20 @@ class Architecture:
         model: nn.Module = self.pick(getattr(transformers, f"{self.stem}{self.suffix}")(config))
         model.eval()
         _settle(model, self.example())
-        return model.eval()
+        return model
 
 
 def _settle(model: nn.Module, example: Mapping[str, Array]) -> None:
     """Set batch norms as training would: without it, the signal of random convolutions dies out."""
     norms = [m for m in model.modules() if isinstance(m, (nn.BatchNorm1d, nn.BatchNorm2d))]
+    if not norms:
+        return
     for norm in norms:
         norm.train()
         norm.momentum = 1.0  # the last batch alone counts
-    if norms:
-        with torch.no_grad():
-            model(**{name: torch.from_numpy(values) for name, values in example.items()})
+    with torch.no_grad():
+        model(*(torch.randn(_SETTLING, *values.shape[1:]) for values in example.values()))
+    model.eval()
 
 
 def audio_encoder(model: Any) -> nn.Module:

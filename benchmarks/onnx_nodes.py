@@ -40,7 +40,8 @@ from fusedge.bundle.manifest import DimRange, TensorSpec
 from fusedge.export.engine import BuildLimits, TrialProcess
 from fusedge.export.part import ModulePart
 from fusedge.export.precision import reduce_graph, reduced_nodes, uniform_assignments
-from fusedge.export.repair import Refusal, close, repair, run
+from fusedge.export.refusal import Refusal
+from fusedge.export.repair import close, repair, run
 from fusedge.export.simplify import simplify
 
 REPOSITORY = Path(__file__).parents[1]
@@ -112,11 +113,20 @@ def _case(test: Any, operators: Mapping[str, str]) -> Case:
     whole = test.name.split("_expanded")[
         0
     ]  # the test of the operator itself, of which this is the body
-    given, wanted = test.data_sets[0] if test.data_sets else ((), ())
-    pairs = zip(test.model.graph.input, given, strict=False)
-    feeds = {v.name: a if isinstance(a, list) else np.asarray(a) for v, a in pairs if a is not None}
+    arguments, wanted = test.data_sets[0] if test.data_sets else ((), ())
+    pairs = zip(test.model.graph.input, arguments, strict=False)
+    feeds = {spec.name: _value(value) for spec, value in pairs if value is not None}
     operator = operators.get(whole, operators[test.name])
-    return Case(test.name, operator, test.model, feeds, list(wanted), max(test.rtol, 1e-4))
+    return Case(
+        test.name, operator, test.model, feeds, [_value(v) for v in wanted], max(test.rtol, 1e-4)
+    )
+
+
+def _value(value: Any) -> Any:
+    """An array, or a list of them where the test has a sequence."""
+    if isinstance(value, onnx.TensorProto):
+        return numpy_helper.to_array(value)
+    return value if isinstance(value, list) else np.asarray(value)
 
 
 class Trier:

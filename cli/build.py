@@ -48,13 +48,19 @@ def build(
         int | None, typer.Option(min=0, metavar="CORE", help="Use this DLA core of a Jetson.")
     ] = None,
     version_compatible: Annotated[
-        bool, typer.Option(help="Engines that later versions of TensorRT load too.")
+        bool,
+        typer.Option(
+            "--version-compatible", help="Engines that later versions of TensorRT load too."
+        ),
     ] = False,
     hardware_compatible: Annotated[
-        bool, typer.Option(help="Engines for all GPUs from Ampere on.")
+        bool, typer.Option("--hardware-compatible", help="Engines for all GPUs from Ampere on.")
     ] = False,
     timing_cache: Annotated[
-        bool, typer.Option(help="Keep measured kernels, which makes the next build faster.")
+        bool,
+        typer.Option(
+            "--timing-cache", help="Keep measured kernels, which makes the next build faster."
+        ),
     ] = False,
     timeout: Annotated[
         float, typer.Option(min=1, metavar="SECONDS", help="Longest time for one engine.")
@@ -119,7 +125,8 @@ def build(
         )
     else:
         console.print(_table(report.rows))
-        console.print(f"wrote {written.path}", markup=False, soft_wrap=True)
+        said = "wrote" if written is not opened else "nothing to add to"
+        console.print(f"{said} {written.path}", markup=False, soft_wrap=True)
     for warning in report.warnings:
         console.print(f"warning: {warning}", style="yellow", markup=False, soft_wrap=True)
     if report.failed:

@@ -15,6 +15,7 @@ from fusedge.bundle.sample import Recording
 from fusedge.bundle.window import NANOSECONDS
 from fusedge.cli.tasks import load_driving
 from fusedge.export.pipeline import ExportOptions, export_bundle
+from fusedge.export.subject import fusion_subject
 from fusedge.models import driving
 from fusedge.models.driving_training import make_drives, train_driving
 from fusedge.models.prediction import predict
@@ -66,7 +67,9 @@ class CrossValidation:
             except BundleError:
                 self.say(f"export {name} anew: the old bundle does not open")
         self.say(f"export {name}")
-        return export_bundle(model, task, path, ExportOptions(precision="fp32")).bundle
+        return export_bundle(
+            fusion_subject(model, task), path, ExportOptions(precision="fp32")
+        ).bundle
 
     def leave_one_driver_out(self, recordings: Sequence[Recording]) -> list[Fold[Bundle]]:
         """The bundle of each fold, and the trips of the driver that it has not seen."""

@@ -184,7 +184,7 @@ def _present(part: Part, request: EngineRequest) -> Engine | None:
     """The bundle's engine that serves the request, built by the TensorRT that is installed."""
     version = installed_version(request.flavour)
     for engine in part.engines:
-        same = _like(engine, request) and engine.dims == dict(request.dims)
+        same = _like(engine, request) and set(engine.flags) >= set(request.options.flags)
         serves = set(request.capabilities) <= set(engine.compute_capabilities)
         if same and serves and engine.version == version:
             tuned = {target.name for target in request.targets} <= set(engine.targets)
@@ -194,8 +194,13 @@ def _present(part: Part, request: EngineRequest) -> Engine | None:
 
 
 def _like(engine: Engine, request: EngineRequest) -> bool:
-    wanted = request.flavour, request.precision, request.power_mode
-    return (engine.flavour, engine.precision_requested, engine.power_mode) == wanted
+    wanted = request.flavour, request.precision, request.power_mode, dict(request.dims)
+    return wanted == (
+        engine.flavour,
+        engine.precision_requested,
+        engine.power_mode,
+        engine.dims,
+    )
 
 
 def _with_targets(part: Part, engine: Engine, names: Sequence[str]) -> Part:

@@ -84,10 +84,10 @@ def first_divergence(
         wanted = _reference_values(reference, {twins[name] for name in names}, feeds)
         found = _graph_values(candidate, names, feeds)
         for name in names:
-            expected = wanted.get(twins[name])
+            expected, actual = wanted.get(twins[name]), found.get(name)
             # Where layouts differ, the same name stands for another value.
-            if expected is not None and expected.shape == found[name].shape:
-                off[name] = _difference(expected, found[name])
+            if expected is not None and actual is not None and expected.shape == actual.shape:
+                off[name] = _difference(expected, actual)
     original = reference.model if isinstance(reference, Traced) else reference
     makers = {name: node for node in original.graph.node for name in node.output}
     return _walk_back(candidate.graph, makers, off, tolerance)
@@ -217,7 +217,7 @@ def _reference_values(
 def _graph_values(
     model: onnx.ModelProto, names: Sequence[str], feeds: Mapping[str, Array]
 ) -> dict[str, Array]:
-    """Values that nodes of a graph make, by ONNX Runtime."""
+    """Those of the named values that are tensors of numbers, by ONNX Runtime."""
     exposed = onnx.ModelProto()
     exposed.CopyFrom(model)
     outputs = {value.name for value in model.graph.output}
@@ -225,10 +225,14 @@ def _graph_values(
     try:
         # With what is disabled for fp16: the graph may be one.
         session = open_session(exposed.SerializeToString(), "fp16")
-        found: list[Array] = session.run(list(names), dict(feeds))
+        found: list[object] = session.run(list(names), dict(feeds))
     except Exception as error:  # ONNX Runtime has a dozen kinds
         raise FusedgeError(f"the graph's inner values cannot be computed: {error}") from None
-    return dict(zip(names, found, strict=True))
+    return {
+        name: value
+        for name, value in zip(names, found, strict=True)
+        if isinstance(value, np.ndarray) and value.dtype != object
+    }
 
 
 class _Recorder(torch.fx.Interpreter):
@@ -257,6 +261,9 @@ def _program_values(
         for spec in program.graph_signature.input_specs
     ]
     recorder = _Recorder(program.graph_module, names)
-    with torch.inference_mode():
-        recorder.run(*arguments)
+    try:
+        with torch.inference_mode():
+            recorder.run(*arguments)
+    except Exception as error:  # torch's kinds
+        raise FusedgeError(f"the traced program cannot be run: {error}") from None
     return recorder.kept

@@ -476,9 +476,10 @@ class _Child:
     def close(self) -> None:
         """End the process, whatever it does."""
         self._process.kill()
-        with suppress(OSError):  # what was not sent to one that is gone
-            self._process.communicate()
-        self._said.close()
+        for pipe in (self._process.stdin, self._process.stdout, self._said):
+            with suppress(BrokenPipeError):  # what was not sent to one that is gone
+                pipe.close()  # type: ignore[union-attr]  # both are pipes
+        self._process.wait()
 
     def ask(self, asked: Request, graph: bytes, timing: bytes = b"") -> _Answer | Refusal:
         """The answer to one request, in time; a process that crashed or was too slow is a refusal too."""

@@ -22,6 +22,8 @@ from fusedge.bundle.errors import FusedgeError
 from fusedge.devices.targets.tensorrt_api import EngineOptions, TensorRt, load
 
 _ADDR_NO_RANDOMIZE = 0x0040000
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD, _M_MMAP_MAX = -1, -3, -4  # glibc's malloc.h
+_HEAP_STEP_BYTES = 64 << 20
 _NODE_IN_MESSAGE = (
     r"Cannot compile operation '([^']+)'",
     r"failed\. (\S+) has no runners",
@@ -82,7 +84,10 @@ def main() -> None:
 def _answer(answers: BinaryIO, flavour: str, request: Request, graph: bytes, timing: bytes) -> None:
     built = _Built({}, b"", b"")
     try:
-        built = build(TensorRt(load(flavour), flavour), request, graph, timing)
+        tensorrt = TensorRt(load(flavour), flavour)
+        if flavour == "tensorrt_rtx" and not request.trial:
+            settle_heap()
+        built = build(tensorrt, request, graph, timing)
     except _RefusedError as error:
         built = _Built({"refusal": error.refusal}, b"", b"")
     except FusedgeError as error:
@@ -109,6 +114,36 @@ def _fix_memory_layout() -> None:
         return
     if personality(current | _ADDR_NO_RANDOMIZE) >= 0:
         os.execv(sys.executable, sys.orig_argv)
+
+
+def settle_heap() -> None:
+    """Let what is allocated from now on lie where it always lies, whatever Python has done before.
+
+    Fixed addresses alone are not enough: how long a path is shifts all that comes after it in the heap, and
+    one float32 encoder with a GRU gave another engine when it was built from another folder. So the gaps of
+    the heap are filled, and its end moved to the next round address. For glibc; call it once a process.
+    """
+    libc = ctypes.CDLL(None)
+    if sys.platform != "linux" or not hasattr(libc, "mallopt"):
+        return
+    libc.mallopt(_M_MMAP_MAX, 0)
+
+    def allocate(size: int) -> int:
+        address: int | None = libc.malloc(ctypes.c_size_t(size))
+        if address is None:
+            raise MemoryError
+        return address
+
+    libc.malloc.restype = ctypes.c_void_p
+    end = allocate(1 << 20)
+    for size in (*(1 << power for power in range(19, 10, -1)), *range(1032, 8, -16)):
+        while allocate(size) < end:  # it was a gap
+            pass
+    allocate(-allocate(24) % _HEAP_STEP_BYTES)
+    # As glibc has it at first; set, they do not change with what was freed before.
+    libc.mallopt(_M_MMAP_MAX, 65536)
+    libc.mallopt(_M_MMAP_THRESHOLD, 128 << 10)
+    libc.mallopt(_M_TRIM_THRESHOLD, 128 << 10)
 
 
 def _limit_memory(limit: int) -> None:

@@ -10,6 +10,7 @@ import enum
 import hashlib
 import sys
 import sysconfig
+import weakref
 from collections.abc import Iterator, Mapping
 from dataclasses import fields, is_dataclass
 from functools import cache
@@ -64,6 +65,8 @@ def _plain(value: Any) -> str:
         return f"set[{','.join(sorted(map(_plain, value)))}]"
     if isinstance(value, Mapping):
         return f"map[{','.join(f'{_plain(k)}={_plain(v)}' for k, v in value.items())}]"
+    if isinstance(value, weakref.ref):  # as recurrent layers have of their weights
+        return _plain(value())
     if isinstance(value, torch.Tensor):
         return _plain(value.detach().cpu().numpy())
     if isinstance(value, np.ndarray):
@@ -82,14 +85,19 @@ def _closes_over(function: Any) -> bool:
 
 def _sources(modules: tuple[nn.Module, ...]) -> Iterator[bytes]:
     packages = {type(child).__module__ for module in modules for child in module.modules()}
-    tops = {name.partition(".")[0] for name in packages} - {"torch"} | {"fusedge"}
+    tops = {name.partition(".")[0] for name in packages} - {"torch", "fusedge"}
     for name, module in sorted(sys.modules.items()):
-        file = getattr(module, "__file__", None)
-        if not isinstance(file, str) or not file.endswith(".py"):
+        file, top = getattr(module, "__file__", None), name.partition(".")[0]
+        if not isinstance(file, str) or not file.endswith(".py") or top == "fusedge":
             continue
-        if name.partition(".")[0] in tops or not file.startswith(_INSTALLED):
+        if top in tops or not file.startswith(_INSTALLED):
             yield name.encode()
             yield _source(file)
+    # Of Fusedge all that takes part, loaded yet or not.
+    for folder in (Path(__file__).parents[1] / name for name in ("bundle", "export", "models")):
+        for path in sorted(folder.glob("*.py")):
+            yield f"{folder.name}/{path.name}".encode()
+            yield _source(str(path))
 
 
 @cache

@@ -203,7 +203,7 @@ class _Comparison:
     def _hint(self) -> str:
         if self._precision == "fp32":
             return "an operation is exported with another meaning: write it otherwise in the module"
-        return "keep more of the part at fp32, or scale what it computes into the precision's range"
+        return "export at fp32 or mixed, or scale what the part computes into the precision's range"
 
     def measured(self) -> list[PartParity]:
         """For the manifest: of each output the greatest difference."""

@@ -10,7 +10,7 @@ from typing import Literal
 
 from fusedge.bundle.archive import Bundle, check_destination, write_bundle
 from fusedge.bundle.errors import FusedgeError
-from fusedge.bundle.manifest import Precision
+from fusedge.bundle.manifest import GraphPrecision, Precision
 from fusedge.devices.targets.table import find_target
 from fusedge.devices.targets.tensorrt_api import NO_OPTIONS, EngineOptions
 from fusedge.export.audit import Audit
@@ -27,6 +27,7 @@ with needs_extra("export", "exporting a model"):
     from fusedge.export.engines import Engines, build_engines, check_targets
     from fusedge.export.evaluation import Evaluation
     from fusedge.export.graphs import DEFAULT_OPSET, Proved, Prover
+    from fusedge.export.parity import TOLERANCE
     from fusedge.export.precision_search import SearchProblem, SearchResult, search
     from fusedge.export.search_ledger import SearchLedger
     from fusedge.export.speed import CpuSpeed
@@ -45,6 +46,7 @@ class ExportOptions:
 
     `budget_points`: what `auto` may lose of the metric, in percentage points. `opset` None takes 18, or 17
     where a target reads no more; 17 to 22 can be given. `calibration`: how int8 chooses its ranges.
+    `tolerance` is the parity gate's for logits and outputs, by precision.
     """
 
     targets: tuple[str, ...] = ()
@@ -54,6 +56,7 @@ class ExportOptions:
     calibration: Method = "percentile"
     engine: EngineOptions = NO_OPTIONS
     limits: BuildLimits = field(default_factory=BuildLimits)
+    tolerance: Mapping[GraphPrecision, float] = field(default_factory=lambda: TOLERANCE)
     cache: Cache = field(default_factory=lambda: Cache(None))
 
 
@@ -124,7 +127,7 @@ class _Export:
         options, subject = self._options, self._subject
         limits = [target.max_opset for target in self._targets if target.max_opset]
         opset = options.opset or min([DEFAULT_OPSET, *limits])
-        prover = Prover(subject, opset, options.cache, self._steps)
+        prover = Prover(subject, opset, options.cache, self._steps, options.tolerance)
         full = prover.float32()
         result, metric = None, None
         chosen = full

@@ -10,6 +10,7 @@ replay` uses what the recording was made with.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from types import TracebackType
@@ -23,6 +24,7 @@ from fusedge.bundle.built_here import built_here
 from fusedge.bundle.errors import FusedgeError, UnknownNameError
 from fusedge.bundle.inference import onnxruntime
 from fusedge.bundle.manifest import Engine, Part
+from fusedge.devices.targets.power_mode import read_power_modes
 from fusedge.devices.targets.tensorrt_api import load as load_tensorrt
 from fusedge.runtime.cuda import Cuda, load_cuda
 from fusedge.runtime.native_part import NativePart
@@ -245,7 +247,8 @@ class PartLoader:
             raise self._no_engine(part, "the bundle has no engine")
         device = self._cuda().device()
         reasons: dict[str, None] = {}  # each once, in order
-        for engine in part.engines:
+        mode = read_power_modes().current
+        for engine in sorted(part.engines, key=lambda engine: engine.power_mode != mode):
             if not _is_for(engine, device.compute_capability):
                 continue
             if self.setting.precision not in (AUTO, engine.precision_requested):
@@ -253,14 +256,15 @@ class PartLoader:
                 continue
             try:
                 loaded = self._load_engine(part, engine)
-            except FusedgeError as error:
-                reasons[error.what] = None
+            except Exception as error:  # native code raises what it likes
+                reasons[error.what if isinstance(error, FusedgeError) else str(error)] = None
                 continue
             return loaded, Choice(
                 NATIVE,
                 engine.flavour,
                 engine.precision_requested,
-                f"an engine for compute capability {device.compute_capability} ({device.name})",
+                f"an engine for compute capability {device.compute_capability} ({device.name})"
+                + _tuned_elsewhere(engine, mode),
                 engine=self.bundle.manifest.files[engine.file].sha256,
             )
         built_for = sorted({cc for engine in part.engines for cc in engine.compute_capabilities})
@@ -380,11 +384,24 @@ def _is_for(engine: Engine, capability: str) -> bool:
     return later or capability in engine.compute_capabilities
 
 
+def _tuned_elsewhere(engine: Engine, mode: str | None) -> str:
+    """A Jetson's power mode changes its number of multiprocessors, for which kernels were chosen."""
+    if engine.power_mode in (None, mode):
+        return ""
+    return f", tuned in power mode {engine.power_mode}, and this is {mode or 'unknown'}"
+
+
 def _check_version(engine: Engine, installed: str) -> None:
-    """TensorRT's engines are for one version; TensorRT-RTX says itself which it can load."""
-    if engine.flavour != "tensorrt" or "VERSION_COMPATIBLE" in engine.flags:
+    """TensorRT's engines are for one version, or for all later ones; TensorRT-RTX says itself which it can
+    load.
+    """
+    if engine.flavour != "tensorrt":
         return
-    if engine.version.split(".")[:3] != installed.split(".")[:3]:
+    built, here = (
+        [int(number) for number in re.findall(r"\d{1,9}", version)[:3]]
+        for version in (engine.version, installed)
+    )
+    if here < built if "VERSION_COMPATIBLE" in engine.flags else here != built:
         raise FusedgeError(
             f"built by TensorRT {engine.version}, and {installed} is installed", where=engine.file
         )

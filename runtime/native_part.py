@@ -112,7 +112,7 @@ class NativePart:
         )
         self._finalizer.atexit = False  # a thread may be in TensorRT; the driver frees it all
         try:
-            self._load(bundle.read(engine.file))
+            self._load(bundle.read(engine.file), engine.flags)
         except BaseException:
             self.close()
             raise
@@ -148,10 +148,14 @@ class NativePart:
         plan.ran = True
         return [piece.view.copy() for piece in plan.outputs]
 
-    def _load(self, data: bytes) -> None:
+    def _load(self, data: bytes, flags: Sequence[str]) -> None:
         loaded = self._loaded
         self._stream = self._cuda.stream(self._memory)
         loaded.runtime = self._trt.Runtime(self._logger)
+        if "VERSION_COMPATIBLE" in flags:  # it brings the runtime of its own version
+            loaded.runtime.engine_host_code_allowed = True
+        for core in re.findall(r"\bDLA=(\d)\b", " ".join(flags)):
+            loaded.runtime.DLA_core = int(core)
         self._refuse_invalid(data)
         loaded.engine = self._require(
             loaded.runtime.deserialize_cuda_engine(data), "the engine does not load"

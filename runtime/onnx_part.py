@@ -110,7 +110,8 @@ class OnnxPart:
         if hasattr(onnxruntime().InferenceSession, "get_provider_graph_assignment_info"):
             session = self._open(entries={_ASSIGNMENT: "1"})
             placed = session.get_provider_graph_assignment_info()
-            if all(subgraph.ep_name == CPU for subgraph in placed):
+            loaded = session.get_providers()[0] == self.provider  # a missing library: see _check
+            if loaded and all(subgraph.ep_name == CPU for subgraph in placed):
                 raise RuntimeError(f"{self.provider} runs no node of it")
             left = [node for s in placed if s.ep_name == CPU for node in s.get_nodes()]
             return session, Counter(node.op_type for node in left)

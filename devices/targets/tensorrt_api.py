@@ -77,6 +77,18 @@ class EngineOptions:
     dla_core: int | None = None
     workspace_bytes: int | None = None
 
+    @property
+    def flags(self) -> tuple[str, ...]:
+        """What is set for them, as an engine's row in the manifest tells it."""
+        flags = {
+            f"WORKSPACE={self.workspace_bytes}": self.workspace_bytes is not None,
+            "VERSION_COMPATIBLE": self.version_compatible,
+            "AMPERE_PLUS": self.hardware_compatible,
+            f"DLA={self.dla_core}": self.dla_core is not None,
+            "GPU_FALLBACK": self.dla_core is not None,
+        }
+        return tuple(flag for flag, is_set in flags.items() if is_set)
+
 
 NO_OPTIONS = EngineOptions()
 
@@ -209,14 +221,10 @@ class TensorRt:
             self._set_capabilities(config, capabilities)
         if options.workspace_bytes is not None:
             config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, options.workspace_bytes)
-            said.append(f"WORKSPACE={options.workspace_bytes}")
         if options.version_compatible:
             config.set_flag(trt.BuilderFlag.VERSION_COMPATIBLE)
-            said.append("VERSION_COMPATIBLE")
         if options.hardware_compatible:
-            level = trt.HardwareCompatibilityLevel.AMPERE_PLUS
-            config.hardware_compatibility_level = level
-            said.append("AMPERE_PLUS")
+            config.hardware_compatibility_level = trt.HardwareCompatibilityLevel.AMPERE_PLUS
         if options.dla_core is not None:
             if options.dla_core >= builder.num_DLA_cores:
                 raise FusedgeError(
@@ -226,8 +234,7 @@ class TensorRt:
             config.default_device_type = trt.DeviceType.DLA
             config.DLA_core = options.dla_core
             config.set_flag(trt.BuilderFlag.GPU_FALLBACK)
-            said += [f"DLA={options.dla_core}", "GPU_FALLBACK"]
-        return config, said
+        return config, [*said, *options.flags]
 
     def _set_capabilities(self, config: Any, capabilities: Collection[str]) -> None:
         known = self.module.ComputeCapability

@@ -6,6 +6,7 @@ real ones of TensorRT-RTX.
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -25,6 +26,7 @@ from fusedge.devices.targets.power_mode import (
     read_power_modes,
 )
 from fusedge.devices.targets.table import TARGETS, Target
+from fusedge.devices.targets.tensorrt_api import EngineOptions
 from fusedge.export import build as building
 from fusedge.export import engine
 from fusedge.export.build import BuildOptions, BuildReport, build_bundle
@@ -274,6 +276,17 @@ def test_the_engines_that_a_bundle_lacks_are_built_into_it_once(
 
 
 @pytest.mark.usefixtures("rtx")
+def test_an_engine_with_another_option_is_another_engine(bundle: Bundle, tmp_path: Path) -> None:
+    built = build(bundle, tmp_path / "cache", "rtx-4090").bundle
+    options = EngineOptions(workspace_bytes=1 << 30)
+    report = build(built, tmp_path / "cache", "rtx-4090", engine=options)
+    assert {row.state for row in report.rows} == {"built"}
+    assert [len(part.engines) for part in report.bundle.manifest.parts] == [1, 1, 1]
+    again = build(report.bundle, tmp_path / "cache", "rtx-4090", engine=options)
+    assert {row.state for row in again.rows} == {"present"}
+
+
+@pytest.mark.usefixtures("rtx")
 def test_an_engine_that_serves_another_gpu_too_is_only_named_for_it(
     bundle: Bundle, tmp_path: Path
 ) -> None:
@@ -373,6 +386,60 @@ def test_an_engine_of_a_jetson_is_kept_by_the_power_mode_it_was_tuned_in() -> No
     assert request.power_mode == "15W" and "15W" in request.device
     assert request.file == "engines/tensorrt-sm87-15w/gps.fp16.engine"
     assert jetson_engine("25W").device != request.device
+
+
+# The building process, with a record of TensorRT in the place of the package.
+_JETSON_CHILD = """
+from fusedge.export import engine_child
+from tests.export.tensorrt_double import ModuleDouble, read_record
+engine_child.load = lambda flavour: ModuleDouble(read_record("tensorrt_10_3"))
+engine_child.main()
+"""
+
+
+@pytest.fixture
+def jetpack(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As if JetPack 6 were here: what is built is no engine, all else is real."""
+    monkeypatch.setattr(engine, "CHILD", (sys.executable, "-c", _JETSON_CHILD))
+    monkeypatch.setattr(engine, "check_installed", lambda flavour: None)
+    for module in (engine, building):
+        monkeypatch.setattr(module, "installed_version", lambda flavour: "10.3.0.30")
+    monkeypatch.syspath_prepend(Path(__file__).parents[2])
+
+
+@pytest.mark.usefixtures("jetpack")
+def test_a_jetson_gets_engines_for_each_power_mode_it_is_put_in(
+    bundle: Bundle, tmp_path: Path
+) -> None:
+    found = machine(jetson=ORIN_NANO, tensorrt=("tensorrt",), memory_gb=7.99)
+    root, cache = tmp_path / "root", Cache(tmp_path / "cache")
+
+    def build_in(mode: str) -> BuildReport:
+        options = BuildOptions(engine=EngineOptions(timing_cache=True))
+        modes(root, mode, ORIN_NANO_CONF)
+        return build_bundle(
+            Bundle(bundle.path),
+            bundle.path,
+            options,
+            cache,
+            machine=lambda: found,
+            root=root,
+            free=lambda: PLENTY,
+        )
+
+    first = build_in("pmode:0000")
+    assert {row.state for row in first.rows} == {"built"}
+    assert {row.state for row in build_in("pmode:0000").rows} == {"present"}
+    assert {row.state for row in build_in("pmode:0001").rows} == {"built"}
+    engines = Bundle(bundle.path).manifest.head.engines
+    assert [(e.power_mode, e.version, e.targets) for e in engines] == [
+        ("15W", "10.3.0.30", ("jetson-orin-nano-8gb",)),
+        ("25W", "10.3.0.30", ("jetson-orin-nano-8gb",)),
+    ]
+    assert engines[0].flags == ("STRONGLY_TYPED", "NO_TF32")
+    # the measurements of each mode are kept apart
+    kept = [path.read_bytes()[32:] for path in (tmp_path / "cache/timing").iterdir()]
+    assert kept == [b"measured", b"measured"]
 
 
 def test_all_jetsons_of_the_table_are_found_by_their_names() -> None:

@@ -250,15 +250,14 @@ def test_an_interrupt_leaves_no_child(tmp_path: Path) -> None:
     program = f"""
         import sys
         from fusedge.export import engine
-from fusedge.export import repair as repairing
-        from tests.export.test_engine_build import build, product_graph
+        from fusedge.devices.targets.table import find_target
         engine.CHILD = (sys.executable, "-c", {child!r})
-        build(product_graph())
+        targets = (find_target("rtx-3090"),)
+        engine.build_engine(engine.EngineRequest("part", b"", "fp32", targets, {{}}))
     """
     parent = subprocess.Popen(
         [sys.executable, "-c", textwrap.dedent(program)],
         stderr=subprocess.DEVNULL,
-        cwd=Path(__file__).parents[2],
     )
     deadline = time.monotonic() + 30
     while not (file.exists() and file.read_text()) and time.monotonic() < deadline:

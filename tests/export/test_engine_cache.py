@@ -117,25 +117,37 @@ def test_a_folder_that_cannot_be_written_costs_trust_only(tmp_path: Path) -> Non
     assert not built_here(SHA, tmp_path / "file")
 
 
+_ADDRESS = """
+import ctypes
+from fusedge.export import engine_child
+engine_child._fix_memory_layout()
+engine_child.settle_heap()
+ctypes.CDLL(None).malloc.restype = ctypes.c_void_p
+print([ctypes.CDLL(None).malloc(size) for size in (24, 100, 5000, 24)])
+"""
+
+
 @pytest.mark.skipif(sys.platform != "linux", reason="address randomisation is a matter of Linux")
-def test_the_building_process_has_the_same_addresses_every_time() -> None:
+def test_the_building_process_has_the_same_addresses_wherever_it_is_started(
+    tmp_path: Path,
+) -> None:
     """TensorRT-RTX orders some layers by address, so that the bytes of an engine depend on them."""
-    code = (
-        "import ctypes, fusedge.export.engine_child as child; child._fix_memory_layout();"
-        "print(id(object()), ctypes.addressof(ctypes.c_int()))"
-    )
     if subprocess.run(
         [sys.executable, "-c", "import ctypes; exit(ctypes.CDLL(None).personality(0x40000) < 0)"],
         check=False,
     ).returncode:
         pytest.skip("this system does not let a process fix its memory layout")
-    told = {
-        subprocess.run(
-            [sys.executable, "-c", code],
-            env=engine._child_environment(),
+    told = set()
+    for folder in ("a", "a" * 100, "b" * 200):
+        (tmp_path / folder).mkdir()
+        env = engine._child_environment()
+        env["PYTHONPATH"] += f":{tmp_path / folder}"
+        run = subprocess.run(
+            [sys.executable, "-c", _ADDRESS],
+            env=env,
+            cwd=tmp_path / folder,
             capture_output=True,
             check=True,
-        ).stdout
-        for _ in range(3)
-    }
+        )
+        told.add(run.stdout)
     assert len(told) == 1

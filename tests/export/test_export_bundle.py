@@ -14,15 +14,24 @@ import torch
 from fusedge.bundle.archive import Bundle
 from fusedge.bundle.errors import FusedgeError, MissingExtraError, UnknownNameError
 from fusedge.devices.targets.table import find_target
-from fusedge.export import pipeline
+from fusedge.export import engine
+from fusedge.export import graphs as graph_stage
 from fusedge.export.audit import Audit, AuditRow
+from fusedge.export.cache import Cache
 from fusedge.export.packages import needs_extra
 from fusedge.export.parity import TOLERANCE
+from fusedge.export.part import ModulePart
 from fusedge.export.pipeline import Exported, ExportOptions, export_bundle
+from fusedge.export.subject import Subject, fusion_subject
+from fusedge.export.trace import Traced, trace_program
 from tests.export.tiny_fusion import MODALITIES, TinyModel, make_task
 
 SPECS = MODALITIES[1:]  # two modalities: all that matters, in less time
 TARGETS = ("rtx-4090", "rtx-4080", "cpu", "jetson-orin-nano-8gb")
+
+
+def tiny() -> Subject:
+    return fusion_subject(TinyModel(), make_task())
 
 
 @pytest.fixture(scope="module")
@@ -35,8 +44,7 @@ def exported(
     rtx: None, tmp_path_factory: pytest.TempPathFactory, steps: list[tuple[str, str, float]]
 ) -> Exported:
     return export_bundle(
-        TinyModel(SPECS),
-        make_task(SPECS),
+        fusion_subject(TinyModel(SPECS), make_task(SPECS)),
         tmp_path_factory.mktemp("out") / "tiny.fusedge",
         ExportOptions(targets=TARGETS),
         lambda stage, item, share: steps.append((stage, item, share)),
@@ -48,15 +56,18 @@ def test_the_bundle_has_parts_engines_and_documents(exported: Exported) -> None:
     assert set(exported.bundle.manifest.files) == {
         "LICENSE-WEIGHTS.md",
         *(f"parts/{part}.{precision}.onnx" for part in parts for precision in ("fp32", "fp16")),
-        *(f"engines/{t}/{part}.engine" for part in parts for t in ("rtx-4090", "rtx-4080")),
+        *(f"engines/tensorrt_rtx-sm89/{part}.fp16.engine" for part in parts),
     }
-    assert exported.bundle.verify() == 13
+    assert exported.bundle.verify() == 10
     gps = exported.bundle.manifest.encoders[0]
-    assert [(g.precision, g.reduced_nodes > 0) for g in gps.graphs] == [
+    assert [(g.precision, bool(g.precision_by_node)) for g in gps.graphs] == [
         ("fp32", False),
         ("fp16", True),
     ]
-    assert [engine.target for engine in gps.engines] == ["rtx-4090", "rtx-4080"]
+    (engine,) = gps.engines
+    assert engine.targets == ("rtx-4090", "rtx-4080")
+    assert engine.compute_capabilities == ("8.9",)
+    assert engine.dims == gps.dims
 
 
 def test_shipped_graphs_run_in_onnx_runtime_with_the_manifests_names(exported: Exported) -> None:
@@ -68,21 +79,16 @@ def test_shipped_graphs_run_in_onnx_runtime_with_the_manifests_names(exported: E
     assert [i.shape for i in session.get_inputs()] == [list(spec.shape) for spec in part.inputs]
 
 
-def test_gpus_of_one_generation_share_an_engine(exported: Exported) -> None:
-    files = [exported.bundle.read(f"engines/{t}/gps.engine") for t in ("rtx-4090", "rtx-4080")]
-    assert files[0] == files[1]
-
-
 def test_the_audit_says_what_was_achieved(exported: Exported) -> None:
     rows = {(row.part, row.target): row for row in exported.audit.rows}
-    assert len(rows) == 3 * len(TARGETS)
-    assert rows["gps", "rtx-4090"].requested == "fp16"
-    assert rows["gps", "rtx-4090"].achieved == "fp16"
-    assert "kept fp32" not in rows["gps", "rtx-4090"].note
-    assert rows["head", "cpu"].achieved == "fp32"
+    assert len(rows) == 3 * 3  # both RTX GPUs share an engine
+    desktop = rows["gps", "rtx-4090, rtx-4080"]
+    assert (desktop.requested, desktop.achieved) == ("fp16", "fp16")
+    assert "nodes asked for fp16" in desktop.note
+    assert rows["head", "cpu"].achieved == "fp16"
     jetson = rows["road", "jetson-orin-nano-8gb"]
     assert not jetson.complete
-    assert "built on the device" in jetson.note
+    assert "fusedge build" in jetson.note
     assert not exported.audit.complete
     assert exported.audit.missing == (
         "no engine for jetson-orin-nano-8gb: it must be built on the device with its own TensorRT"
@@ -92,21 +98,40 @@ def test_the_audit_says_what_was_achieved(exported: Exported) -> None:
 def test_the_audit_tells_what_had_to_stay_float32(
     rtx: None, traced: list[int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    full = frozenset(("Conv", "MatMul", "Gemm"))
-    kinds = lambda graph: {node.op_type for node in graph.graph.node}  # noqa: E731
-    monkeypatch.setattr(pipeline, "keep_choices", lambda g: [frozenset(kinds(g) - full)])
+    products = ("Conv", "MatMul", "Gemm")
+
+    def only_products(model: onnx.ModelProto, precision: str) -> list[dict[str, str]]:
+        return [{n.name: precision for n in model.graph.node if n.op_type in products}]
+
+    monkeypatch.setattr(graph_stage, "uniform_assignments", only_products)
     options = ExportOptions(targets=("rtx-4090", "cpu"))
-    done = export_bundle(TinyModel(), make_task(), tmp_path / "b.fusedge", options)
+    done = export_bundle(tiny(), tmp_path / "b.fusedge", options)
     rows = {(row.part, row.target): row for row in done.audit.rows}
     for part in done.bundle.manifest.parts:
         layers, row = part.engines[0].layers_by_precision, rows[part.name, "rtx-4090"]
-        reduced = part.graph("fp16").reduced_nodes
+        graph = part.graph("fp16")
         assert row.achieved == f"mixed: {layers['fp16']} fp16, {layers['fp32']} fp32 layers"
-        nodes = part.graph("fp32").nodes
-        kept, whole = row.note.split("kept fp32 to hold parity: ")[1].split(" of ")
-        assert 0 < int(kept) <= nodes - reduced and whole == f"{nodes} nodes"
-        assert "kept fp32" not in rows[part.name, "cpu"].note
+        reduced = len(graph.precision_by_node)
+        assert 0 < reduced < graph.nodes
+        assert f"{reduced} of {graph.nodes} nodes asked for fp16" in row.note
     assert done.audit.complete and done.audit.missing == ""
+
+
+def test_one_engine_serves_gpus_of_several_generations(rtx: None, tmp_path: Path) -> None:
+    subject = fusion_subject(TinyModel(SPECS), make_task(SPECS))
+    options = ExportOptions(targets=("rtx-5090", "rtx-3090", "rtx-4090"))
+    done = export_bundle(subject, tmp_path / "b.fusedge", options)
+    for part in done.bundle.manifest.parts:
+        (engine,) = part.engines
+        assert engine.compute_capabilities == ("8.6", "8.9", "12.0")
+        assert engine.targets == options.targets
+
+
+def test_the_target_that_fails_is_named_among_several(rtx: None, tmp_path: Path) -> None:
+    options = ExportOptions(targets=("rtx-4090", "rtx-2080"), precision="fp32")
+    with pytest.raises(FusedgeError, match=r"part imu, target rtx-2080\b.*fp16"):
+        export_bundle(tiny(), tmp_path / "b.fusedge", options)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_all_targets_without_an_engine_are_named_once() -> None:
@@ -116,14 +141,18 @@ def test_all_targets_without_an_engine_are_named_once() -> None:
 
 
 def test_parity_is_in_the_manifest(exported: Exported) -> None:
-    rows = exported.bundle.manifest.parity
-    assert [(row.part, row.precision) for row in rows] == [
-        (part, precision)
-        for precision in ("fp32", "fp16")
-        for part in ("gps", "road", "head", "end-to-end")
-    ]
+    manifest = exported.bundle.manifest
+    rows = manifest.parity
+    wanted = []
+    for precision in ("fp32", "fp16"):
+        for part in (*manifest.encoders, manifest.head):
+            wanted += [(part.name, precision, spec.name) for spec in part.outputs]
+        whole = [f"embedding.{part.name}" for part in manifest.encoders] + ["logits"]
+        wanted += [("end-to-end", precision, name) for name in whole]
+    assert [(row.part, row.precision, row.output) for row in rows] == wanted
     assert all(row.max_relative <= row.tolerance for row in rows)
     assert all(row.tolerance >= TOLERANCE[row.precision] for row in rows)
+    assert all(row.run_by.startswith("onnxruntime ") for row in rows)
 
 
 def test_tools_are_recorded(exported: Exported) -> None:
@@ -137,12 +166,14 @@ def test_progress_rises_to_one(exported: Exported, steps: list[tuple[str, str, f
     assert shares == sorted(shares)
     assert shares[0] == 0
     assert steps[-1] == ("done", "tiny.fusedge", 1.0)
-    assert ("engine for rtx-4090", "gps") in [(stage, item) for stage, item, _ in steps]
+    assert ("engine", "gps") in [(stage, item) for stage, item, _ in steps]
 
 
 def test_two_exports_give_the_same_bytes(exported: Exported, tmp_path: Path) -> None:
     again = tmp_path / "again.fusedge"
-    export_bundle(TinyModel(SPECS), make_task(SPECS), again, ExportOptions(targets=TARGETS))
+    export_bundle(
+        fusion_subject(TinyModel(SPECS), make_task(SPECS)), again, ExportOptions(targets=TARGETS)
+    )
     assert again.read_bytes() == exported.bundle.path.read_bytes()
 
 
@@ -153,22 +184,27 @@ def test_nothing_of_the_machine_is_in_the_bundle(exported: Exported) -> None:
             assert secret.encode() not in data, name
 
 
+@pytest.fixture(scope="module")
+def traces(parts: tuple[ModulePart, ...]) -> dict[str, Traced]:
+    return {part.name: trace_program(part) for part in parts}
+
+
 @pytest.fixture
-def traced(monkeypatch: pytest.MonkeyPatch, graphs: dict[str, onnx.ModelProto]) -> list[int]:
-    """Traces are taken from the session's graphs; returns the opsets that were asked for."""
+def traced(monkeypatch: pytest.MonkeyPatch, traces: dict[str, Traced]) -> list[int]:
+    """Every part is traced once for all tests; returns the opsets that were asked for."""
     opsets = []
 
-    def trace(part, opset):  # type: ignore[no-untyped-def]
+    def trace(part: ModulePart, opset: int) -> Traced:
         opsets.append(opset)
-        return graphs[part.name]
+        return traces[part.name]
 
-    monkeypatch.setattr(pipeline, "trace", trace)
+    monkeypatch.setattr(graph_stage, "trace_program", trace)
     return opsets
 
 
 def test_an_old_jetson_lowers_the_opset(traced: list[int], tmp_path: Path) -> None:
     options = ExportOptions(targets=("jetson-xavier-nx-8gb", "cpu"), precision="fp32")
-    done = export_bundle(TinyModel(), make_task(), tmp_path / "bundle", options)
+    done = export_bundle(tiny(), tmp_path / "bundle", options)
     assert traced == [18] * 4
     assert [part.graphs[0].opset for part in done.bundle.manifest.parts] == [17] * 4
     assert (tmp_path / "bundle/parts/imu.fp32.onnx").exists()
@@ -176,16 +212,18 @@ def test_an_old_jetson_lowers_the_opset(traced: list[int], tmp_path: Path) -> No
 
 
 def test_a_part_that_misses_float16_names_itself(traced: list[int], tmp_path: Path) -> None:
-    options = ExportOptions(tolerance={"fp32": 1e-4, "fp16": 1e-6})
-    with pytest.raises(FusedgeError, match=r"part imu fp16, case .*export at fp32"):
-        export_bundle(TinyModel(), make_task(), tmp_path / "out.fusedge", options)
+    options = ExportOptions(tolerance={**TOLERANCE, "fp16": 1e-6})
+    with pytest.raises(
+        FusedgeError, match=r"part imu fp16, case .*, node .*export at fp32 or mixed"
+    ):
+        export_bundle(tiny(), tmp_path / "out.fusedge", options)
     assert list(tmp_path.iterdir()) == []
 
 
 def test_an_unknown_target_stops_before_any_work(tmp_path: Path) -> None:
     with pytest.raises(UnknownNameError, match="did you mean 'rtx-4090'"):
         options = ExportOptions(targets=("rtx-4909",))
-        export_bundle(TinyModel(), make_task(), tmp_path / "out.fusedge", options)
+        export_bundle(tiny(), tmp_path / "out.fusedge", options)
 
 
 @pytest.mark.parametrize(
@@ -198,10 +236,11 @@ def test_a_place_that_cannot_take_the_bundle_stops_before_any_work(
     (tmp_path / "other" / "thesis.txt").write_text("mine")
     (tmp_path / "file").write_text("mine")
     (tmp_path / "locked").symlink_to("/proc")  # where root may not write either
-    monkeypatch.setattr(pipeline, "split", lambda *a: pytest.fail("work has begun"))
+    subject = tiny()
+    monkeypatch.setattr(graph_stage, "trace_program", lambda *a: pytest.fail("work has begun"))
     before = sorted(tmp_path.rglob("*"))
     with pytest.raises(FusedgeError, match=out):
-        export_bundle(TinyModel(), make_task(), tmp_path / out)
+        export_bundle(subject, tmp_path / out)
     assert sorted(tmp_path.rglob("*")) == before
 
 
@@ -212,7 +251,7 @@ def test_a_module_with_nan_leaves_the_old_bundle(tmp_path: Path) -> None:
     with torch.no_grad():
         model.head.out.bias[0] = float("nan")  # type: ignore[union-attr,operator]
     with pytest.raises(FusedgeError, match=r"part head, .*the original module gives NaN"):
-        export_bundle(model, make_task(), out)
+        export_bundle(fusion_subject(model, make_task()), out)
     assert [file.read_bytes() for file in tmp_path.iterdir()] == [b"old"]
 
 
@@ -222,14 +261,14 @@ def test_an_interrupt_leaves_the_folder_as_it_was(traced: list[int], tmp_path: P
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        export_bundle(TinyModel(), make_task(), tmp_path / "b.fusedge", progress=interrupt)
+        export_bundle(tiny(), tmp_path / "b.fusedge", progress=interrupt)
     assert list(tmp_path.iterdir()) == []
 
 
 def test_the_callers_model_is_left_as_it_was(traced: list[int], tmp_path: Path) -> None:
     model = TinyModel().train()
     out = tmp_path / "b.fusedge"
-    export_bundle(model, make_task(), out, ExportOptions(precision="fp32"))
+    export_bundle(fusion_subject(model, make_task()), out, ExportOptions(precision="fp32"))
     assert model.training
     assert Bundle(out).manifest.name == "tiny"
 
@@ -240,9 +279,8 @@ def test_a_description_at_odds_with_the_model_is_an_error(
     task = make_task()
     output = task.outputs[0].model_copy(update={"labels": ("a", "b")})
     with pytest.raises(FusedgeError, match="output style: the head has no logits for its labels"):
-        export_bundle(
-            TinyModel(), dataclasses.replace(task, outputs=(output,)), tmp_path / "b.fusedge"
-        )
+        changed = dataclasses.replace(task, outputs=(output,))
+        export_bundle(fusion_subject(TinyModel(), changed), tmp_path / "b.fusedge")
 
 
 def test_a_missing_package_names_the_extra() -> None:
@@ -261,3 +299,33 @@ def test_without_torch_importing_the_pipeline_names_the_extra() -> None:
 
 def test_targets_of_the_issue_can_be_built_here() -> None:
     assert all(find_target(f"rtx-{n}090").builds_anywhere for n in (3, 4, 5))
+
+
+def test_a_second_export_is_made_of_what_is_kept(
+    rtx: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    options = ExportOptions(targets=("rtx-4090",), cache=Cache(tmp_path / "cache"))
+    first = export_bundle(tiny(), tmp_path / "first.fusedge", options)
+    monkeypatch.setattr(graph_stage, "trace_program", lambda *a: pytest.fail("traced again"))
+    monkeypatch.setattr(engine, "_build", lambda *a: pytest.fail("built again"))
+    subject = dataclasses.replace(tiny(), answer=lambda: pytest.fail("computed again"))
+    steps: list[tuple[str, str, float]] = []
+    second = export_bundle(
+        subject, tmp_path / "second.fusedge", options, lambda *step: steps.append(step)
+    )
+    assert second.bundle.path.read_bytes() == first.bundle.path.read_bytes()
+    assert all(built.cached for _, built in second.engines.built)
+    assert steps[-1][0] == "done" and [s[2] for s in steps] == sorted(s[2] for s in steps)
+
+
+def test_another_weight_is_not_taken_from_what_is_kept(tmp_path: Path) -> None:
+    options = ExportOptions(precision="fp32", cache=Cache(tmp_path / "cache"))
+    export_bundle(tiny(), tmp_path / "first.fusedge", options)
+    model = TinyModel()
+    with torch.no_grad():
+        model.head.out.bias[0] += 1  # type: ignore[union-attr,operator]
+    other = export_bundle(fusion_subject(model, make_task()), tmp_path / "o.fusedge", options)
+    fresh = export_bundle(
+        fusion_subject(model, make_task()), tmp_path / "f.fusedge", ExportOptions(precision="fp32")
+    )
+    assert other.bundle.path.read_bytes() == fresh.bundle.path.read_bytes()

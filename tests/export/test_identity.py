@@ -56,6 +56,26 @@ def test_any_change_gives_another_identity(change: Callable[[Scaled], object]) -
     assert identity(changed) not in (None, identity(scaled()))
 
 
+@pytest.mark.parametrize(
+    "layer",
+    [
+        nn.GRU(2, 3),
+        nn.LSTM(2, 3, 2, proj_size=1),
+        nn.MultiheadAttention(4, 2),
+        nn.TransformerEncoderLayer(4, 2),
+        nn.BatchNorm2d(3),
+        nn.Conv1d(2, 2, 3, padding="same", padding_mode="reflect"),
+        nn.Embedding(3, 2),
+        nn.GroupNorm(1, 2),
+        nn.Upsample(scale_factor=2),
+    ],
+    ids=lambda layer: type(layer).__name__,
+)
+def test_layers_of_torch_have_an_identity(layer: nn.Module) -> None:
+    assert identity(layer) is not None
+    assert identity(layer) == identity(copy.deepcopy(layer))
+
+
 def test_order_of_modules_counts() -> None:
     first, second = scaled(), nn.Linear(1, 1)
     assert identity(first, second) != identity(second, first)

@@ -15,9 +15,9 @@ from onnx.reference import ReferenceEvaluator
 
 from fusedge.export.byte_forms import bytes_as_floats
 from fusedge.export.operator_forms import GraphFacts, other_form
+from fusedge.export.refusal import Refusal
 from fusedge.export.repair import (
     MOST_TRIALS,
-    Refusal,
     Repaired,
     close,
     node_name,

@@ -11,7 +11,7 @@ import ctypes
 import math
 from collections.abc import Callable, Mapping, Sequence
 from enum import Enum
-from types import SimpleNamespace
+from types import MethodType, SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -39,17 +39,23 @@ class CudaApi:
         self.capability, self.memory_bytes = capability, memory_bytes
         self.live: dict[Any, Any] = {}
         self.log: list[str] = []
+        self.calls: dict[str, tuple[Any, ...]] = {}
+        """The newest arguments of each function."""
         self.failing: str = ""
         self._captured: list[Callable[[], None]] | None = None
         self._next = 1
 
     def __getattribute__(self, name: str) -> Any:
         found = super().__getattribute__(name)
-        if name.startswith("cuda") and callable(found):
+        if not (name.startswith("cuda") and isinstance(found, MethodType)):
+            return found
+
+        def called(*arguments: Any) -> Any:
             self.log.append(name)
-            if name == self.failing:
-                return lambda *arguments: (700, None)
-        return found
+            self.calls[name] = arguments
+            return (700, None) if name == self.failing else found(*arguments)
+
+        return called
 
     def put(self, work: Callable[[], None]) -> None:
         """Do it, or write it down where the stream is captured."""
@@ -69,7 +75,8 @@ class CudaApi:
 
     def cudaDeviceGetAttribute(self, attribute: str, device: int) -> Any:  # noqa: N802
         major, minor = self.capability.split(".")
-        return OK, int(major if attribute == "major" else minor)
+        is_major = attribute == self.cudaDeviceAttr.cudaDevAttrComputeCapabilityMajor
+        return OK, int(major if is_major else minor)
 
     def cudaGetDeviceProperties(self, device: int) -> Any:  # noqa: N802
         return OK, SimpleNamespace(name=b"Double\0")
@@ -157,20 +164,29 @@ class Tensorrt:
     ) -> None:
         self.api, self.greatest, self.refusal = api, greatest, refusal
         self.__version__ = version
-        self.contexts = 0
-        self.capturable = True
+        self.contexts: list[Any] = []
+        """Of each one that was made, the strategy for kernels."""
+        self.capturable = self.shares_profile = True
+        if version.startswith("1."):
+            self.DynamicShapesKernelSpecializationStrategy = SimpleNamespace(EAGER="eager")
 
     def Runtime(self, logger: Any) -> Any:  # noqa: N802
-        """As the class of that name."""
+        """As the class of that name; `runtime` is the newest of it."""
+        self.runtime = _Runtime(self, logger)
+        return self.runtime
 
-        def deserialize_cuda_engine(data: bytes) -> Any:
-            try:
-                return _Engine(self, logger, open_session(data, "fp32"))
-            except Exception as error:
-                logger.log("error", f"[x.cpp::f::1] Error Code 1: Serialization ({error})")
-                return None
 
-        return SimpleNamespace(deserialize_cuda_engine=deserialize_cuda_engine)
+class _Runtime:
+    def __init__(self, trt: Tensorrt, logger: Any) -> None:
+        self.trt, self.logger = trt, logger
+        self.DLA_core, self.engine_host_code_allowed = -1, False
+
+    def deserialize_cuda_engine(self, data: bytes) -> Any:
+        try:
+            return _Engine(self.trt, self.logger, open_session(data, "fp32"))
+        except Exception as error:
+            self.logger.log("error", f"[x.cpp::f::1] Error Code 1: Serialization ({error})")
+            return None
 
 
 class _Engine:
@@ -195,24 +211,28 @@ class _Engine:
     def get_tensor_shape(self, name: str) -> tuple[int, ...]:
         return tuple(s if isinstance(s, int) else -1 for s in self.tensors[name].shape)
 
-    def create_execution_context(self) -> Any:
-        self.trt.contexts += 1
-        return _Context(self)
+    def create_runtime_config(self) -> Any:
+        return SimpleNamespace(dynamic_shapes_kernel_specialization_strategy="lazy")
+
+    def create_execution_context(self, config: Any = None) -> Any:
+        strategy = config and config.dynamic_shapes_kernel_specialization_strategy
+        self.trt.contexts.append(strategy)
+        return _Context(self, len(self.trt.contexts) - 1)
 
 
 class _Context:
-    def __init__(self, engine: _Engine) -> None:
+    def __init__(self, engine: _Engine, number: int) -> None:
         self.engine = engine
         self.shapes: dict[str, tuple[int, ...]] = {}
         self.addresses: dict[str, int] = {}
-        self.active_optimization_profile = 0
+        self.active_optimization_profile = 0 if number == 0 else -1
 
     def set_input_shape(self, name: str, shape: Sequence[int]) -> bool:
         self.shapes[name] = tuple(shape)
         return shape[0] <= self.engine.trt.greatest
 
     def set_optimization_profile_async(self, index: int, stream: int) -> bool:
-        return True
+        return self.engine.trt.shares_profile
 
     def get_tensor_shape(self, name: str) -> tuple[int, ...]:
         tensors = self.engine.tensors

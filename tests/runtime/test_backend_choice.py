@@ -16,6 +16,7 @@ from fusedge.bundle.inference import onnxruntime
 from fusedge.bundle.manifest import Part
 from fusedge.bundle.recording import tracks_of
 from fusedge.bundle.sample import Sample
+from fusedge.devices.targets.power_mode import PowerModes
 from fusedge.runtime.backend import (
     AUTOMATIC,
     BackendSetting,
@@ -113,6 +114,12 @@ REFUSALS: dict[str, tuple[dict[str, Any], dict[str, Any], BackendSetting, str]] 
         ALLOWED,
         "built by TensorRT 10.3.0.30, and 1.7.1.116 is installed",
     ),
+    "a version that is none": (
+        {"flavour": "tensorrt", "version": "ten"},
+        {},
+        ALLOWED,
+        "built by TensorRT ten, and 1.7.1.116 is installed",
+    ),
     "no memory": (
         {},
         {"memory_bytes": 10},
@@ -147,6 +154,41 @@ def test_without_a_fitting_engine_the_graph_runs_and_the_reason_is_told(
         load(bundle, native, Tensorrt(CudaApi(**device)))
     assert f": {reason}" in caught.value.line()
     assert len(caught.value.line().splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    ("flags", "version", "backend"),
+    [
+        ((), "10.3.0.26", "native"),
+        ((), "10.4.0", "onnxruntime"),
+        (("VERSION_COMPATIBLE",), "11.4.1.1", "native"),
+        (("VERSION_COMPATIBLE",), "10.2.0.19", "onnxruntime"),
+    ],
+)
+def test_an_engine_is_for_its_version_or_for_later_ones_too(
+    tmp_path: Path, plain: Bundle, flags: tuple[str, ...], version: str, backend: str
+) -> None:
+    bundle = with_engines(
+        plain, tmp_path / "x.fusedge", flavour="tensorrt", version="10.3.0.30", flags=flags
+    )
+    assert load(bundle, ALLOWED, Tensorrt(CudaApi(), version)).chosen["head"].backend == backend
+
+
+def test_a_hardware_compatible_engine_is_for_later_gpus_too(tmp_path: Path, plain: Bundle) -> None:
+    bundle = with_engines(plain, tmp_path / "x.fusedge", flags=("AMPERE_PLUS",))
+    for capability, backend in (("12.0", "native"), ("8.0", "native"), ("7.5", "onnxruntime")):
+        trt = Tensorrt(CudaApi(capability))
+        assert load(bundle, ALLOWED, trt).chosen["head"].backend == backend
+
+
+def test_another_power_mode_than_the_one_it_was_tuned_in_is_told(
+    tmp_path: Path, plain: Bundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bundle = with_engines(plain, tmp_path / "x.fusedge", power_mode="15W")
+    modes = PowerModes("MAXN", {0: "15W", 2: "MAXN"})
+    monkeypatch.setattr("fusedge.runtime.backend.read_power_modes", lambda: modes)
+    reason = load(bundle, ALLOWED).chosen["head"].reason
+    assert reason.endswith("(Double), tuned in power mode 15W, and this is MAXN")
 
 
 def test_an_engine_that_fails_when_it_is_tried_out_is_not_taken(bundle: Bundle) -> None:

@@ -16,7 +16,7 @@ from fusedge.runtime import native_part
 from fusedge.runtime.cuda import Cuda, load_cuda
 from fusedge.runtime.native_part import NativePart
 from fusedge.runtime.onnx_part import OnnxPart
-from tests.runtime.gpu_double import CudaApi, Tensorrt, _Context, _Engine, with_engines
+from tests.runtime.gpu_double import CudaApi, Tensorrt, _Context, _Engine, _Runtime, with_engines
 from tests.tiny_bundle import encoder_onnx, write_tiny_bundle
 
 
@@ -60,7 +60,8 @@ def test_a_shape_that_comes_again_runs_as_a_graph_of_its_own_context(bundle: Bun
     trt = Tensorrt(api)
     part = native(bundle, trt, api)
     part.run(feeds(1))
-    assert (part.cuda_graphs, trt.contexts) == (0, 2)  # one for all other shapes
+    assert part.cuda_graphs == 0
+    assert trt.contexts == [None, "eager"]  # the first one is for all other shapes
     part.run(feeds(1))
     api.log.clear()
     part.run(feeds(1))
@@ -75,7 +76,7 @@ def test_graphs_and_contexts_are_bounded(bundle: Bundle) -> None:
     for batch in [*range(1, 9), *range(1, 9), *range(1, 9)]:
         part.run(feeds(batch))
     assert part.cuda_graphs == native_part.MAX_GRAPHS
-    assert trt.contexts == 1 + native_part.MAX_GRAPHS
+    assert len(trt.contexts) == 1 + native_part.MAX_GRAPHS
     assert sum(kind == "executable" for kind, _ in api.live.values()) == native_part.MAX_GRAPHS
 
 
@@ -90,6 +91,28 @@ def test_an_engine_that_cannot_be_captured_runs_without_a_graph(bundle: Bundle) 
         assert part.cuda_graphs == 0 and part.graph_problem
         for result in results[1:]:
             np.testing.assert_array_equal(result[0], results[0][0])
+
+
+@pytest.mark.parametrize(("version", "shares"), [("10.3.0", True), ("8.5.2", False)])
+def test_tensorrt_has_graphs_too_if_contexts_can_share_a_profile(
+    bundle: Bundle, version: str, shares: bool
+) -> None:
+    api = CudaApi()
+    trt = Tensorrt(api, version)
+    trt.shares_profile = shares
+    part = native(bundle, trt, api)
+    results = [part.run(feeds(batch)) for batch in (2, 1, 2, 2)]
+    assert part.cuda_graphs == int(shares)
+    np.testing.assert_array_equal(results[3][0], results[0][0])
+
+
+def test_what_an_engine_needs_of_its_runtime_is_set(tmp_path: Path, bundle: Bundle) -> None:
+    flags = ("STRONGLY_TYPED", "VERSION_COMPATIBLE", "DLA=1", "GPU_FALLBACK")
+    trt = Tensorrt(CudaApi())
+    native(with_engines(bundle, tmp_path / "x.fusedge", flags=flags), trt, trt.api)
+    assert (trt.runtime.DLA_core, trt.runtime.engine_host_code_allowed) == (1, True)
+    native(bundle, trt, trt.api)
+    assert (trt.runtime.DLA_core, trt.runtime.engine_host_code_allowed) == (-1, False)
 
 
 def test_all_that_was_taken_is_given_back(bundle: Bundle) -> None:
@@ -229,11 +252,35 @@ def test_a_real_engine_without_a_driver_is_refused_in_one_line(
     assert len(line.splitlines()) == 1 and not api.live
 
 
+def test_the_real_cuda_python_takes_every_argument_that_it_is_given(bundle: Bundle) -> None:
+    """Without a driver each call is refused by CUDA, but not for its arguments."""
+    if not _no_driver():
+        pytest.skip("this machine has a GPU: see tests/gpu")
+    real = importlib.import_module("cuda.bindings.runtime")
+    api = CudaApi()
+    for name in ("cudaDeviceAttr", "cudaMemcpyKind", "cudaStreamCaptureMode"):
+        setattr(api, name, getattr(real, name))
+    Cuda(api).device()
+    part = native(bundle, Tensorrt(api), api)
+    for _ in range(3):
+        part.run(feeds(2))
+    part.close()
+    ours = {
+        name for name in vars(CudaApi) if name.startswith("cuda") and callable(vars(CudaApi)[name])
+    }
+    api.calls |= {"cudaGetErrorString": (real.cudaError_t(2),), "cudaDriverGetVersion": ()}
+    assert set(api.calls) == ours
+    for name, arguments in api.calls.items():
+        error, *_ = getattr(real, name)(*arguments)
+        assert isinstance(error, real.cudaError_t), name
+
+
 def test_the_doubles_have_only_what_the_real_packages_have() -> None:
     trt = pytest.importorskip("tensorrt_rtx")
     runtime = pytest.importorskip("cuda.bindings.runtime")
     own = {"trt", "logger", "session", "tensors", "inputs", "engine", "shapes", "addresses"}
-    for double, real in ((_Engine, trt.ICudaEngine), (_Context, trt.IExecutionContext)):
+    pairs = {_Runtime: trt.Runtime, _Engine: trt.ICudaEngine, _Context: trt.IExecutionContext}
+    for double, real in pairs.items():
         names = {name for name in vars(double) if not name.startswith("_")} - own
         assert {name for name in names if not hasattr(real, name)} == set()
     names = {name for name in vars(CudaApi) if name.startswith("cuda")}
@@ -248,4 +295,5 @@ def test_the_doubles_have_only_what_the_real_packages_have() -> None:
         assert all(hasattr(getattr(runtime, group), member) for member in used)
     assert trt.TensorIOMode.INPUT and trt.TensorLocation.DEVICE and trt.EngineValidity.INVALID
     assert int(trt.EngineInvalidityDiagnostics.CUDA_ERROR)
+    assert hasattr(trt.Runtime, "DLA_core") and hasattr(trt.Runtime, "engine_host_code_allowed")
     assert trt.DynamicShapesKernelSpecializationStrategy.EAGER
