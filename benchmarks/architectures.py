@@ -195,10 +195,6 @@ ARCHITECTURES: dict[str, Architecture] = {
     "RegNet": vision("RegNet", {**PYRAMID, "embedding_size": 16, "groups_width": 8}),
     "MobileNet V1": vision("MobileNetV1", {"depth_multiplier": 0.25}),
     "MobileNet V2": vision("MobileNetV2", {"depth_multiplier": 0.25}),
-    "EfficientNet": vision(
-        "EfficientNet",
-        {"width_coefficient": 0.25, "depth_coefficient": 0.25, "hidden_dim": 320},
-    ),
     "SegFormer": vision("Segformer", {**PYRAMID, **HEADS}),
     "PVT v2": vision("PvtV2", {**PYRAMID, **HEADS}),
     "PoolFormer": vision("PoolFormer", PYRAMID),

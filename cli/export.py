@@ -244,9 +244,8 @@ def _subject(
         if example is not None:
             raise FusedgeError("--example is for plain models; this one has a Task", where=model)
         subject = fusion_subject(cast("Any", made.module), made.task, dims.get("batch", BATCH))
-        return subject, made.task.evaluation and (
-            lambda graphs: made.task.evaluation(subject.parts)
-        )
+        measured = made.task.evaluation
+        return subject, None if measured is None else lambda graphs: measured(subject.parts)
     if example is None:
         raise FusedgeError(
             "a plain model needs --example NPZ, with an array for each input of forward",

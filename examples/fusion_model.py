@@ -119,7 +119,7 @@ def _channels(names: str, unit: str, limit: float) -> tuple[Channel, ...]:
     return tuple(Channel(name=n, unit=unit, minimum=low, maximum=limit) for n in names.split())
 
 
-def make_task(pixels: int = 96) -> Task:
+def make_task(pixels: int) -> Task:
     """The facts that the manifest needs: what the model is fed with, how often, and what it says."""
     camera = Modality(
         name="camera",
@@ -195,13 +195,12 @@ def make_task(pixels: int = 96) -> Task:
 
 
 class RoomModel(nn.Module):
-    """What export asks for: `modalities`, `encoder(name)`, `head` and `task`."""
+    """What export asks for: `modalities`, `encoder(name)` and `head`."""
 
     modalities = ("camera", "microphone", "motion")
 
     def __init__(self, task: Task) -> None:
         super().__init__()
-        self.task = task
         _, microphone, motion = task.modalities
         self.encoders = nn.ModuleDict(
             {
@@ -237,15 +236,17 @@ class RoomModel(nn.Module):
         return logits
 
 
-def make() -> nn.Module:
+def make(pixels: int = 96) -> tuple[RoomModel, Task]:
     """What `fusedge export` calls; the weights come from the checkpoint."""
-    return RoomModel(make_task())
+    task = make_task(pixels)
+    return RoomModel(task), task
 
 
 def main(folder: Path) -> None:
     """Write `weights.safetensors`. Training would go here; these weights are random."""
     torch.manual_seed(0)
-    save_file(make().state_dict(), folder / "weights.safetensors")
+    model, _ = make()
+    save_file(model.state_dict(), folder / "weights.safetensors")
 
 
 if __name__ == "__main__":

@@ -20,7 +20,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from fusedge.bundle.built_here import remember_built
 from fusedge.bundle.errors import FusedgeError, MissingExtraError
@@ -40,6 +40,9 @@ from fusedge.export.refusal import Refusal
 with needs_extra("export", "building engines"):
     import onnx
     from onnx import TensorProto
+
+if TYPE_CHECKING:
+    from fusedge.export.repair import Repaired
 
 CHILD = (sys.executable, "-m", "fusedge.export.engine_child")
 # All that the child gets of our environment, so that the layout of its memory, on which the bytes of
@@ -235,9 +238,9 @@ def _build(request: EngineRequest, limits: BuildLimits, cache: Cache) -> BuiltEn
     model = _read(request.graph, request.where)
     answer, repairs = _build_once(request, model, limits, cache), list[str]()
     if isinstance(answer, Refusal) and answer.stage in ("parse", "build"):
-        repaired, repairs = _repaired(request, model, answer, limits)
-        if repairs:
-            answer = _build_once(request, repaired, limits, cache)
+        found = _repaired(request, model, answer, limits)
+        repairs = list(found.repairs)
+        answer = found.refusal or _build_once(request, found.graph, limits, cache)
     if isinstance(answer, Refusal):
         raise _error(answer, request.where, limits)
     report = {
@@ -250,8 +253,8 @@ def _build(request: EngineRequest, limits: BuildLimits, cache: Cache) -> BuiltEn
 
 def _repaired(
     request: EngineRequest, model: onnx.ModelProto, refusal: Refusal, limits: BuildLimits
-) -> tuple[onnx.ModelProto, list[str]]:
-    """The graph as TensorRT takes it and what was changed, nothing where that cannot be done."""
+) -> Repaired:
+    """The graph as TensorRT takes it; raises FusedgeError where the packages for it are not installed."""
     try:
         # Here, for it needs what a device that only builds need not have.
         with needs_extra("export", "repairing the graph"):
@@ -260,8 +263,7 @@ def _repaired(
         raise _error(refusal, request.where, limits, error.line()) from None
     flavour, capabilities = request.flavour, request.capabilities
     with TrialProcess(flavour, capabilities, request.options, limits) as process:
-        found = repair(model, lambda graph: process.trial(graph, request.dims))
-    return found.graph, list(found.repairs) if found.refusal is None else []
+        return repair(model, lambda graph: process.trial(graph, request.dims))
 
 
 def _build_once(
@@ -497,7 +499,8 @@ class _Child:
         try:
             head = json.dumps({**asdict(asked), "timing_bytes": len(timing)}).encode()
             with suppress(BrokenPipeError):  # it has ended: how, is seen below
-                self._process.stdin.write(head + b"\n" + graph + timing)
+                for data in (head + b"\n", graph, timing):
+                    self._process.stdin.write(data)
                 self._process.stdin.flush()
             line = self._process.stdout.readline()
             if not line.endswith(b"\n"):

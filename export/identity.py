@@ -10,7 +10,6 @@ import enum
 import hashlib
 import sys
 import sysconfig
-import weakref
 from collections.abc import Iterator, Mapping
 from dataclasses import fields, is_dataclass
 from functools import cache
@@ -21,9 +20,8 @@ import numpy as np
 import torch
 from torch import nn
 
-_OWN = frozenset(vars(nn.Module())) - {
-    "training"
-}  # what every module has: tensors, children, hooks
+# What every module has (tensors, children, hooks), and what recurrent layers keep of their weights.
+_OWN = (frozenset(vars(nn.Module())) - {"training"}) | {"_flat_weights", "_flat_weight_refs"}
 _INSTALLED = tuple({sysconfig.get_path(name) for name in ("stdlib", "purelib", "platlib")})
 
 
@@ -65,8 +63,6 @@ def _plain(value: Any) -> str:
         return f"set[{','.join(sorted(map(_plain, value)))}]"
     if isinstance(value, Mapping):
         return f"map[{','.join(f'{_plain(k)}={_plain(v)}' for k, v in value.items())}]"
-    if isinstance(value, weakref.ref):  # as recurrent layers have of their weights
-        return _plain(value())
     if isinstance(value, torch.Tensor):
         return _plain(value.detach().cpu().numpy())
     if isinstance(value, np.ndarray):

@@ -25,7 +25,8 @@ class GraphFacts:
 
     def __init__(self, model: onnx.ModelProto) -> None:
         graph = onnx.shape_inference.infer_shapes(model, data_prop=True).graph
-        self.opset = next((o.version for o in model.opset_import if o.domain == ""), 1)
+        opsets = ((entry.domain, entry.version) for entry in model.opset_import)
+        self.versions = {"" if domain == "ai.onnx" else domain: number for domain, number in opsets}
         self.types = {v.name: v.type for v in (*graph.input, *graph.value_info, *graph.output)}
         self.constants: dict[str, onnx.TensorProto] = {t.name: t for t in graph.initializer}
         for node in graph.node:
@@ -164,7 +165,7 @@ def _fourier(
     """
     names = [*node.input, "", ""]
     shape = facts.shape(names[0])
-    default_axis = attributes.get("axis", 1) if facts.opset < 20 else -2
+    default_axis = attributes.get("axis", 1) if facts.versions[""] < 20 else -2
     given_axis = facts.constant(names[2]) if names[2] else np.array(default_axis)
     given_length = facts.constant(names[1]) if names[1] else None
     if shape is None or given_axis is None or (names[1] and given_length is None):

@@ -6,7 +6,8 @@
 3. Greedy with bisection: moves (a group to a precision) sorted by loss for the time that they save; the
    longest beginning of the list that stays within the budget is taken, the move after it is left out,
    and so on with the rest, a few times.
-4. Of all that was measured within the budget the fastest is measured once more, and only then chosen.
+4. Of all that was measured within the budget the fastest is measured once more, its loss and its speed:
+   the best of many measurements is also the luckiest. Only then it is chosen.
 
 That is at most `groups x precisions + rounds x log2(moves)` evaluations of the metric, and a few. Speed
 is measured, never assumed: a part that does not surely run faster reduced than in float32 stays in float32.
@@ -80,8 +81,9 @@ class SearchPoint:
 class SearchResult:
     """What was chosen, and all that was measured on the way.
 
-    `assignment`: for each part its nodes below float32. `refused`: what could not be made or run, with the
-    reason. `evaluations` of the metric were made now, `reused` came from the ledger.
+    `assignment`: for each part its nodes below float32. `refused`: why graphs could not be made or run,
+    once for each part and precision. `evaluations` of the metric were made now, `reused` came from the
+    ledger. `speeds` and `time_ratio` are those of the second measurement.
     """
 
     assignment: Mapping[str, Assignment]
@@ -151,7 +153,7 @@ class _Search:
     ledger: SearchLedger
     progress: Progress
     found: dict[str, _Found] = field(default_factory=dict)
-    refused: dict[str, None] = field(default_factory=dict)  # a set in order
+    refused: dict[str, str] = field(default_factory=dict)  # the first reason for each kind of graph
     evaluations: int = 0
     reused: int = 0
     planned: int = 1
@@ -262,13 +264,17 @@ class _Search:
             if self._within(found) and all(self._faster(p, c) for p, c in found.groups.items())
         ]
         for found in sorted(able, key=lambda found: self._time_ratio(found.groups)):
-            score = self._score("verify", found.groups, fresh=True) if found.groups else self.fp32
+            if not found.groups:
+                return self._result({}, self.fp32)
+            if not all(self._faster(p, chosen, again=True) for p, chosen in found.groups.items()):
+                continue
+            score = self._score("verify", found.groups, again=True)
             if self._loss(score) <= self.problem.budget_points:
                 return self._result(found.groups, score)
         raise AssertionError("float32 loses nothing")
 
     def _result(self, groups: GroupPrecisions, score: float) -> SearchResult:
-        speeds = {part: self._speed(part, chosen) for part, chosen in groups.items()}
+        speeds = {part: self._speed(part, chosen, again=True) for part, chosen in groups.items()}
         self.progress("done", "precision search", 1.0)
         return SearchResult(
             assignment={part: self._assignment(part, chosen) for part, chosen in groups.items()},
@@ -276,7 +282,7 @@ class _Search:
             metric_fp32=self.fp32,
             metric=score,
             loss_points=self._loss(score),
-            time_ratio=self._time_ratio(groups),
+            time_ratio=self._time_ratio(groups, again=True),
             speeds={part: speed for part, speed in speeds.items() if speed is not None},
             points=tuple(
                 SearchPoint(
@@ -289,7 +295,7 @@ class _Search:
                 )
                 for found in self.found.values()
             ),
-            refused=tuple(self.refused),
+            refused=tuple(dict.fromkeys(self.refused.values())),
             evaluations=self.evaluations,
             reused=self.reused,
             damaged_lines=self.ledger.damaged,
@@ -319,16 +325,16 @@ class _Search:
     def _tell(self, stage: str, item: str) -> None:
         self.progress(stage, item, min(1.0, (self.evaluations + self.reused) / self.planned))
 
-    def _score(self, kind: str, groups: GroupPrecisions, fresh: bool = False) -> float:
-        """The metric, from the ledger unless a fresh one is asked for."""
+    def _score(self, kind: str, groups: GroupPrecisions, again: bool = False) -> float:
+        """The metric, from the ledger where it is there; `again` is another measurement of the same."""
         graphs = self.full | {
             part: _bytes(emulated(self._graph(part, chosen))) for part, chosen in groups.items()
         }
         reduced = ", ".join(f"{part}: {len(chosen)} groups" for part, chosen in groups.items())
         self._tell(f"metric, {kind}", reduced or "whole model")
         ordered = (item for part in sorted(graphs) for item in (part, graphs[part]))
-        key = key_of("metric 1", self.problem.metric_identity, self.tools, *ordered)
-        record = None if fresh else self.ledger.get(key)
+        key = key_of(f"metric {again}", self.problem.metric_identity, self.tools, *ordered)
+        record = self.ledger.get(key)
         if record is not None:
             self.reused += 1
             return math.nan if record["score"] is None else float(record["score"])
@@ -338,21 +344,23 @@ class _Search:
         self.ledger.put(key, {"kind": "metric", "score": kept, "groups": groups})
         return score
 
-    def _speed(self, part: str, chosen: Mapping[str, Precision]) -> Speed | None:
+    def _speed(
+        self, part: str, chosen: Mapping[str, Precision], again: bool = False
+    ) -> Speed | None:
         """The speed of a part against its float32 graph; None where it cannot be made or run."""
-        memory = json.dumps([part, chosen], sort_keys=True)
+        memory = json.dumps([part, chosen, again], sort_keys=True)
         if memory not in self.speeds:
             try:
-                self.speeds[memory] = self._measured_speed(part, chosen)
+                self.speeds[memory] = self._measured_speed(part, chosen, again)
             except FusedgeError as error:
-                self.refused[error.line()] = None
+                self.refused.setdefault(f"{part} {sorted(set(chosen.values()))}", error.line())
                 self.speeds[memory] = None
         return self.speeds[memory]
 
-    def _measured_speed(self, part: str, chosen: Mapping[str, Precision]) -> Speed:
+    def _measured_speed(self, part: str, chosen: Mapping[str, Precision], again: bool) -> Speed:
         graph = _bytes(self._graph(part, chosen))
         full = self.full[part]
-        key = key_of("speed 1", self.problem.speed_identity, self.tools, part, full, graph)
+        key = key_of(f"speed {again}", self.problem.speed_identity, self.tools, part, full, graph)
         record = self.ledger.get(key)
         if record is None:
             self._tell("speed", part)
@@ -363,8 +371,8 @@ class _Search:
         self.baseline_s.setdefault(part, found.baseline_s)
         return found
 
-    def _faster(self, part: str, chosen: Mapping[str, Precision]) -> bool:
-        speed = self._speed(part, chosen)
+    def _faster(self, part: str, chosen: Mapping[str, Precision], again: bool = False) -> bool:
+        speed = self._speed(part, chosen, again)
         return speed is not None and speed.faster
 
     def _load(self, part: str) -> float:
@@ -375,11 +383,11 @@ class _Search:
         speed = self._speed(part, chosen)
         return self._load(part) * (1 - speed.ratio) if speed is not None and speed.faster else 0.0
 
-    def _time_ratio(self, groups: GroupPrecisions) -> float:
+    def _time_ratio(self, groups: GroupPrecisions, again: bool = False) -> float:
         total = sum(self._load(part) for part in self.parts)
         reduced = 0.0
         for part in self.parts:
-            speed = self._speed(part, groups[part]) if part in groups else None
+            speed = self._speed(part, groups[part], again) if part in groups else None
             reduced += self._load(part) * (speed.ratio if speed is not None else 1.0)
         return reduced / total if total else 1.0
 

@@ -1,8 +1,8 @@
 """GRU and LSTM as one operation each while a module is traced.
 
 torch's exporter follows such a layer step by step in Python, several times: 0.1 s for each step of the
-sequence, although the graph has one node. An operation of our own has its shapes at once, computes the same,
-and is translated by the function that the exporter uses for torch's.
+sequence, although the graph has one node. An operation of our own has its shapes at once, computes the
+same, and is translated by the function that the exporter uses for torch's.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ def _gru(
     both: bool,
     first: bool,
 ) -> tuple[Tensor, Tensor]:
-    y, last = torch.gru(x, h, weights, biases, layers, 0.0, False, both, first)
+    y, last = torch.gru(x, h, list(weights), biases, layers, 0.0, False, both, first)
     return y, last.clone()  # an operation's results share no memory
 
 
@@ -54,7 +54,7 @@ def _lstm(
     both: bool,
     first: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    y, last, cell = torch.lstm(x, (h, c), weights, biases, layers, 0.0, False, both, first)
+    y, last, cell = torch.lstm(x, (h, c), list(weights), biases, layers, 0.0, False, both, first)
     return y, last.clone(), cell.clone()
 
 

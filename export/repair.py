@@ -71,11 +71,12 @@ def repair(
 
     A rewrite counts only if the graph gives the same results on `feeds` (random ones if None, named dims
     at 2) in ONNX Runtime, or in onnx's reference where ONNX Runtime cannot run it. At most 32 trials.
-    Where no rewrites lead to a graph that is taken, the refusal that got furthest is reported.
+    Where no rewrites lead to a graph that is taken, the refusal that got furthest is reported. A build that
+    takes too long is not tried again.
     """
     refusal = trial(graph.SerializeToString())
-    if refusal is None:
-        return Repaired(graph, (), None)
+    if refusal is None or refusal.stage == "timeout":
+        return Repaired(graph, (), refusal)
     search = _Search(trial, _Original(graph, feeds), furthest=refusal)
     found = search.go(graph, refusal, ())
     return found or Repaired(graph, (), _explained(graph, search.furthest))
@@ -83,10 +84,8 @@ def repair(
 
 def _explained(graph: onnx.ModelProto, refusal: Refusal) -> Refusal:
     """A refusal in clear words, where TensorRT's own are an assertion of its source."""
-    if refusal.node and not refusal.operator:
-        named = (node for node in graph.graph.node if _is_named(node, refusal.node))
-        if (node := next(named, None)) is not None:
-            refusal = replace(refusal, node=node_name(node), operator=node.op_type)
+    if not refusal.operator and (node := _named(graph, refusal.node)) is not None:
+        refusal = replace(refusal, node=node_name(node), operator=node.op_type)
     if refusal.operator and re.search(r"^false$|creator|[Pp]lugin", refusal.reason):
         return replace(refusal, reason=f"this TensorRT has no operator {refusal.operator}")
     if refusal.node or refusal.operator or not re.search("[tT]ype", refusal.reason):
@@ -123,7 +122,9 @@ class _Search:
                 return None
             self.trials += 1
             answer = self.trial(candidate.SerializeToString())
-            if answer in self.met or not self.original.equals(candidate):
+            if answer in self.met or (answer is not None and answer.stage == "timeout"):
+                continue
+            if not self.original.equals(candidate):
                 continue
             steps = (*done, text)
             if answer is None:
@@ -171,20 +172,19 @@ def _refused(graph: onnx.ModelProto, refusal: Refusal) -> list[int]:
     A refusal that names no node may name its kind.
     """
     nodes = list(graph.graph.node)
-    named = [node for node in nodes if refusal.node and _is_named(node, refusal.node)]
-    if named:
-        like = {_signature(node) for node in named}
-        return [i for i, node in enumerate(nodes) if _signature(node) in like]
+    if (named := _named(graph, refusal.node)) is not None:
+        like = _signature(named)
+        return [i for i, node in enumerate(nodes) if _signature(node) == like]
     if refusal.operator:
         return [i for i, node in enumerate(nodes) if node.op_type == refusal.operator]
     said = set(re.findall(r"\w+", f"{refusal.reason} {refusal.node or ''}"))
     return [i for i, n in enumerate(nodes) if n.op_type in said or not said.isdisjoint(n.output)]
 
 
-def _is_named(node: onnx.NodeProto, name: str) -> bool:
-    """TensorRT names the layers of a node `node_Layer`, and some messages name the layer."""
-    known = node_name(node)
-    return name == known or name.startswith(f"{known}_")
+def _named(graph: onnx.ModelProto, name: str | None) -> onnx.NodeProto | None:
+    """The node of this name; TensorRT calls its layers after their node, with `_` and more behind it."""
+    found = [n for n in graph.graph.node if f"{name}_".startswith(f"{node_name(n)}_")]
+    return max(found, key=lambda node: len(node_name(node)), default=None)
 
 
 def _signature(node: onnx.NodeProto) -> tuple[object, ...]:
@@ -245,7 +245,7 @@ def _with_bodies(
     copy = _copy(graph)
     for index in refused:
         node = copy.graph.node[index]
-        function = _body(node, copy, facts)
+        function = _body(node, facts)
         if function is None:
             continue
         name = node_name(node)
@@ -255,8 +255,11 @@ def _with_bodies(
         del function.opset_import[:]
         function.opset_import.extend(graph.opset_import)
         copy.functions.append(function)
+        given = {attribute.name for attribute in node.attribute}
+        schema = defs.get_schema(node.op_type, facts.versions[node.domain], node.domain)
+        defaults = (attribute.default_value for attribute in schema.attributes.values())
+        node.attribute.extend(a for a in defaults if a.name and a.name not in given)
         node.domain, node.op_type = _BODIES, function.name
-        del node.attribute[len(function.attribute) + len(function.attribute_proto) :]
     if not copy.functions:
         return None
     copy.opset_import.append(helper.make_opsetid(_BODIES, 1))
@@ -267,11 +270,8 @@ def _with_bodies(
     return inlined
 
 
-def _body(
-    node: onnx.NodeProto, graph: onnx.ModelProto, facts: GraphFacts
-) -> onnx.FunctionProto | None:
-    versions = {entry.domain: entry.version for entry in graph.opset_import}
-    version = versions.get(node.domain, 1)
+def _body(node: onnx.NodeProto, facts: GraphFacts) -> onnx.FunctionProto | None:
+    version = facts.versions.get(node.domain, 1)
     if not defs.has(node.op_type, version, node.domain):
         return None
     schema: Any = defs.get_schema(node.op_type, version, node.domain)
@@ -378,15 +378,21 @@ def run(graph: onnx.ModelProto, feeds: Mapping[str, Array]) -> list[Array] | Non
     return None
 
 
-def random_feeds(graph: onnx.ModelProto) -> dict[str, Array]:
-    """Inputs of a graph: normal numbers, whole numbers of 0 and 1, named dims at 2."""
+def random_feeds(
+    graph: onnx.ModelProto, sizes: Mapping[str, int] | None = None
+) -> dict[str, Array]:
+    """Inputs of a graph: normal numbers, whole numbers of 0 and 1; named dims as given, or 2."""
+    known = sizes or {}
     generator = np.random.default_rng(0)
     feeds: dict[str, Array] = {}
     for value in graph.graph.input:
         tensor = value.type.tensor_type
         if tensor.elem_type == TensorProto.UNDEFINED:  # a sequence or an optional value
             continue
-        shape = [d.dim_value if d.HasField("dim_value") else _OPEN_DIM for d in tensor.shape.dim]
+        shape = [
+            dim.dim_value if dim.HasField("dim_value") else known.get(dim.dim_param, _OPEN_DIM)
+            for dim in tensor.shape.dim
+        ]
         dtype = helper.tensor_dtype_to_np_dtype(tensor.elem_type)
         floating = tensor.elem_type in (TensorProto.FLOAT, TensorProto.DOUBLE, *_HALF_KINDS)
         values = generator.standard_normal(shape) if floating else generator.integers(0, 2, shape)

@@ -23,8 +23,8 @@ from fusedge.bundle.inference import onnxruntime, open_session
 
 Feeds = Mapping[str, NDArray[Any]]
 
-# Less is no gain: 24 comparisons of equal graphs, of 54 us and 4.3 ms, gave medians from 0.992 to 1.002,
-# since where a session's memory lies matters however long one measures.
+# Less is no gain: 24 comparisons of equal graphs, of 54 us and 4.3 ms, gave medians from 0.992 to 1.002 on
+# an idle machine, since where a session's memory lies matters however long one measures.
 MARGIN = 0.02
 _SAMPLE_S = 2e-3  # a sample repeats short runs until it lasts as long
 _TIME_S = 2.0  # that a comparison may take, within the bounds of the pairs

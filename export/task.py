@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol, runtime_checkable
 
@@ -11,6 +11,8 @@ import torch
 from torch import nn
 
 from fusedge.bundle.manifest import EventRule, Modality, Output, Provenance
+from fusedge.export.evaluation import Evaluation
+from fusedge.export.part import ModulePart
 
 NOT_STATED = "not stated"
 _NO_WEIGHTS = hashlib.sha256(b"").hexdigest()
@@ -90,6 +92,9 @@ class Task:
 
     `outputs` name their logits in the order in which the head returns them. `documents` are files
     that travel with the bundle, by path, such as LICENSE-WEIGHTS.md and the model card.
+
+    `evaluation` is asked for with precision int8 and `auto`: it gets the parts, and gives recorded input
+    with the task's own metric, mostly a `fusedge.export.evaluation.StreamEvaluation`.
     """
 
     name: str
@@ -102,3 +107,4 @@ class Task:
     events: tuple[EventRule, ...] = ()
     accuracy: Mapping[str, float] = field(default_factory=dict)
     documents: Mapping[str, bytes] = field(default_factory=dict)
+    evaluation: Callable[[Sequence[ModulePart]], Evaluation] | None = None

@@ -301,9 +301,9 @@ class PartLoader:
             or self.setting.trusted(self.bundle)
         ):
             raise FusedgeError(
-                "neither built on this machine nor signed by a key that you trust, so it is not loaded",
+                "neither built on this machine nor signed by a key that you trust; if you know where it "
+                "comes from: --allow-unsigned-engines",
                 where=engine.file,
-                hint="--allow-unsigned-engines, if you know where it comes from",
             )
 
     def _try_out(self, part: Part, loaded: PartBackend) -> None:

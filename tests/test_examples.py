@@ -16,6 +16,7 @@ from fusedge.export.factory import load_factory
 from fusedge.export.part import ModulePart
 from fusedge.export.plain import plain_part
 from fusedge.export.split import split
+from fusedge.export.task import Task
 from fusedge.export.trace import trace
 
 STEPS, BATCH = 6, 2
@@ -45,14 +46,16 @@ def test_the_plain_model_is_one_part(tmp_path: Path) -> None:
 
 
 @pytest.fixture(scope="module")
-def room() -> fusion_model.RoomModel:
+def room() -> tuple[fusion_model.RoomModel, Task]:
     torch.manual_seed(0)
-    return fusion_model.RoomModel(fusion_model.make_task(pixels=16)).eval()
+    model, task = fusion_model.make(pixels=16)
+    return model.eval(), task
 
 
 @pytest.fixture(scope="module")
-def parts(room: fusion_model.RoomModel) -> tuple[ModulePart, ...]:
-    return split(room, room.task.modalities, room.task.decision_rate_hz)
+def parts(room: tuple[fusion_model.RoomModel, Task]) -> tuple[ModulePart, ...]:
+    model, task = room
+    return split(model, task.modalities, task.decision_rate_hz)
 
 
 def test_the_fusion_model_is_loaded_with_its_task(tmp_path: Path) -> None:
@@ -79,10 +82,10 @@ def test_what_the_fusion_model_remembers_becomes_states(parts: tuple[ModulePart,
     }
 
 
-def _random_inputs(room: fusion_model.RoomModel) -> tuple[dict[str, Any], dict[str, Any], Any, Any]:
+def _random_inputs(task: Task) -> tuple[dict[str, Any], dict[str, Any], Any, Any]:
     random = np.random.default_rng(0)
     windows, valid = {}, {}
-    for modality in room.task.modalities:
+    for modality in task.modalities:
         shape = (BATCH, STEPS, *modality.window_shape)
         valid[modality.name] = np.ones((BATCH, STEPS, *modality.valid_shape), np.float32)
         windows[modality.name] = (
@@ -97,11 +100,12 @@ def _random_inputs(room: fusion_model.RoomModel) -> tuple[dict[str, Any], dict[s
 
 
 def test_the_parts_step_by_step_are_the_whole_fusion_model(
-    room: fusion_model.RoomModel, parts: tuple[ModulePart, ...]
+    room: tuple[fusion_model.RoomModel, Task], parts: tuple[ModulePart, ...]
 ) -> None:
-    windows, valid, presence, age = _random_inputs(room)
+    model, task = room
+    windows, valid, presence, age = _random_inputs(task)
     with torch.no_grad():
-        expected = room(
+        expected = model(
             {name: torch.from_numpy(array) for name, array in windows.items()},
             {name: torch.from_numpy(array) for name, array in valid.items()},
             torch.from_numpy(presence),

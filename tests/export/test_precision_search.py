@@ -26,7 +26,7 @@ from fusedge.export.node_groups import node_groups
 from fusedge.export.precision import reduce_graph, reduced_nodes
 from fusedge.export.precision_search import SearchProblem, SearchResult, search
 from fusedge.export.search_ledger import SearchLedger
-from fusedge.export.speed import Speed
+from fusedge.export.speed import CpuSpeed, Speed
 from tests.export.small_net import run, small_graph, small_part, windows
 
 BATCH = windows(400, seed=9)
@@ -166,6 +166,18 @@ def test_an_assignment_that_does_not_hold_when_measured_anew_is_not_chosen() -> 
     assert result.assignment == {} and result.metric == 0.9
 
 
+def test_a_speed_that_was_luck_is_not_chosen() -> None:
+    seen: set[bytes] = set()
+
+    def lucky(part: str, graph: bytes) -> Speed:
+        again = graph in seen
+        seen.add(graph)
+        return Speed(1.0, 0.9, 1.1, 1e-3) if again else Speed(0.5, 0.5, 0.5, 1e-3)
+
+    result = search(problem(100, speed=lucky), SearchLedger())
+    assert result.assignment == {} and result.time_ratio == 1
+
+
 def test_a_part_counts_by_its_rate() -> None:
     asked = problem(100, names=("often", "seldom"), precisions=("fp16",))
     often, seldom = asked.parts
@@ -191,6 +203,15 @@ def test_a_graph_that_does_not_run_is_told_and_left_out() -> None:
     assert result.refused == ("part net: no int8 here",)
 
 
+def test_a_precision_that_this_machine_lacks_is_told_once() -> None:
+    full = {"net": small_graph().SerializeToString()}
+    measure = CpuSpeed(full, {"net": {"window": windows(1)}})
+    result = search(problem(100, speed=measure, precisions=("bf16",)), SearchLedger())
+    (reason,) = result.refused
+    assert "part net, speed: ONNX Runtime does not run the graph" in reason
+    assert result.assignment == {}
+
+
 def test_a_metric_that_is_no_number_and_a_negative_budget_are_refused() -> None:
     with pytest.raises(FusedgeError, match="float32 graphs is no number"):
         search(problem(1, metric=lambda graphs: math.nan), SearchLedger())
@@ -198,11 +219,11 @@ def test_a_metric_that_is_no_number_and_a_negative_budget_are_refused() -> None:
         search(problem(-1), SearchLedger())
 
 
-def test_a_finished_search_is_only_verified_again(tmp_path: Path) -> None:
+def test_a_finished_search_is_read_from_its_ledger(tmp_path: Path) -> None:
     path = tmp_path / "ledger.jsonl"
     first = search(problem(0.5), SearchLedger(path))
     again = search(problem(0.5), SearchLedger(path))
-    assert again.evaluations == 1 and again.reused == first.evaluations - 1
+    assert again.evaluations == 0 and again.reused == first.evaluations
     assert (again.groups, again.points) == (first.groups, first.points)
     other = replace(problem(0.5), metric_identity="other data")
     assert search(other, SearchLedger(path)).reused == 0

@@ -103,6 +103,35 @@ def test_only_nodes_like_the_refused_one_are_expanded() -> None:
     assert model.SerializeToString() == before
 
 
+def test_a_body_has_the_attributes_of_its_node_and_the_defaults_of_the_others() -> None:
+    nodes = [
+        helper.make_node("Celu", ["x"], ["a"], "plain"),
+        helper.make_node("Celu", ["a"], ["y"], "plain_2", alpha=0.25),
+    ]
+    model = model_of(nodes, [("x", FLOAT, [5])], [("y", FLOAT, [5])], opset=12)
+    repaired = repair(model, Refuser({"Celu"}))
+    assert repaired.repairs == ("Celu by its function body", "Celu by its function body")
+    assert_same(model, repaired.graph, {"x": np.array([-3, -1, 0, 1, 3], np.float32)})
+
+
+def test_a_refused_layer_is_found_by_the_longest_name_that_it_begins_with() -> None:
+    pool = {"kernel_shape": [2], "dilations": [2]}
+    nodes = [
+        helper.make_node("MaxPool", ["x"], ["a"], "pool", **pool),
+        helper.make_node("AveragePool", ["a"], ["b"], "pool_2", **pool),
+        helper.make_node("Relu", ["b"], ["y"], "pool_20"),
+    ]
+    model = model_of(nodes, [("x", FLOAT, [1, 1, 9])], [("y", FLOAT, None)], opset=19)
+
+    def trial(graph: bytes) -> Refusal | None:
+        found = "AveragePool" in kinds(onnx.load_from_string(graph))
+        return Refusal("build", "no runners", "pool_2_layer") if found else None
+
+    repaired = repair(model, trial)
+    assert repaired.repairs == ("AveragePool in other operators",)
+    assert kinds(repaired.graph)[0] == "MaxPool"
+
+
 def test_an_output_that_nobody_reads_is_dropped_before_anything_else() -> None:
     pool = helper.make_node("MaxPool", ["x"], ["y", "at"], "pool", kernel_shape=[2])
     model = model_of([pool], [("x", FLOAT, [1, 1, 4])], [("y", FLOAT, None)])
@@ -226,6 +255,22 @@ def test_trials_end() -> None:
 
     assert repair(model, trial).refusal is not None
     assert count <= 1 + MOST_TRIALS
+
+
+def test_inputs_have_the_sizes_that_are_given() -> None:
+    node = helper.make_node("Relu", ["x"], ["y"])
+    shape: list[int | str] = ["batch", 3, "width"]
+    model = model_of([node], [("x", FLOAT, shape)], [("y", FLOAT, shape)])
+    assert random_feeds(model)["x"].shape == (2, 3, 2)
+    assert random_feeds(model, {"width": 9})["x"].shape == (2, 3, 9)
+
+
+def test_a_build_that_takes_too_long_is_not_tried_again() -> None:
+    model = model_of([norm("n", "x", "y")], [("x", FLOAT, [2, 4])], [("y", FLOAT, None)], WEIGHT)
+    answers = iter([Refusal("timeout", "the build did not end within 300 s")])
+    assert repair(model, lambda _: next(answers)).refusal == Refusal(
+        "timeout", "the build did not end within 300 s"
+    )
 
 
 def assert_same(

@@ -1,0 +1,37 @@
+"""Attention as torch computes it, for the exporter, which computes rows without any key otherwise.
+
+torch's `scaled_dot_product_attention` gives 0 where a Boolean mask leaves a query no key, such as to a
+fusion head when every modality is missing. The translation of onnxscript 0.7.2 masks with the least float
+instead of -Inf, so that such a query attends to all keys alike: this one puts the 0 back.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import onnx
+import onnxscript
+import torch
+from onnxscript.function_libs.torch_lib.ops.nn import aten_scaled_dot_product_attention
+
+_op: Any = onnxscript.opset18  # its types know no constants
+
+
+def _attention(
+    query: Any, key: Any, value: Any, attn_mask: Any = None, *rest: Any, **named: Any
+) -> Any:
+    result = aten_scaled_dot_product_attention(query, key, value, attn_mask, *rest, **named)
+    if attn_mask is None or attn_mask.dtype != onnxscript.ir.DataType.BOOL:
+        return result
+    keys = _op.ReduceMax(
+        _op.Cast(attn_mask, to=onnx.TensorProto.FLOAT), _op.Constant(value_ints=[-1])
+    )
+    nothing = _op.Constant(value_float=0.0)
+    return _op.Where(_op.Greater(keys, nothing), result, nothing)
+
+
+# For `custom_translation_table` of torch.onnx.export.
+TRANSLATIONS: dict[Callable[..., Any], Callable[..., Any]] = {
+    torch.ops.aten.scaled_dot_product_attention.default: _attention
+}
