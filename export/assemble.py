@@ -38,8 +38,8 @@ def assemble(
         initial = {name: f"state/{part.name}.{name}.f32" for name in part.initial}
         files |= {initial[n]: v.astype("<f4").tobytes() for n, v in part.initial.items()}
         parts.append(_part(part, tuple(graphs), engines.entries.get(part.name, ()), initial))
-    built = {e.flavour: e.version for row in engines.entries.values() for e in row}
-    tools = {**subject.provenance.tools, **tool_versions(), **built}
+    tools = {**subject.provenance.tools, **tool_versions()}
+    tools |= {e.flavour: e.version for row in engines.entries.values() for e in row}
     try:
         manifest = Manifest(
             format_version=FORMAT_VERSION,

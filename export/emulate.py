@@ -1,7 +1,8 @@
-"""bfloat16 where no kernels compute in it: float32 arithmetic with each result rounded to bfloat16.
+"""What a GPU computes in float16 and bfloat16, on a CPU: float32 with each result rounded.
 
-ONNX Runtime 1.32 has bfloat16 kernels on the CPU for little but what moves data; Conv, Gemm, MatMul, the
-elementwise kinds and recurrences are missing, so that a bfloat16 graph does not even load.
+ONNX Runtime 1.32 has bfloat16 kernels on the CPU for little but what moves data, so that such a graph does
+not even load. float16 nodes in a row it computes in float32, without rounding between them: an overflow
+there, which a GPU would turn into Inf, passes unseen.
 """
 
 from __future__ import annotations
@@ -9,19 +10,20 @@ from __future__ import annotations
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
-_BF16 = TensorProto.BFLOAT16
+_NARROW = (TensorProto.FLOAT16, TensorProto.BFLOAT16)
 
 
 def emulated(graph: onnx.ModelProto) -> onnx.ModelProto:
-    """The same graph for backends without bfloat16; one that has no bfloat16 comes back as it is.
+    """The same graph in float32; one without float16 and bfloat16 comes back as it is.
 
-    Inputs, constants and results of bfloat16 nodes are rounded to nearest even, as on a GPU; within a node
+    Inputs, constants and results of reduced nodes are rounded to nearest even, as on a GPU; within a node
     float32 is used throughout. So a sum is not rounded on the way (GPUs also add up in float32), and
     neither are the inner steps of a GRU, LSTM, Softmax or LayerNormalization, where a GPU's results
     differ in their last bits. It judges accuracy, and says nothing of speed.
     """
     inferred = onnx.shape_inference.infer_shapes(graph).graph
-    narrow = {v.name for v in inferred.value_info if v.type.tensor_type.elem_type == _BF16}
+    types = {v.name: v.type.tensor_type.elem_type for v in inferred.value_info}
+    narrow = {name: element for name, element in types.items() if element in _NARROW}
     if not narrow:
         return graph
     copy = onnx.ModelProto()
@@ -35,11 +37,11 @@ def emulated(graph: onnx.ModelProto) -> onnx.ModelProto:
         nodes.append(node)
         for name in made:
             rounded = f"{name}.rounded"
-            nodes.append(_cast(f"{name}.exact", rounded, _BF16))
+            nodes.append(_cast(f"{name}.exact", rounded, narrow[name]))
             nodes.append(_cast(rounded, name, TensorProto.FLOAT))
     constants = [
         numpy_helper.from_array(numpy_helper.to_array(tensor).astype("float32"), tensor.name)
-        if tensor.data_type == _BF16
+        if tensor.data_type in _NARROW
         else tensor
         for tensor in copy.graph.initializer
     ]

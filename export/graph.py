@@ -61,7 +61,8 @@ def check_graph(model: onnx.ModelProto, part: ModulePart, stage: str) -> None:
                 f"{kind}s differ from the part: found {odd or 'another order'}, "
                 f"wanted {lost or 'the given order'}",
                 where=where,
-                hint="an unused input is dropped, and code that depends on a free dim fixes it",
+                hint="an unused input is dropped, and code that depends on a free dim fixes it: "
+                "use x.shape[0], not len(x)",
             )
 
 

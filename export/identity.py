@@ -18,6 +18,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from pydantic import BaseModel
 from torch import nn
 
 # What every module has (tensors, children, hooks), and what recurrent layers keep of their weights.
@@ -67,6 +68,8 @@ def _plain(value: Any) -> str:
         return _plain(value.detach().cpu().numpy())
     if isinstance(value, np.ndarray):
         return f"{value.dtype}{value.shape}{hashlib.sha256(value.tobytes()).hexdigest()}"
+    if isinstance(value, BaseModel):
+        return f"{type(value).__qualname__}{value.model_dump_json()}"
     if is_dataclass(value) and not isinstance(value, type):
         own = {field.name: getattr(value, field.name) for field in fields(value)}
         return f"{type(value).__qualname__}{_plain(own)}"

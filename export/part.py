@@ -31,7 +31,7 @@ class ModulePart:
 
     `sequence` is the module as the user wrote it, over N steps in one go from the initial state: its
     arguments are the inputs without the states, each `[B, N, ...]`, its results the outputs without
-    the states, each `[B, N, ...]`. It is what N single steps of `module` must equal. None for a plain model.
+    the states, each `[B, N, ...]`. N single steps of `module` must equal it. None for a plain model.
     """
 
     name: str

@@ -31,11 +31,9 @@ from fusedge.export.node_groups import node_groups
 from fusedge.export.packages import tool_versions
 from fusedge.export.part import ModulePart
 from fusedge.export.precision import Assignment, reduce_graph, reducible
+from fusedge.export.progress import Progress
 from fusedge.export.search_ledger import SearchLedger
 from fusedge.export.speed import Speed
-
-Progress = Callable[[str, str, float], None]
-"""Called with the stage, what is measured, and the share of the search done, 0 to 1."""
 
 GroupPrecisions = Mapping[str, Mapping[str, Precision]]
 """By part and group; what is not named stays float32."""

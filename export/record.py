@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import math
+
 from fusedge.export.pipeline import Exported
 from fusedge.export.report import EngineBuild, ExportRecord, Search, SearchPoint
 
 
 def record_of(exported: Exported, budget_points: float) -> ExportRecord:
     """The record of an export, for the report."""
-    found = exported.search
+    found, metric = exported.search, exported.metric
     return ExportRecord(
         weights_sha256=exported.bundle.manifest.provenance.weights_sha256,
         build_s=tuple(
@@ -20,10 +22,10 @@ def record_of(exported: Exported, budget_points: float) -> ExportRecord:
             )
             for request, built in exported.engines.built
         ),
-        search=found
-        and exported.metric
-        and Search(
-            metric=exported.metric[0],
+        search=None
+        if found is None or metric is None
+        else Search(
+            metric=metric[0],
             budget=budget_points,
             points=tuple(
                 SearchPoint(
@@ -34,6 +36,7 @@ def record_of(exported: Exported, budget_points: float) -> ExportRecord:
                     chosen=point.chosen,
                 )
                 for point in found.points
+                if math.isfinite(point.loss_points)
             ),
         ),
         stage_s={stage: round(seconds, 3) for stage, seconds in exported.stage_s.items()},

@@ -85,7 +85,7 @@ def _lstm_graph(
     return core.aten_lstm(x, [h, c], weights, biases, layers, 0.0, False, both, first)
 
 
-TRANSLATIONS: dict[Callable[..., Any], Callable[..., Any] | Sequence[Callable[..., Any]]] = {
+TRANSLATIONS: dict[Callable[..., Any], Callable[..., Any]] = {
     torch.ops.fusedge.gru.default: _gru_graph,
     torch.ops.fusedge.lstm.default: _lstm_graph,
 }

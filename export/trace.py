@@ -24,6 +24,7 @@ from onnx.helper import find_min_ir_version_for
 from fusedge.bundle.errors import FusedgeError
 from fusedge.export.graph import check_graph, inner_graphs, values_read
 from fusedge.export.part import ModulePart
+from fusedge.export.recurrent import TRANSLATIONS, RecurrentAsOperations
 
 OPSETS = (18, 19, 20, 21, 22)  # 18 is the exporter's least; above 22 attention does not build
 _TRACED_SIZE = 2  # of the batch, at least of other free dims; 1 is taken for a constant
@@ -58,7 +59,7 @@ def trace_program(part: ModulePart, opset: int = 18) -> Traced:
         )
     example = _example(part)
     try:
-        with _quiet():
+        with _quiet(), RecurrentAsOperations():
             program = torch.onnx.export(
                 part.module,
                 example,
@@ -67,6 +68,7 @@ def trace_program(part: ModulePart, opset: int = 18) -> Traced:
                 input_names=[spec.name for spec in part.inputs],
                 output_names=[spec.name for spec in part.outputs],
                 dynamic_shapes=_dynamic_shapes(part),
+                custom_translation_table=TRANSLATIONS,
                 external_data=False,
                 verbose=False,
             )

@@ -146,6 +146,35 @@ MODELS: dict[str, tuple[Callable[[], nn.Module], dict[str, Array], list[str]]] =
 }
 
 
+class Gathering(nn.Module):
+    """A query over what is present: the attention of a fusion head."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.query = nn.Parameter(torch.randn(1, 1, 1, 8))
+
+    def forward(self, embeddings: Tensor, presence: Tensor) -> Tensor:
+        query = self.query.expand(embeddings.shape[0], 1, -1, -1)
+        keys = embeddings.unsqueeze(1)
+        mask = presence[:, None, None] > 0
+        return functional.scaled_dot_product_attention(query, keys, keys, mask).flatten(1)
+
+
+def test_attention_over_nothing_gives_nothing_as_in_torch() -> None:
+    torch.manual_seed(0)
+    presence = np.array([[1, 0, 1], [0, 0, 0]], np.float32)
+    example = {**noise("embeddings", 3, 8), "presence": presence}
+    part = plain_part(Gathering().eval(), example)
+    graph = simplify(trace(part), part).SerializeToString()
+    parity = check_part(
+        PartSession(part, graph, "fp32"), plain_cases(part, example), TOLERANCE["fp32"]
+    )
+    assert parity[0].max_absolute < 1e-6
+    (found,) = PartSession(part, graph, "fp32").run(example, "nothing present")
+    assert np.abs(found[0]).max() > 0.1
+    assert not found[1].any()
+
+
 @pytest.mark.usefixtures("rtx")
 @pytest.mark.parametrize("name", MODELS)
 def test_a_public_kind_of_encoder_is_exported_whole(name: str) -> None:

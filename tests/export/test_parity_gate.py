@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import numpy as np
 import onnx
 import pytest
@@ -21,7 +23,10 @@ from fusedge.export.cases import (
 )
 from fusedge.export.parity import TOLERANCE, PartSession, check_part, check_stream
 from fusedge.export.part import ModulePart
+from fusedge.export.precision import reduce_graph, uniform_assignments
+from fusedge.export.simplify import simplify
 from fusedge.export.split import split
+from fusedge.export.trace import trace
 from tests.export.tiny_fusion import MODALITIES, TinyHead, TinyModel
 
 FP32 = TOLERANCE["fp32"]
@@ -253,3 +258,26 @@ def test_parts_at_several_precisions_are_mixed_together(
     sessions[0] = PartSession(parts[0], graphs["imu"].SerializeToString(), "int8")
     rows = check_stream(sessions, streams[:1], TOLERANCE["mixed"])
     assert {row.precision for row in rows} == {"mixed"}
+
+
+class _Loud(torch.nn.Module):
+    """3e5 on the way, which is beyond float16, and 1 at the end."""
+
+    def forward(self, *tensors: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        loud = tensors[0] * 300 * 1000
+        return (loud.sqrt() / 500,)
+
+
+def test_an_overflow_between_two_nodes_at_fp16_fails_at_its_node() -> None:
+    """ONNX Runtime alone would compute from node to node in float32, and a GPU would not."""
+    part = dataclasses.replace(_scores("logits"), module=_Loud())
+    full = simplify(trace(part), part)
+    half = reduce_graph(full, part, uniform_assignments(full, "fp16")[0])
+    session = PartSession(part, half.SerializeToString(), "fp16", lambda: full)
+    given = np.ones((2, 3), np.float32)
+    case = Case("loud", lambda: {"x": given}, (np.full((2, 3), 300_000**0.5 / 500, np.float32),))
+    reason = (
+        r"output y, node mul.*ONNX gives Inf .*first differs at mul\w* \(Mul, rounded\): NaN or Inf"
+    )
+    with pytest.raises(FusedgeError, match=reason):
+        check_part(session, [case], TOLERANCE["fp16"])
