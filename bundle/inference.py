@@ -10,7 +10,7 @@ from fusedge.bundle.errors import FusedgeError, MissingExtraError
 
 CPU = "CPUExecutionProvider"
 # ONNX Runtime 1.32 crashes (SIGSEGV) on float16 attention when it fuses a transpose behind a cast.
-_DISABLED_OPTIMIZERS: Mapping[str, list[str]] = {"fp16": ["MatmulTransposeFusion"]}
+DISABLED_OPTIMIZERS = {name: ["MatmulTransposeFusion"] for name in ("fp16", "bf16", "mixed")}
 _FATAL_ONLY = 4  # errors come as exceptions
 
 
@@ -59,6 +59,6 @@ def open_session(
         graph,
         options,
         None if devices else [(provider, settings)],
-        disabled_optimizers=_DISABLED_OPTIMIZERS.get(precision),
+        disabled_optimizers=DISABLED_OPTIMIZERS.get(precision),
         enable_fallback=0,
     )

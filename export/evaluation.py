@@ -86,12 +86,7 @@ class StreamEvaluation:
     def metric(self, graphs: Mapping[str, bytes]) -> float:
         """See `Evaluation`."""
         runner = _Runner(self._head, graphs[self._head.name])
-        names = [spec.name for spec in self._head.outputs if spec.role == "logits"]
-        logits: list[Logits] = []
-        for feeds in self._head_feeds(graphs):
-            rows = runner.sequence(feeds)
-            logits.append({name: rows[name] for name in names})
-        return self._score(logits)
+        return self._score(runner.sequences(list(self._head_feeds(graphs))))
 
     def feeds(self, graphs: Mapping[str, bytes], part: str) -> Iterator[Feeds]:
         """See `Evaluation`."""
@@ -137,9 +132,8 @@ class StreamEvaluation:
         """The embeddings of each session, `[N, D]`."""
         kept = self._embeddings.get(part.name)
         if kept is None or kept[0] != graph:
-            runner = _Runner(part, graph)
-            sequences = (self._encoder_feeds(part, session) for session in self._sessions)
-            kept = graph, [runner.sequence(feeds)["embedding"] for feeds in sequences]
+            given = [self._encoder_feeds(part, session) for session in self._sessions]
+            kept = graph, [made["embedding"] for made in _Runner(part, graph).sequences(given)]
             self._embeddings[part.name] = kept
         return kept[1]
 
@@ -216,13 +210,30 @@ class _Runner:
             state = {pair.input: outputs[pair.output] for pair in self._part.state}
             yield given, outputs
 
-    def sequence(self, feeds: Feeds) -> dict[str, Array]:
-        """The outputs of N steps, `[N, ...]`, also of the states."""
-        if self._part.state:
-            pieces = [outputs for _, outputs in self.steps(feeds)]
-        else:  # steps do not depend on each other
-            pieces = [self.call(rows) for rows in _pieces(feeds, _ROWS)]
-        return {name: np.concatenate([piece[name] for piece in pieces]) for name in self._outputs}
+    def sequences(self, given: Sequence[Feeds]) -> list[dict[str, Array]]:
+        """The outputs but states of each sequence, `[N, ...]`; all of them step side by side."""
+        names = [spec.name for spec in self._part.outputs if spec.role != "state_out"]
+        if not self._part.state:  # steps do not depend on each other
+            made = [[self.call(rows) for rows in _pieces(feeds, _ROWS)] for feeds in given]
+            return [{n: np.concatenate([piece[n] for piece in own]) for n in names} for own in made]
+        lengths = [_length(feeds) for feeds in given]
+        state = self._part.initial_state(len(given))
+        steps: dict[str, list[Array]] = {name: [] for name in names}
+        for step in range(max(lengths)):
+            # A sequence that has ended repeats its last step, to no effect on the others.
+            places = [min(step, length - 1) for length in lengths]
+            now = {
+                n: np.stack([f[n][p] for f, p in zip(given, places, strict=True)]) for n in given[0]
+            }
+            outputs = self.call(now | state)
+            state = {pair.input: outputs[pair.output] for pair in self._part.state}
+            for name in names:
+                steps[name].append(outputs[name])
+        stacked = {name: np.stack(rows) for name, rows in steps.items()}
+        return [
+            {name: rows[:length, index] for name, rows in stacked.items()}
+            for index, length in enumerate(lengths)
+        ]
 
 
 def _length(feeds: Feeds) -> int:

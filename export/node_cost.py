@@ -17,7 +17,7 @@ from pydantic import BaseModel, ConfigDict
 
 from fusedge.bundle.archive import Bundle
 from fusedge.bundle.errors import printable
-from fusedge.bundle.inference import _DISABLED_OPTIMIZERS, onnxruntime, open_session
+from fusedge.bundle.inference import DISABLED_OPTIMIZERS, onnxruntime, open_session
 from fusedge.bundle.manifest import Graph, Part, TensorSpec
 
 TOP_NODES = 12
@@ -124,7 +124,7 @@ def _profile(content: bytes, graph: Graph, feeds: dict[str, NDArray[Any]]) -> tu
             content,
             options,
             ["CPUExecutionProvider"],
-            disabled_optimizers=_DISABLED_OPTIMIZERS.get(graph.precision),
+            disabled_optimizers=DISABLED_OPTIMIZERS.get(graph.precision),
         )
         for _ in range(max(2, min(_MAX_RUNS, _MAX_EVENTS // graph.nodes))):
             session.run(None, feeds)

@@ -32,6 +32,7 @@ with needs_extra("export", "exporting a model"):
     from fusedge.export.search_ledger import SearchLedger
     from fusedge.export.speed import CpuSpeed
     from fusedge.export.subject import Subject
+    from fusedge.export.trace import OPSETS
 
 WantedPrecision = Literal["fp32", "fp16", "bf16", "int8", "auto"]
 """`auto` searches: each group of nodes at the fastest precision within the budget."""
@@ -44,9 +45,9 @@ SEARCHED: tuple[Precision, ...] = ("int8", "bf16", "fp16")
 class ExportOptions:
     """What to make. A graph at fp32 is always made; engines have `precision`.
 
-    `budget_points`: what `auto` may lose of the metric, in percentage points. `opset` None takes 18, or 17
-    where a target reads no more; 17 to 22 can be given. `calibration`: how int8 chooses its ranges.
-    `tolerance` is the parity gate's for logits and outputs, by precision.
+    `budget_points`: what `auto` may lose of the metric, in percentage points. `opset` None takes 18, for
+    bf16 22 (older ones have no such Conv), or 17 where a target reads no more. `calibration`: how int8
+    chooses its ranges. `tolerance` is the parity gate's for logits and outputs, by precision.
     """
 
     targets: tuple[str, ...] = ()
@@ -126,7 +127,8 @@ class _Export:
     def run(self) -> Exported:
         options, subject = self._options, self._subject
         limits = [target.max_opset for target in self._targets if target.max_opset]
-        opset = options.opset or min([DEFAULT_OPSET, *limits])
+        wanted = OPSETS[-1] if options.precision == "bf16" else DEFAULT_OPSET
+        opset = options.opset or min([wanted, *limits])
         prover = Prover(subject, opset, options.cache, self._steps, options.tolerance)
         full = prover.float32()
         result, metric = None, None

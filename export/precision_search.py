@@ -26,7 +26,6 @@ from fusedge.bundle.errors import FusedgeError
 from fusedge.bundle.manifest import Precision
 from fusedge.export.cache import key_of
 from fusedge.export.calibration import Calibration
-from fusedge.export.emulate import emulated
 from fusedge.export.node_groups import node_groups
 from fusedge.export.packages import tool_versions
 from fusedge.export.part import ModulePart
@@ -45,11 +44,11 @@ _ROUNDS = 4
 class SearchProblem:
     """What to search. `graphs` (float32) and `calibrations` go by part.
 
-    `metric` gives the task's metric, 0 to 1, higher is better, for ONNX graphs by part that the CPU runs;
-    `metric_identity` changes with what it computes and on which data. `speed` measures a graph of a part
-    where it will run, and raises FusedgeError where it does not run; `speed_identity` changes with the
-    machine. `precisions`: those that the targets have; int8 needs a calibration. `budget_points`: what
-    the metric may lose, in hundredths.
+    `metric` gives the task's metric, 0 to 1, higher is better, for ONNX graphs by part, and emulates what
+    it cannot run (fusedge.export.emulate); `metric_identity` changes with what it computes and on which
+    data. `speed` measures a graph of a part where it will run, and raises FusedgeError where it does not
+    run; `speed_identity` changes with the machine. `precisions`: those that the targets have; int8 needs
+    a calibration. `budget_points`: what the metric may lose, in hundredths.
     """
 
     parts: Sequence[ModulePart]
@@ -326,7 +325,7 @@ class _Search:
     def _score(self, kind: str, groups: GroupPrecisions, again: bool = False) -> float:
         """The metric, from the ledger where it is there; `again` is another measurement of the same."""
         graphs = self.full | {
-            part: _bytes(emulated(self._graph(part, chosen))) for part, chosen in groups.items()
+            part: _bytes(self._graph(part, chosen)) for part, chosen in groups.items()
         }
         reduced = ", ".join(f"{part}: {len(chosen)} groups" for part, chosen in groups.items())
         self._tell(f"metric, {kind}", reduced or "whole model")

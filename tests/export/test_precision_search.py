@@ -18,7 +18,6 @@ import onnx
 import pytest
 
 from fusedge.bundle.errors import FusedgeError
-from fusedge.bundle.inference import open_session
 from fusedge.bundle.manifest import Precision
 from fusedge.export.calibration import calibrate
 from fusedge.export.emulate import emulated
@@ -36,10 +35,8 @@ GAIN: Mapping[Precision, float] = {"int8": 0.06, "bf16": 0.01, "fp16": 0.01}
 
 def agreement(graphs: Mapping[str, bytes]) -> float:
     """The share of windows whose greatest output is that of the float32 graph, least of the parts."""
-    return min(
-        float((open_session(g, "fp16").run(None, {"window": BATCH})[0].argmax(1) == LABELS).mean())
-        for g in graphs.values()
-    )
+    models = [emulated(onnx.load_from_string(graph)) for graph in graphs.values()]
+    return min(float((run(model, BATCH).argmax(axis=1) == LABELS).mean()) for model in models)
 
 
 def by_count(gain: Mapping[Precision, float]) -> Callable[[str, bytes], Speed]:
@@ -76,13 +73,11 @@ def problem(
 
 def rebuilt(result: SearchResult, asked: SearchProblem) -> dict[str, onnx.ModelProto]:
     return {
-        part.name: emulated(
-            reduce_graph(
-                asked.graphs[part.name],
-                part,
-                result.assignment.get(part.name, {}),
-                asked.calibrations[part.name],
-            )
+        part.name: reduce_graph(
+            asked.graphs[part.name],
+            part,
+            result.assignment.get(part.name, {}),
+            asked.calibrations[part.name],
         )
         for part in asked.parts
     }
@@ -97,13 +92,13 @@ def test_a_wide_budget_takes_the_fastest_precision_at_once() -> None:
 
 def test_a_narrow_budget_mixes_precisions_within_it() -> None:
     wide = search(problem(100), SearchLedger())
-    assert wide.loss_points > 0.5, "int8 throughout must lose something for this test"
-    asked = problem(0.5)
+    assert wide.loss_points > 0.4, "int8 throughout must lose something for this test"
+    asked = problem(0.4)
     result = search(asked, SearchLedger())
     graphs = rebuilt(result, asked)
     score = agreement({name: graph.SerializeToString() for name, graph in graphs.items()})
     assert score == result.metric
-    assert (result.metric_fp32 - score) * 100 == result.loss_points <= 0.5
+    assert (result.metric_fp32 - score) * 100 == result.loss_points <= 0.4
     assert wide.time_ratio < result.time_ratio < 1
     assert reduced_nodes(graphs["net"]) == result.assignment["net"]
     groups = len(node_groups(small_graph()))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import ml_dtypes
 import numpy as np
 import onnx
@@ -20,7 +22,7 @@ from fusedge.export.precision import (
     reducible,
     uniform_assignments,
 )
-from tests.export.small_net import CLASSES, run, small_graph, small_part, windows
+from tests.export.small_net import CLASSES, run, small_graph, small_part, spec, windows
 
 MIXED: Assignment = {
     "first/conv2d": "int8",
@@ -86,7 +88,25 @@ def test_emulated_bfloat16_rounds_every_result_to_nearest_even() -> None:
     assert not np.array_equal(rounded, unrounded)
 
 
-def test_emulation_changes_nothing_where_there_is_no_bfloat16() -> None:
+def test_emulated_float16_overflows_between_nodes_as_on_a_gpu() -> None:
+    model = onnx.parser.parse_model(
+        """<ir_version: 8, opset_import: ["": 18]> graph (float[batch, 4] window)
+        => (float[batch, 4] embedding) {
+            [a] square = Mul (window, window)
+            [b] embedding = Sqrt (square)
+        }"""
+    )
+    part = replace(
+        small_part(),
+        inputs=(spec("window", "window", 4),),
+        outputs=(spec("embedding", "embedding", 4),),
+    )
+    graph = emulated(reduce_graph(model, part, {"a": "fp16", "b": "fp16"}))
+    assert np.isinf(run(graph, np.full((1, 4), 300, np.float32))).all()
+    assert np.array_equal(run(graph, np.full((1, 4), 200, np.float32)), np.full((1, 4), 200))
+
+
+def test_emulation_changes_nothing_where_nothing_is_reduced() -> None:
     assert emulated(small_graph()) is small_graph()
 
 
