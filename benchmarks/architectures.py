@@ -35,7 +35,7 @@ from fusedge.bundle.errors import FusedgeError, MissingExtraError
 from fusedge.bundle.manifest import GraphPrecision, Provenance
 from fusedge.devices.targets.table import Target, find_target
 from fusedge.export.cache import Cache
-from fusedge.export.engine import EngineRequest, build_engine
+from fusedge.export.engine import BuildLimits, EngineRequest, build_engine
 from fusedge.export.graphs import DEFAULT_OPSET, Proved, Prover
 from fusedge.export.plain import plain_part
 from fusedge.export.precision import reduced_nodes
@@ -45,6 +45,7 @@ from fusedge.export.subject import plain_subject
 Array = np.ndarray[Any, Any]
 OUT = Path("bench-out/architectures.json")
 _SETTLING = 32  # noise images
+LIMITS = BuildLimits(timeout_s=60)  # these build in seconds
 LEAST_OUTPUT = 0.01  # parity of an output that vanishes would say nothing
 SMALL = {
     "hidden_size": 64,
@@ -138,10 +139,15 @@ class Architecture:
 
 
 def _settle(model: nn.Module, example: Mapping[str, Array]) -> None:
-    """Set batch norms as training would: without it, the signal of random convolutions dies out."""
+    """Set batch norms as training would: without it, the signal of random convolutions dies out.
+
+    Their initial weights are small beside the norms' epsilon, so these are drawn again as well.
+    """
     norms = [m for m in model.modules() if isinstance(m, (nn.BatchNorm1d, nn.BatchNorm2d))]
     if not norms:
         return
+    for convolution in (m for m in model.modules() if isinstance(m, nn.Conv2d)):
+        nn.init.kaiming_normal_(convolution.weight)
     for norm in norms:
         norm.train()
         norm.momentum = 1.0  # the last batch alone counts
@@ -444,7 +450,8 @@ def _build(
 ) -> None:
     """An engine, or the reason; the other precision may still build."""
     try:
-        built = build_engine(EngineRequest("encoder", graph, precision, (target,), dims))
+        request = EngineRequest("encoder", graph, precision, (target,), dims)
+        built = build_engine(request, LIMITS)
     except FusedgeError as error:
         row.refused[f"{precision} engine"] = error.line()
         return

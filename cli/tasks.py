@@ -103,9 +103,7 @@ def load_driving(
     return model, task
 
 
-def driving_evaluation(
-    parts: Sequence[ModulePart], task: Task, data: Path
-) -> StreamEvaluation:
+def driving_evaluation(parts: Sequence[ModulePart], task: Task, data: Path) -> StreamEvaluation:
     """The task's own metric, macro-F1 of the style over all decisions, on the recordings under `data`.
 
     The shipped weights were trained on them, so the figure is no accuracy: only what a precision costs.

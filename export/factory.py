@@ -75,7 +75,7 @@ def load_factory(spec: str, checkpoint: Path | None = None) -> FactoryModel:
             where=spec,
             hint="make it with fusedge.export.task.provenance",
         )
-    name = task.name if task else type(module).__name__
+    name = task.name if task else type(module).__name__.lstrip("_")
     stated = stated.model_copy(update={"task": name, "weights_sha256": digest})
     task = replace(task, provenance=stated) if task else None
     return FactoryModel(name, module.eval(), task, stated)

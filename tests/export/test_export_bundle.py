@@ -23,6 +23,7 @@ from fusedge.export.parity import TOLERANCE
 from fusedge.export.part import ModulePart
 from fusedge.export.pipeline import Exported, ExportOptions, export_bundle
 from fusedge.export.subject import Subject, fusion_subject
+from fusedge.export.task import Task
 from fusedge.export.trace import Traced, trace_program
 from tests.export.tiny_fusion import MODALITIES, TinyModel, make_task
 
@@ -32,6 +33,11 @@ TARGETS = ("rtx-4090", "rtx-4080", "cpu", "jetson-orin-nano-8gb")
 
 def tiny() -> Subject:
     return fusion_subject(TinyModel(), make_task())
+
+
+def smallest() -> tuple[TinyModel, Task]:
+    """With one modality."""
+    return TinyModel(SPECS[:1]), make_task(SPECS[:1])
 
 
 @pytest.fixture(scope="module")
@@ -118,7 +124,7 @@ def test_the_audit_tells_what_had_to_stay_float32(
 
 
 def test_one_engine_serves_gpus_of_several_generations(rtx: None, tmp_path: Path) -> None:
-    subject = fusion_subject(TinyModel(SPECS), make_task(SPECS))
+    subject = fusion_subject(*smallest())
     options = ExportOptions(targets=("rtx-5090", "rtx-3090", "rtx-4090"))
     done = export_bundle(subject, tmp_path / "b.fusedge", options)
     for part in done.bundle.manifest.parts:
@@ -129,8 +135,8 @@ def test_one_engine_serves_gpus_of_several_generations(rtx: None, tmp_path: Path
 
 def test_the_target_that_fails_is_named_among_several(rtx: None, tmp_path: Path) -> None:
     options = ExportOptions(targets=("rtx-4090", "rtx-2080"), precision="fp32")
-    with pytest.raises(FusedgeError, match=r"part imu, target rtx-2080\b.*fp16"):
-        export_bundle(tiny(), tmp_path / "b.fusedge", options)
+    with pytest.raises(FusedgeError, match=r"part gps, target rtx-2080\b.*fp16"):
+        export_bundle(fusion_subject(*smallest()), tmp_path / "b.fusedge", options)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -305,10 +311,10 @@ def test_a_second_export_is_made_of_what_is_kept(
     rtx: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     options = ExportOptions(targets=("rtx-4090",), cache=Cache(tmp_path / "cache"))
-    first = export_bundle(tiny(), tmp_path / "first.fusedge", options)
+    first = export_bundle(fusion_subject(*smallest()), tmp_path / "first.fusedge", options)
     monkeypatch.setattr(graph_stage, "trace_program", lambda *a: pytest.fail("traced again"))
     monkeypatch.setattr(engine, "_build", lambda *a: pytest.fail("built again"))
-    subject = dataclasses.replace(tiny(), answer=lambda: pytest.fail("computed again"))
+    subject = dataclasses.replace(fusion_subject(*smallest()), answer=lambda: pytest.fail("computed again"))
     steps: list[tuple[str, str, float]] = []
     second = export_bundle(
         subject, tmp_path / "second.fusedge", options, lambda *step: steps.append(step)
@@ -320,12 +326,11 @@ def test_a_second_export_is_made_of_what_is_kept(
 
 def test_another_weight_is_not_taken_from_what_is_kept(tmp_path: Path) -> None:
     options = ExportOptions(precision="fp32", cache=Cache(tmp_path / "cache"))
-    export_bundle(tiny(), tmp_path / "first.fusedge", options)
-    model = TinyModel()
+    export_bundle(fusion_subject(*smallest()), tmp_path / "first.fusedge", options)
+    model, task = smallest()
     with torch.no_grad():
         model.head.out.bias[0] += 1  # type: ignore[union-attr,operator]
-    other = export_bundle(fusion_subject(model, make_task()), tmp_path / "o.fusedge", options)
-    fresh = export_bundle(
-        fusion_subject(model, make_task()), tmp_path / "f.fusedge", ExportOptions(precision="fp32")
-    )
+    other = export_bundle(fusion_subject(model, task), tmp_path / "other.fusedge", options)
+    options = ExportOptions(precision="fp32")
+    fresh = export_bundle(fusion_subject(model, task), tmp_path / "fresh.fusedge", options)
     assert other.bundle.path.read_bytes() == fresh.bundle.path.read_bytes()

@@ -37,9 +37,9 @@ LINEAR = "def make():\n    torch.manual_seed(0)\n    return nn.Sequential(nn.Lin
 
 def test_a_plain_model_without_a_checkpoint_is_known_by_its_weights() -> None:
     one, two = load_factory(f"{module(LINEAR)}:make"), load_factory(f"{module(LINEAR)}:make")
-    assert one.task is None and one.name == "make" and not one.module.training
+    assert one.task is None and one.name == "Sequential" and not one.module.training
     assert one.provenance.weights_sha256 == two.provenance.weights_sha256
-    assert (one.provenance.task, one.provenance.weights_licence) == ("make", "not stated")
+    assert (one.provenance.task, one.provenance.weights_licence) == ("Sequential", "not stated")
     other = load_factory(f"{module(LINEAR.replace('(0)', '(1)'))}:make")
     assert other.provenance.weights_sha256 != one.provenance.weights_sha256
 
