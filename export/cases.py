@@ -37,7 +37,7 @@ _SAMPLED = 32  # subsets of more, beside the regular ones
 _NOISE = (
     3.0  # deviation of what is put in place of an absent embedding; it must not reach the output
 )
-_SAME = 1e-4  # of two ways through the original module; float32 rounding alone is 100 times less
+SAME = 1e-4  # of two ways through the original module; float32 rounding alone is 100 times less
 
 
 @dataclass(frozen=True)
@@ -326,11 +326,11 @@ def _sequence(part: ModulePart, inputs: Sequence[Array], case: str) -> tuple[Arr
         outputs = run_module(part.module, feeds, where)
         named = dict(zip((spec.name for spec in part.outputs), outputs, strict=True))
         for name, output in zip(kept, whole, strict=True):
-            gap = _gap(named[name], output[:, step])
-            if not gap <= _SAME:
+            off = gap(named[name], output[:, step])
+            if not off <= SAME:
                 raise FusedgeError(
                     f"the module itself gives another {name} in single steps than in one sequence: "
-                    f"{gap:.1e} off at step {step + 1}",
+                    f"{off:.1e} off at step {step + 1}",
                     where=where,
                     hint="what it remembers must be among its states, and it must not look ahead",
                 )
@@ -366,15 +366,16 @@ def _check_whole(
             where=f"the whole model, case {case}",
             hint="give logits [B, N, K] for windows [B, N, ...]",
         )
-    gap = max(_gap(ours, theirs) for ours, theirs in zip(logits, whole, strict=True))
-    if not gap <= _SAME:
+    off = max(gap(ours, theirs) for ours, theirs in zip(logits, whole, strict=True))
+    if not off <= SAME:
         raise FusedgeError(
-            f"its parts together give other logits than its forward: {gap:.1e} off",
+            f"its parts together give other logits than its forward: {off:.1e} off",
             where=f"the whole model, case {case}",
             hint="all that happens between the encoders and the head must be inside of one of them",
         )
 
 
-def _gap(found: Array, wanted: Array) -> float:
+def gap(found: Array, wanted: Array) -> float:
+    """The largest difference, as a share of the largest value if that is beyond 1."""
     scale = max(1.0, float(np.abs(wanted).max()))
     return float(np.abs(found.astype(np.float64) - wanted.astype(np.float64)).max()) / scale

@@ -23,9 +23,9 @@ def lower(model: onnx.ModelProto, part: ModulePart, opset: int) -> onnx.ModelPro
     copy = onnx.ModelProto()
     copy.CopyFrom(model)
     for node in copy.graph.node:
-        # onnx 1.23's converter has no way for Split, of which older opsets lack only `num_outputs`: equal
-        # parts are the rule there, and the check below refuses others.
-        if node.op_type == "Split":
+        # onnx 1.23's converter has no way for Split, of which older opsets lack only `num_outputs` (equal
+        # parts are the rule there, and the check below refuses others), and for Pad, which lacks axes.
+        if node.op_type == "Split" or (node.op_type == "Pad" and len(node.input) < 4):
             node.domain = _HELD
         kept = [a for a in node.attribute if a.name not in _NEWER or (a.name, a.i) in _NEEDED]
         if len(kept) < len(node.attribute):

@@ -101,15 +101,23 @@ def reduce_graph(
 ) -> onnx.ModelProto:
     """The graph with each node in its assigned precision; `model`, in float32, is left as it is.
 
-    A node that cannot (see `reducible`) stays float32: `reduced_nodes` says what came of it. Constants
+    A node that cannot (see `reducible`) stays float32, and so does all of a module with an attribute
+    `needs_float32` that is true; `reduced_nodes` says what came of it. Constants
     beyond float16 are clipped to its greatest value (a mask of -1e9 stays a mask); the parity gate judges
     the result. Raises FusedgeError where int8 lacks a calibrated range, or the graph becomes invalid.
     """
     floats = _float_tensors(model)
     opset = _opset(model)
     precisions: list[Precision] = []
+    exact = tuple(
+        prefix
+        for name, module in part.module.named_modules()
+        if getattr(module, "needs_float32", False)
+        for prefix in (f"{name}/", f"{name}.")
+    )
     for node in model.graph.node:
-        wanted = assignment.get(node_key(node), "fp32")
+        kept = node_key(node).startswith(exact)
+        wanted = "fp32" if kept else assignment.get(node_key(node), "fp32")
         precisions.append(wanted if _can(node, wanted, floats, opset) else "fp32")
     quantiser = Quantiser(model.graph, calibration, f"part {part.name}")
     rewriting = _Rewriting(model.graph, precisions, floats, quantiser)

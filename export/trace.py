@@ -20,11 +20,13 @@ from dataclasses import dataclass
 import onnx
 import torch
 from onnx.helper import find_min_ir_version_for
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from fusedge.bundle.errors import FusedgeError
+from fusedge.export import attention, recurrent
 from fusedge.export.graph import check_graph, inner_graphs, values_read
 from fusedge.export.part import ModulePart
-from fusedge.export.recurrent import TRANSLATIONS, RecurrentAsOperations
+from fusedge.export.recurrent import RecurrentAsOperations
 
 OPSETS = (18, 19, 20, 21, 22)  # 18 is the exporter's least; above 22 attention does not build
 _TRACED_SIZE = 2  # of the batch, at least of other free dims; 1 is taken for a constant
@@ -59,7 +61,9 @@ def trace_program(part: ModulePart, opset: int = 18) -> Traced:
         )
     example = _example(part)
     try:
-        with _quiet(), RecurrentAsOperations():
+        # Fused attention has its result in another layout than the exporter gives it: a reshape of it
+        # would be traced as a view, which then fails.
+        with _quiet(), RecurrentAsOperations(), sdpa_kernel(SDPBackend.MATH):
             program = torch.onnx.export(
                 part.module,
                 example,
@@ -68,7 +72,7 @@ def trace_program(part: ModulePart, opset: int = 18) -> Traced:
                 input_names=[spec.name for spec in part.inputs],
                 output_names=[spec.name for spec in part.outputs],
                 dynamic_shapes=_dynamic_shapes(part),
-                custom_translation_table=TRANSLATIONS,
+                custom_translation_table={**recurrent.TRANSLATIONS, **attention.TRANSLATIONS},
                 external_data=False,
                 verbose=False,
             )

@@ -24,6 +24,7 @@ from fusedge.export.cases import (
 )
 from fusedge.export.edge_inputs import KINDS, USUAL, make_windows
 from fusedge.export.part import ModulePart
+from fusedge.export.plain import plain_part
 from fusedge.export.plain_cases import plain_cases
 from fusedge.export.split import split
 from tests.export.tiny_fusion import HIDDEN, MODALITIES, TinyEncoder, TinyHead, TinyModel
@@ -452,3 +453,19 @@ def test_an_edge_that_the_model_cannot_take_is_left_out_but_not_the_example() ->
     silent = {**EXAMPLE, "level": np.zeros((1, 3), np.float32)}
     with pytest.raises(FusedgeError, match=r"part model, case batch 1, tokens 6, example input"):
         plain_cases(part, silent)
+
+
+class _Cancelling(nn.Module):
+    """What is left of a constant after its mean is taken off is rounding alone, made large here."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        rest = x - x.mean(dim=-1, keepdim=True)
+        return rest / (rest.square().mean(dim=-1, keepdim=True) + 1e-16).sqrt()
+
+
+def test_an_edge_on_which_the_module_is_off_its_own_float64_is_left_out() -> None:
+    example = {"x": np.random.default_rng(0).normal(0.1, 1, (3, 1001)).astype(np.float32)}
+    cases = plain_cases(plain_part(_Cancelling().eval(), example), example)
+    kinds = {case.name.split(", ")[-1] for case in cases}
+    assert "constant input" not in kinds
+    assert {"example input", "large input"} <= kinds

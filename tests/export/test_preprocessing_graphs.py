@@ -17,7 +17,7 @@ from fusedge.export.engine import EngineRequest, build_engine
 from fusedge.export.lower import lower
 from fusedge.export.part import ModulePart
 from fusedge.export.plain import plain_part
-from fusedge.export.precision import reduce_graph
+from fusedge.export.precision import reduce_graph, reduced_nodes, uniform_assignments
 from fusedge.export.simplify import simplify
 from fusedge.export.trace import trace
 from fusedge.models.log_mel import LogMel, LogMelConfig, StreamingLogMel
@@ -141,15 +141,14 @@ def test_float16_log_mel_loses_silence_and_loud_sound() -> None:
     assert layer(loud.half()).isposinf().any()
 
 
-def test_the_rest_can_be_float16_where_log_mel_stays_float32() -> None:
+def test_the_rest_is_float16_and_log_mel_stays_float32() -> None:
     module = Voice()
     part, graph = graph_of(module, {"waveform": noise(4096, scale=0.1)})
-    float32 = [name for name, m in module.named_modules() if getattr(m, "needs_float32", False)]
-    assert float32 == ["log_mel.bands"]
-    kept = {n.name for n in graph.graph.node if "log_mel.bands/" in n.name}
-    assert {n.op_type for n in graph.graph.node if n.name in kept} >= {"Conv", "Log", "Clip"}
-    rest = {n.name: "fp16" for n in graph.graph.node if n.name not in kept}
-    half = reduce_graph(graph, part, rest)  # type: ignore[arg-type]
+    half = reduce_graph(graph, part, uniform_assignments(graph, "fp16")[0])
+    kept = {n.op_type for n in graph.graph.node if "log_mel.bands/" in n.name}
+    assert kept >= {"Conv", "Log", "Clip"}
+    reduced = reduced_nodes(half)
+    assert reduced and not any("log_mel.bands" in name for name in reduced)
     for level in (0.0, 1e-4, 1.0):
         feeds = {"waveform": noise(4096) * np.float32(level)}
         wanted = run(graph, feeds)[0]
