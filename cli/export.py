@@ -20,6 +20,7 @@ from fusedge.bundle.manifest import BATCH, DimRange, PartParity
 from fusedge.cli.console import console, print_json
 from fusedge.cli.options import JsonOption
 from fusedge.cli.tasks import TASKS, driving_evaluation, load_for_export
+from fusedge.devices.capture.replay.uah import find_trips
 from fusedge.export.audit import AuditRow
 
 if TYPE_CHECKING:
@@ -236,6 +237,7 @@ def _subject(
         subject = fusion_subject(module, task, dims.get("batch", BATCH))
         if data is None:
             return subject, None
+        find_trips(data)  # now rather than after the graphs are proved
         return subject, lambda graphs: driving_evaluation(subject.parts, task, data)
     if ":" not in model:
         raise UnknownNameError("model", model, TASKS)

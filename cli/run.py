@@ -265,17 +265,9 @@ def _notice(line: str) -> None:
 
 
 def _warn(session: Session) -> None:
-    """What is wrong, and what the parts run on."""
     label = f"{session.name}: " if session.name else ""
     for warning in session.warnings:
         console.print(f"{label}warning: {warning}", style="yellow", markup=False, soft_wrap=True)
-    parts: dict[str, list[str]] = {}
-    for name, choice in session.header["parts"].items():
-        line = f"{choice['provider']}, {choice['precision']}: {choice['reason']}"
-        parts.setdefault(line, []).append(name)
-    for line, names in parts.items():
-        text = f"{label}{', '.join(names)} on {line}"
-        console.print(text, style="dim", markup=False, soft_wrap=True)
 
 
 def _parse_latency(text: str) -> tuple[str, float]:

@@ -258,12 +258,14 @@ def _repaired(
     try:
         # Here, for it needs what a device that only builds need not have.
         with needs_extra("export", "repairing the graph"):
-            from fusedge.export.repair import repair
+            from fusedge.export.repair import random_feeds, repair
     except MissingExtraError as error:
         raise _error(refusal, request.where, limits, error.line()) from None
     flavour, capabilities = request.flavour, request.capabilities
     with TrialProcess(flavour, capabilities, request.options, limits) as process:
-        return repair(model, lambda graph: process.trial(graph, request.dims))
+        # Compared at sizes that the graph is made for.
+        feeds = random_feeds(model, {name: dim.usual for name, dim in request.dims.items()})
+        return repair(model, lambda graph: process.trial(graph, request.dims), feeds)
 
 
 def _build_once(

@@ -33,7 +33,15 @@ _GREATEST: Mapping[Precision, float] = {
 # Kinds that only hold or convert numbers, or whose inputs ONNX or TensorRT want in float32.
 _NEVER = frozenset(
     (
-        *("Cast", "Constant", "ConstantOfShape", "CumSum", "DequantizeLinear", "QuantizeLinear"),
+        *(
+            "BitCast",
+            "Cast",
+            "Constant",
+            "ConstantOfShape",
+            "CumSum",
+            "DequantizeLinear",
+            "QuantizeLinear",
+        ),
         *("NonMaxSuppression", "Range", "Resize", "RoiAlign", "TopK", "Upsample"),
     )
 )

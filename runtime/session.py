@@ -296,6 +296,7 @@ class Session:
             lane = SinkLane(sink, self.clock, number)
             self.lanes.append(lane)
             lane.open(self.header)
+        self.notices.extend(self._choices())
         self._journal_lanes = [lane for lane in self.lanes if lane.sink.journal]
         if self._journal_lanes:
             self.pipeline.journal = self._note
@@ -303,6 +304,14 @@ class Session:
         self.clock.begin(now_ns)
         if not self.feed.ended or self.clock.real:
             self.pipeline.start(now_ns)
+
+    def _choices(self) -> list[str]:
+        """What the parts run on and why, a line for those that have it alike."""
+        parts: dict[str, list[str]] = {}
+        for name, choice in self.header["parts"].items():
+            line = f"{choice['provider']}, {choice['precision']}: {choice['reason']}"
+            parts.setdefault(line, []).append(name)
+        return [f"{', '.join(names)} on {line}" for line, names in parts.items()]
 
     def push(self, items: Sequence[Sample | Rejection]) -> None:
         """Give what has arrived to all who want it."""
