@@ -7,6 +7,7 @@ a size that the graph leaves open. Which operators are lacking is a matter of tr
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -215,6 +216,8 @@ def _pool(
     kind = facts.kind(node.input[0])
     if len(sizes) != rank or len(wanted) != rank or kind not in _FLOATS:
         return None
+    if math.prod(kernel) > _MOST_TAPS:
+        return None
     dtype = helper.tensor_dtype_to_np_dtype(kind)
     gaps = _numbers(attributes, "dilations") or (1,) * rank
     strides = _numbers(attributes, "strides") or (1,) * rank
@@ -366,6 +369,7 @@ def _numbers(attributes: Attributes, name: str) -> tuple[int, ...]:
     return tuple(attributes.get(name, ()))
 
 
+_MOST_TAPS = 256  # of a pool; each becomes a slice, and thousands take minutes to build
 _FLOATS = (TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.BFLOAT16, TensorProto.DOUBLE)
 _FORMS: Mapping[str, Callable[[Form, onnx.NodeProto, Attributes, GraphFacts], Form | None]] = {
     "AveragePool": _pool,

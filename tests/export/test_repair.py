@@ -132,6 +132,13 @@ def test_a_refused_layer_is_found_by_the_longest_name_that_it_begins_with() -> N
     assert kinds(repaired.graph)[0] == "MaxPool"
 
 
+def test_a_pool_over_hundreds_of_pixels_is_not_taken_apart() -> None:
+    pool = helper.make_node("AveragePool", ["x"], ["y"], "pool", kernel_shape=[17, 17])
+    model = model_of([pool], [("x", FLOAT, [1, 1, 17, 17])], [("y", FLOAT, [1, 1, 1, 1])])
+    repaired = repair(model, Refuser({"AveragePool"}))
+    assert repaired.refusal is not None and repaired.graph == model
+
+
 def test_an_output_that_nobody_reads_is_dropped_before_anything_else() -> None:
     pool = helper.make_node("MaxPool", ["x"], ["y", "at"], "pool", kernel_shape=[2])
     model = model_of([pool], [("x", FLOAT, [1, 1, 4])], [("y", FLOAT, None)])
