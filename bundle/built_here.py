@@ -21,13 +21,25 @@ def cache_folder() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "fusedge"
 
 
+def make_private(folder: Path) -> None:
+    """Make the folder, and what lacks above it, for this user alone. Raises OSError."""
+    if not folder.parent.exists():
+        make_private(folder.parent)
+    folder.mkdir(mode=0o700, exist_ok=True)
+
+
+def is_ours_alone(state: os.stat_result) -> bool:
+    """Whether a file or folder is this user's and nobody else may write to it; POSIX only, else true."""
+    return os.name != "posix" or (state.st_uid == os.geteuid() and not state.st_mode & 0o022)
+
+
 def remember_built(sha256: str, folder: Path | None = None) -> None:
     """List an engine by its hash (hexadecimal); a folder that cannot be written only costs trust."""
     place = (folder or cache_folder()) / FILE
     if built_here(sha256, folder):
         return
     with contextlib.suppress(OSError):
-        place.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        make_private(place.parent)
         # One short write to the end: two builds at once cannot mix their lines.
         handle = os.open(place, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
         try:
@@ -41,10 +53,7 @@ def built_here(sha256: str, folder: Path | None = None) -> bool:
     place = (folder or cache_folder()) / FILE
     try:
         with place.open("rb") as file:
-            if os.name == "posix":
-                state = os.fstat(file.fileno())
-                if state.st_uid != os.geteuid() or state.st_mode & 0o022:
-                    return False
-            return f"{sha256}\n".encode() in file.readlines()
+            trusted = is_ours_alone(os.fstat(file.fileno()))
+            return trusted and f"{sha256}\n".encode() in file.readlines()
     except OSError:
         return False

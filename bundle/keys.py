@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import importlib.util
 import os
+import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +17,7 @@ from fusedge.bundle.regular_file import read_file
 if TYPE_CHECKING:
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
+_NAME = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]*")
 PRIVATE, PUBLIC = ".key.pem", ".pub.pem"
 MAX_KEY_BYTES = 16 << 10  # an Ed25519 key in PEM has 120 to 300
 _DER_PREFIX = bytes.fromhex("302a300506032b6570032100")  # RFC 8410: what precedes the 32 bytes
@@ -49,8 +51,10 @@ def trust_folder() -> Path:
 def new_key(name: Path, passphrase: str | None) -> PublicKey:
     """Make a pair of keys: `name.key.pem`, for its owner alone (mode 0600), and `name.pub.pem`.
 
-    With a passphrase the private key is encrypted. Raises FusedgeError where either file is there already.
+    With a passphrase the private key is encrypted. Raises FusedgeError where either file is there already,
+    or the name is none.
     """
+    _check_name(name.name)
     need_cryptography()
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
     from cryptography.hazmat.primitives.serialization import (
@@ -135,7 +139,11 @@ def load_trusted_keys(files: Iterable[Path] | None = None) -> tuple[PublicKey, .
 
 
 def trust(key: PublicKey, name: str) -> Path:
-    """Put a key among those that the user trusts; the file. Raises FusedgeError if the name is taken."""
+    """Put a key among those that the user trusts; the file.
+
+    Raises FusedgeError if the name is taken, or is none.
+    """
+    _check_name(name)
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
     from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
@@ -145,6 +153,14 @@ def trust(key: PublicKey, name: str) -> Path:
     )
     _write_new(place, content, 0o644)
     return place
+
+
+def _check_name(name: str) -> None:
+    if not _NAME.fullmatch(name):
+        raise FusedgeError(
+            f"{name!r} is no name for a key",
+            hint="letters, digits, '.', '_' and '-', such as fleet",
+        )
 
 
 def _other_kind(path: Path, key: object) -> FusedgeError:

@@ -30,6 +30,8 @@ MAX_BUFFERED_BYTES = 1 << 30  # of images that one modality may keep: 19 s of VG
 MAX_FILE_BYTES = 2 << 30  # ONNX, as every protobuf, ends at 2 GiB
 MAX_BUNDLE_BYTES = 8 << 30  # far beyond any set of encoders for the edge; bounds `verify`
 MAX_TEXT = 1000
+MAX_SIZE = 1 << 16  # of a named dim, such as the batch: far beyond what fits into a GPU for the edge
+MAX_NUMBERS = 1 << 28  # of all tensors of a part at its usual sizes: 1 GiB as float32
 
 
 def _only_printable(text: str) -> str:
@@ -225,7 +227,7 @@ class DimRange(_Strict):
 
     least: int = Field(ge=1)
     usual: int = Field(ge=1)
-    greatest: int = Field(ge=1)
+    greatest: int = Field(ge=1, le=MAX_SIZE)
 
     @model_validator(mode="after")
     def _ordered(self) -> DimRange:
@@ -360,8 +362,9 @@ class Fusion(_Strict):
 class PartParity(_Strict):
     """Difference of one output of a part, at one precision, from the original module.
 
-    `max_relative` is `|a - b|` over the largest value in the row, at least 1; it is at most
-    `tolerance`. The part `end-to-end` is the whole model, step by step with state fed back.
+    `max_relative` is `|a - b|` over the largest value in the row, but at least 1 (for embeddings and a
+    plain model's outputs at least the largest of all cases, at most 1); of whole numbers and truth values
+    it is the share that is not equal. It is at most `tolerance`. The part `end-to-end` is the whole model, step by step with state fed back.
     """
 
     part: Name
@@ -514,6 +517,13 @@ def _check_dims(part: Part) -> None:
                 f"part {part.name}: the {kind}'s dims are {', '.join(sorted(dims)) or 'none'}, "
                 f"those of its inputs {', '.join(sorted(used)) or 'none'}"
             )
+    usual = {name: dim.usual for name, dim in part.dims.items()}
+    numbers = sum(  # a dim that only an output has is what comes of the data
+        math.prod(usual.get(dim, 1) if isinstance(dim, str) else dim for dim in spec.shape)
+        for spec in (*part.inputs, *part.outputs)
+    )
+    if numbers > MAX_NUMBERS:
+        raise ValueError(f"part {part.name}: its tensors have more than {MAX_NUMBERS} numbers")
 
 
 def _check_states(part: Part) -> None:

@@ -65,14 +65,18 @@ def build(
     timeout: Annotated[
         float, typer.Option(min=1, metavar="SECONDS", help="Longest time for one engine.")
     ] = 1800.0,
+    memory: Annotated[
+        int, typer.Option(min=256, metavar="MIB", help="Most memory for the build of one engine.")
+    ] = 8192,
     as_json: JsonOption = False,
 ) -> None:
     """Build the engines that a bundle lacks, and write them into it.
 
     On a Jetson, or any machine with an NVIDIA GPU and TensorRT, `--target local` builds for that GPU,
     in the power mode that it is in: set the one it will run in first. Engines for desktop RTX GPUs
-    are built without one. An interrupted build goes on where it stopped. A signature is dropped, since
-    the bundle changes.
+    are built without one. An interrupted build goes on where it stopped. Engines that are damaged, or
+    that `run` would refuse since nobody whom you trust vouches for them, are built anew. Where the
+    bundle changes, its signature is dropped. If nothing can be built, nothing is written.
 
     Examples:
 
@@ -101,7 +105,7 @@ def build(
             dla_core=dla,
             workspace_bytes=None if workspace is None else workspace << 20,
         ),
-        limits=BuildLimits(timeout_s=timeout),
+        limits=BuildLimits(timeout, memory << 20),
     )
     hidden = as_json or not console.is_terminal
     columns = (TextColumn("{task.description:<40}"), BarColumn(), TimeElapsedColumn())
@@ -125,7 +129,8 @@ def build(
         )
     else:
         console.print(_table(report.rows))
-        said = "wrote" if written is not opened else "nothing to add to"
+        unchanged = "nothing was built for" if report.failed else "nothing to add to"
+        said = unchanged if written is opened else "wrote"
         console.print(f"{said} {written.path}", markup=False, soft_wrap=True)
     for warning in report.warnings:
         console.print(f"warning: {warning}", style="yellow", markup=False, soft_wrap=True)

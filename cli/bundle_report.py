@@ -22,7 +22,7 @@ def report(
     ] = None,
     record: Annotated[
         Path | None,
-        typer.Option(help="What the export wrote about itself: export-report.json."),
+        typer.Option(help="What the export wrote about itself: NAME.export.json."),
     ] = None,
     run: Annotated[
         bool, typer.Option(help="Run each graph for a second, to see what it costs here.")
@@ -36,7 +36,7 @@ def report(
     Examples:
 
     - `fusedge report driving -o driving.html`
-    - `fusedge report out.fusedge --record export-report.json -o out.html`
+    - `fusedge report out.fusedge --record out.export.json -o out.html`
     """
     page = out or (None if as_json else Path("report.html"))
     if page is not None and page.suffix != ".html":

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import os
+import sys
 from collections.abc import Mapping
-from dataclasses import asdict
+from contextlib import redirect_stdout
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from tempfile import TemporaryFile
 from typing import TYPE_CHECKING, Annotated, Any, cast, get_args
+from zipfile import ZipFile
 
 import numpy as np
 import typer
@@ -31,6 +36,7 @@ MAX_EXAMPLE_BYTES = 4 << 30
 
 
 def export(
+    context: typer.Context,
     model: Annotated[
         str,
         typer.Argument(
@@ -103,7 +109,8 @@ def export(
     report: Annotated[
         Path | None,
         typer.Option(
-            metavar="PAGE", help="Also write a page on the bundle, .html, and its record."
+            metavar="PAGE.html",
+            help="Also write a page on the bundle, and its record, PAGE.export.json.",
         ),
     ] = None,
     resume: Annotated[
@@ -130,8 +137,8 @@ def export(
     - `fusedge export driving --precision auto --budget 0.5 --data DATA -o out.fusedge`
     - `fusedge export mypackage.model:make --checkpoint w.safetensors --example in.npz -o out`
     """
-    if report is not None and report.suffix != ".html":
-        raise FusedgeError("is no name for a page", where=str(report), hint="--report NAME.html")
+    if report is not None:
+        _check_report(report, out)
     _need_torch()
     from fusedge.export.cache import Cache
     from fusedge.export.calibration import Method
@@ -148,15 +155,24 @@ def export(
         TextColumn("left"),
         TimeRemainingColumn(),
     )
-    with Progress(*columns, console=console, transient=True, disable=hidden) as bar:
+    with (
+        redirect_stdout(sys.stderr),  # what the user's code prints is not our output
+        Progress(*columns, console=console, transient=True, disable=hidden) as bar,
+    ):
         row = bar.add_task("load", total=1.0)
 
         def show(stage: str, item: str, share: float) -> None:
             bar.update(row, description=f"{stage}: {item}", completed=share)
 
-        subject, evaluation = _subject(
-            model, checkpoint, data, example, _axes(axes or ()), _dims(dim or ())
+        given = _Given(
+            checkpoint,
+            data,
+            _is_from_command_line(context, "data"),
+            example,
+            _axes(axes or ()),
+            _dims(dim or ()),
         )
+        subject, evaluation = _subject(model, given)
         options = ExportOptions(
             targets=tuple(target or ()),
             precision=wanted,
@@ -218,64 +234,127 @@ def _dims(texts: list[str] | tuple[str, ...]) -> dict[str, DimRange]:
     return dims
 
 
-def _subject(
-    model: str,
-    checkpoint: Path | None,
-    data: Path | None,
-    example: Path | None,
-    axes: Mapping[str, tuple[str | int, ...]],
-    dims: Mapping[str, DimRange],
-) -> tuple[Subject, Any]:
+@dataclass(frozen=True)
+class _Given:
+    """The options that say what a model is, of which each kind of model takes some."""
+
+    checkpoint: Path | None
+    data: Path | None
+    data_asked: bool
+    """`data` is from the command line and not from the environment, where it serves other commands."""
+    example: Path | None
+    axes: Mapping[str, tuple[str | int, ...]]
+    dims: Mapping[str, DimRange]
+
+    def batch(self, model: str) -> DimRange:
+        """The only free dim of a fusion model; raises FusedgeError for what only plain models take."""
+        for name, given in (("--example", self.example), ("--axes", self.axes)):
+            if given:
+                raise FusedgeError(
+                    f"{name} is for plain models; this one's inputs follow from its modalities",
+                    where=model,
+                )
+        if unknown := next((name for name in self.dims if name != "batch"), None):
+            raise UnknownNameError("dim", unknown, ("batch",))
+        return self.dims.get("batch", BATCH)
+
+    def refuse_data(self, model: str, hint: str) -> None:
+        """Raise FusedgeError for recordings that nothing would read."""
+        if self.data_asked:
+            raise FusedgeError("--data is for shipped tasks", where=model, hint=hint)
+
+
+def _is_from_command_line(context: typer.Context, name: str) -> bool:
+    source = context.get_parameter_source(name)
+    return source is not None and source.name == "COMMANDLINE"
+
+
+def _subject(model: str, given: _Given) -> tuple[Subject, Any]:
     """What is to be exported, and how it is measured on recorded input, where that is given."""
     from fusedge.export.evaluation import RowsEvaluation
-    from fusedge.export.factory import load_factory
+    from fusedge.export.factory import TaskEvaluation, load_factory
     from fusedge.export.plain import plain_part
     from fusedge.export.subject import fusion_subject, plain_subject
 
     if model in TASKS:
-        module, task = load_for_export(model, checkpoint)
-        subject = fusion_subject(module, task, dims.get("batch", BATCH))
+        batch, data = given.batch(model), given.data
+        module, shipped = load_for_export(model, given.checkpoint)
+        subject = fusion_subject(module, shipped, batch)
         if data is None:
             return subject, None
         find_trips(data)  # now rather than after the graphs are proved
-        return subject, lambda graphs: driving_evaluation(subject.parts, task, data)
+        return subject, lambda graphs: driving_evaluation(subject.parts, shipped, data)
     if ":" not in model:
         raise UnknownNameError("model", model, TASKS)
-    made = load_factory(model, checkpoint)
-    if made.task is not None:
-        if example is not None:
-            raise FusedgeError("--example is for plain models; this one has a Task", where=model)
-        subject = fusion_subject(cast("Any", made.module), made.task, dims.get("batch", BATCH))
-        measured = made.task.evaluation
-        return subject, None if measured is None else lambda graphs: measured(subject.parts)
-    if example is None:
+    made = load_factory(model, given.checkpoint)
+    task = made.task
+    if task is not None:
+        given.refuse_data(model, "a Task has its recordings in `evaluation`")
+        subject = fusion_subject(cast("Any", made.module), task, given.batch(model))
+        if task.evaluation is None:
+            return subject, None
+        return subject, lambda graphs: TaskEvaluation(task, subject.parts)
+    given.refuse_data(model, "a plain model is measured on the rows of --example")
+    if given.example is None:
         raise FusedgeError(
             "a plain model needs --example NPZ, with an array for each input of forward",
             where=model,
             hint="a fusion model has a Task: see examples/fusion_model.py",
         )
-    arrays = _arrays(example)
-    part = plain_part(made.module, arrays, axes=axes, dims=dims)
+    arrays = _arrays(given.example)
+    part = plain_part(made.module, arrays, axes=given.axes, dims=given.dims)
     description = f"plain model of {model}"
     subject = plain_subject(part, arrays, made.name, description, made.provenance)
     return subject, lambda graphs: RowsEvaluation(part, arrays, graphs[part.name])
 
 
 def _arrays(path: Path) -> dict[str, NDArray[Any]]:
-    """The arrays of an .npz file; nothing in it is run."""
+    """The arrays of an .npz file; nothing in it is run, and no more unpacked than the bound."""
     try:
-        if path.stat().st_size > MAX_EXAMPLE_BYTES:
-            raise FusedgeError(f"more than {MAX_EXAMPLE_BYTES >> 30} GiB", where=str(path))
-        with np.load(path, allow_pickle=False) as archive:
-            if not hasattr(archive, "files"):
-                raise ValueError("it holds one array without a name")
-            return {name: archive[name] for name in archive.files}
-    except (OSError, ValueError, EOFError, KeyError) as error:
+        with ZipFile(path) as archive:  # which reads no more of a member than its entry says
+            total = sum(entry.file_size for entry in archive.infolist())
+        if total > MAX_EXAMPLE_BYTES:
+            raise ValueError(f"it holds more than {MAX_EXAMPLE_BYTES >> 30} GiB")
+        with np.load(path, allow_pickle=False) as arrays:
+            return {name: arrays[name] for name in arrays.files}
+    except Exception as error:  # of damage, zipfile, zlib and NumPy raise what they do not document
         raise FusedgeError(
-            f"cannot be read as an .npz file: {error}",
+            f"cannot be read as an .npz file: {str(error) or type(error).__name__}",
             where=str(path),
             hint="np.savez(FILE, input=array, ...)",
         ) from None
+
+
+def _record_path(page: Path) -> Path:
+    return page.with_suffix(".export.json")
+
+
+def _check_report(page: Path, out: Path) -> None:
+    """Refuse at once, rather than after the export, a page that cannot be written."""
+    where = str(page)
+    if page.suffix != ".html":
+        raise FusedgeError("is no name for a page", where=where, hint="--report NAME.html")
+    own = {Path(os.path.realpath(place)) for place in (page, _record_path(page))}
+    if Path(os.path.realpath(out)) in {above for place in own for above in (place, *place.parents)}:
+        raise FusedgeError(
+            "the report would be written into the bundle", where=where, hint="choose another place"
+        )
+    try:
+        for place in own:
+            if place.is_dir() or (place.exists() and not os.access(place, os.W_OK)):
+                raise OSError(f"{place} cannot be written")
+        with TemporaryFile(dir=page.parent):  # trying is surer than asking
+            pass
+    except OSError as error:
+        raise _cannot_write(page, error) from None
+
+
+def _cannot_write(page: Path, error: OSError) -> FusedgeError:
+    return FusedgeError(
+        f"cannot write the report: {error.strerror or error}",
+        where=str(page),
+        hint="choose another place with --report, in a folder that exists",
+    )
 
 
 def _write_report(exported: Exported, budget: float, page: Path) -> None:
@@ -286,10 +365,13 @@ def _write_report(exported: Exported, budget: float, page: Path) -> None:
     from fusedge.export.report_html import render
 
     record = record_of(exported, budget)
-    page.with_suffix(".json").write_text(record.model_dump_json(indent=1) + "\n", "utf-8")
     with console.status("report"):
         made = make_report(exported.bundle, signature_state(exported.bundle), record)
-    page.write_text(render(made), "utf-8")
+    try:
+        _record_path(page).write_text(record.model_dump_json(indent=1) + "\n", "utf-8")
+        page.write_text(render(made), "utf-8")
+    except OSError as error:
+        raise _cannot_write(page, error) from None
 
 
 def _as_json(exported: Exported) -> dict[str, Any]:
@@ -302,6 +384,7 @@ def _as_json(exported: Exported) -> dict[str, Any]:
         "parity": [row.model_dump(mode="json") for row in audit.parity],
         "metric": exported.metric
         and dict(zip(("name", "fp32", "chosen"), exported.metric, strict=True)),
+        "notes": list(exported.notes),
         "stage_s": {stage: round(seconds, 3) for stage, seconds in exported.stage_s.items()},
     }
 
@@ -321,6 +404,8 @@ def _print(exported: Exported, report: Path | None) -> None:
         )
         for reason in found.refused:
             console.print(f"not tried: {reason}", markup=False)
+    for note in exported.notes:
+        console.print(f"note: {note}", style="yellow", markup=False, soft_wrap=True)
     console.print(f"wrote {exported.bundle.path}", markup=False, soft_wrap=True)
     if report is not None:
         console.print(f"wrote {report}", markup=False, soft_wrap=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from rich.markup import escape
 from rich.table import Table
+from rich.text import Text
 
 from fusedge.bundle.lookup import open_bundle
 from fusedge.bundle.manifest import Manifest, Modality, Part
@@ -52,12 +53,18 @@ def _table(title: str, *columns: str) -> Table:
     return table
 
 
+def _add_row(table: Table, *cells: str) -> None:
+    """What comes from a bundle is shown as it stands, with no markup in it."""
+    table.add_row(*(Text(cell) for cell in cells))
+
+
 def _modalities(modalities: tuple[Modality, ...]) -> Table:
     table = _table("modalities", "name", "channels", "grid", "window / hop", "latency", "max age")
     for modality in modalities:
-        table.add_row(
+        _add_row(
+            table,
             modality.name,
-            escape(", ".join(f"{c.name} [{c.unit}]" for c in modality.channels)),
+            ", ".join(f"{c.name} [{c.unit}]" for c in modality.channels),
             f"{modality.rate_hz:g} Hz",
             f"{modality.window_s:g} / {modality.hop_s:g} s",
             f"{modality.latency_s:g} s",
@@ -75,7 +82,8 @@ def _parts(manifest: Manifest) -> Table:
     for part in manifest.parts:
         for graph in part.graphs:
             row = parity.get((part.name, graph.precision))
-            table.add_row(
+            _add_row(
+                table,
                 part.name,
                 f"{part.rate_hz:g} Hz" if part.rate_hz else "",
                 str(len(part.state)) if part.state else "none",
@@ -92,10 +100,11 @@ def _engines(parts: tuple[Part, ...]) -> Table:
     for part in parts:
         for engine in part.engines:
             layers = ", ".join(f"{n} {kind}" for kind, n in engine.layers_by_precision.items())
-            table.add_row(
+            _add_row(
+                table,
                 part.name,
-                escape(", ".join(engine.targets)),
-                escape(f"{engine.flavour} {engine.version}"),
+                ", ".join(engine.targets),
+                f"{engine.flavour} {engine.version}",
                 engine.precision_requested,
                 layers,
                 f"{engine.bytes / 1024:.0f} KiB",

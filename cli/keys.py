@@ -35,6 +35,10 @@ def passphrase(*, confirm: bool = False) -> str:
     every user of the machine could read it.
     """
     if given := os.environ.get(VARIABLE):
+        try:
+            given.encode()
+        except UnicodeEncodeError:
+            raise FusedgeError("is no text in UTF-8", where=VARIABLE) from None
         return given
     if not sys.stdin.isatty():
         raise FusedgeError(
@@ -81,9 +85,7 @@ def trust_command(
     Compare the fingerprint with what its owner tells you, by another way than the key came.
     """
     key = load_public_key(file)
-    chosen = name or file.name.removesuffix(".pem").removesuffix(".pub")
-    if not chosen or chosen != Path(chosen).name:
-        raise FusedgeError(f"{chosen!r} is no name for a key", hint="no slashes: --name fleet")
+    chosen = file.name.removesuffix(".pem").removesuffix(".pub") if name is None else name
     place = trust(key, chosen)
     console.print(f"trusted: {place}\nfingerprint {key.fingerprint}", markup=False, soft_wrap=True)
 

@@ -9,10 +9,7 @@ from typing import Annotated
 
 import typer
 
-from fusedge.bundle.archive import Bundle
 from fusedge.bundle.errors import FusedgeError
-from fusedge.bundle.keys import load_trusted_keys
-from fusedge.bundle.signature import SignatureState, signature_state
 from fusedge.runtime.backend import BackendSetting
 from fusedge.runtime.chaos import EVERY_S, KINDS, Chaos, parse_kinds
 from fusedge.runtime.clock import Clock
@@ -122,12 +119,8 @@ ChaosEveryOption = Annotated[
 def backend_setting(
     backend: str, provider: str, precision: str, allow_unsigned_engines: bool
 ) -> BackendSetting:
-    """What the options say, with the keys that this user trusts."""
-
-    def trusted(bundle: Bundle) -> bool:
-        return signature_state(bundle, load_trusted_keys()) is SignatureState.TRUSTED
-
-    return BackendSetting(backend, provider, precision, allow_unsigned_engines, trusted)
+    """What the options say."""
+    return BackendSetting(backend, provider, precision, allow_unsigned_engines)
 
 
 def chaos_of(kinds: str, clock: Clock, seed: int, every_s: float = EVERY_S) -> Chaos | None:

@@ -43,7 +43,7 @@ def verify(
     Exit status 0 if all of it holds, 1 with the first reason otherwise. A signature that is wrong is
     always an error; none, or one by a key that you do not trust, only with --require-signature.
     Engines are checked by hash, for loading one needs the device that it was built for; and it is told
-    for each whether it may be loaded at all: it is executable code.
+    for each whether `run` may load it at all, by the keys of `fusedge keys list`: it is executable code.
     """
     opened = open_bundle(bundle)
     files = opened.verify()
@@ -53,7 +53,7 @@ def verify(
         for graph in part.graphs:
             OnnxPart(opened, part, "cpu", graph.precision)
             graphs += 1
-    engines = _engines(opened, state)
+    engines = _engines(opened)
     public = signer(opened)
     if as_json:
         print_json(
@@ -105,12 +105,17 @@ def _signature(bundle: Bundle, keys: list[Path] | None, required: bool) -> Signa
     return state
 
 
-def _engines(bundle: Bundle, state: SignatureState) -> list[dict[str, object]]:
-    """Each engine, and whether this user's runtime would load it, by whose word."""
+def _engines(bundle: Bundle) -> list[dict[str, object]]:
+    """Each engine, and whether this user's runtime would load it, by whose word.
+
+    The runtime knows the keys of `fusedge keys list` only, whichever this command was given.
+    """
+    with_engines = any(part.engines for part in bundle.manifest.parts)
+    trusted = with_engines and signature_state(bundle) is SignatureState.TRUSTED
     rows: list[dict[str, object]] = []
     for part in bundle.manifest.parts:
         for engine in part.engines:
-            if state is SignatureState.TRUSTED:
+            if trusted:
                 allowed, reason = True, "signed by a key that you trust"
             elif built_here(bundle.manifest.files[engine.file].sha256):
                 allowed, reason = True, "built on this machine"

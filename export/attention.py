@@ -2,7 +2,8 @@
 
 torch's `scaled_dot_product_attention` gives 0 where a Boolean mask leaves a query no key, such as to a
 fusion head when every modality is missing. The translation of onnxscript 0.7.2 masks with the least float
-instead of -Inf, so that such a query attends to all keys alike: this one puts the 0 back.
+instead of -Inf, so that such a query attends to all keys alike: this one puts the 0 back. It also refuses
+attention without a dim for the heads, which torch takes.
 """
 
 from __future__ import annotations
@@ -14,6 +15,9 @@ import onnx
 import onnxscript
 import torch
 from onnxscript.function_libs.torch_lib.ops.nn import aten_scaled_dot_product_attention
+from torch import Tensor
+from torch.nn import functional
+from torch.overrides import TorchFunctionMode
 
 _op: Any = onnxscript.opset18  # its types know no constants
 
@@ -35,3 +39,23 @@ def _attention(
 TRANSLATIONS: dict[Callable[..., Any], Callable[..., Any]] = {
     torch.ops.aten.scaled_dot_product_attention.default: _attention
 }
+
+
+class AttentionWithHeads(TorchFunctionMode):
+    """Attention over `[B, L, E]` becomes attention of one head, `[B, 1, L, E]`; the same numbers."""
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        named = dict(kwargs or {})
+        if func is not functional.scaled_dot_product_attention:
+            return func(*args, **named)
+        names = ("query", "key", "value", "attn_mask", "dropout_p", "is_causal")
+        named |= zip(names, args, strict=False)
+        if named["query"].dim() != 3:
+            return func(**named)
+        for name in ("query", "key", "value", "attn_mask"):
+            tensor = named.get(name)
+            if isinstance(tensor, Tensor) and tensor.dim() == 3:
+                named[name] = tensor.unsqueeze(-3)
+        return func(**named).squeeze(-3)

@@ -8,13 +8,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
 from fusedge.bundle.archive import Bundle, check_destination, file_entry, write_bundle
-from fusedge.bundle.errors import FusedgeError
+from fusedge.bundle.built_here import FILE, built_here
+from fusedge.bundle.errors import BundleError, FusedgeError, MissingExtraError
 from fusedge.bundle.manifest import Engine, Graph, GraphPrecision, Manifest, Part
-from fusedge.devices.targets.detect import Machine, detect
+from fusedge.bundle.signature import SignatureState, signature_state
+from fusedge.devices.targets.detect import detect
 from fusedge.devices.targets.local import LocalGpu, free_memory_bytes, local_gpu
 from fusedge.devices.targets.power_mode import power_mode_warning
 from fusedge.devices.targets.table import Target, find_target
@@ -25,7 +28,6 @@ from fusedge.export.engine import (
     BuiltEngine,
     EngineRequest,
     build_engine,
-    find_built,
 )
 from fusedge.export.progress import Progress
 
@@ -92,21 +94,24 @@ def build_bundle(
     cache: Cache,
     progress: Progress = lambda stage, item, share: None,
     *,
-    machine: Callable[[], Machine] = detect,
+    local: Callable[[], LocalGpu] = lambda: local_gpu(detect()),
     root: Path = Path("/"),
     free: Callable[[], Mapping[str, int]] = free_memory_bytes,
 ) -> BuildReport:
     """Write `bundle` to `out`, which may be its own place, with the engines that it lacked.
 
-    `machine`, `root` and `free` describe the machine to build on. A part that cannot be built is a row of
-    the report, and the others are built; then, and where nothing is missing, the bundle is still whole.
-    Raises FusedgeError where nothing can be built at all; `out` is then as it was before.
+    An engine that is damaged, or that the runtime would not load here (neither built on this machine nor
+    signed by a key that the user trusts), counts as lacking and is replaced. `local`, `root` and `free`
+    describe the machine to build on. A part that cannot be built is a row of the report, and the others
+    are built; then, and where nothing is missing, the bundle is still whole. `out` is as it was before
+    where nothing could be built. Raises FusedgeError where nothing can be tried at all, and where the
+    bundle was changed in place meanwhile.
     """
     check_destination(out)
     warnings = []
     if options.power_mode is not None and (said := power_mode_warning(options.power_mode, root)):
         warnings.append(said)
-    groups = _groups(options.targets, machine, root)
+    groups = _groups(options.targets, local)
     rows: list[BuildRow] = []
     parts = list(bundle.manifest.parts)
     made: dict[str, bytes] = {}
@@ -116,34 +121,53 @@ def build_bundle(
         progress(f"engine for {', '.join(names)}", part.name, number / (len(groups) * len(parts)))
         graph = _graph(part, options.precision)
         request = _request(bundle, part, graph, group, options)
-        present = _present(part, request)
-        if present is not None:
-            parts[index] = _with_targets(part, present, names)
-            rows.append(BuildRow(part.name, names, graph.precision, "present", present.file))
+        alike = [engine for engine in part.engines if _serves(engine, request)]
+        good = [e for e in alike if e.file in made or _loadable(bundle, e, cache)]
+        if good:
+            parts[index] = _with_targets(part, good[0], names)
+            rows.append(BuildRow(part.name, names, graph.precision, "present", good[0].file))
             continue
+        check = partial(_check_memory, request, free)
         try:
-            built = find_built(request, cache)
-            if built is None:
-                _check_memory(request, free())
-            built = built or build_engine(request, options.limits, cache)
+            built = build_engine(request, options.limits, cache, check)
         except FusedgeError as error:
             rows.append(BuildRow(part.name, names, graph.precision, "failed", error.line()))
             continue
-        parts[index] = _with_engine(part, built.entry(request.file, request))
+        parts[index] = _with_engine(part, built.entry(request.file, request), alike)
         made[request.file] = built.data
         rows.append(_row(part.name, names, graph.precision, built))
-    if parts != list(bundle.manifest.parts) or out.resolve() != bundle.path.resolve():
+    if any(not built_here(file_entry(data).sha256, cache.folder) for data in made.values()):
+        warnings.append(
+            f"the engines could not be listed as built here, so `fusedge run` refuses them until they are "
+            f"signed: {cache.folder}/{FILE} cannot be written, or others may write to it"
+        )
+    in_place = out.resolve() == bundle.path.resolve()
+    if parts != list(bundle.manifest.parts):
         if bundle.manifest.signature is not None:
             warnings.append("the bundle's signature is dropped, for it changed: sign it again")
         progress("write", out.name, 1.0)
+        if in_place and Bundle(out).sha256 != bundle.sha256:
+            raise FusedgeError(
+                "the bundle was changed by another program meanwhile",
+                where=str(out),
+                hint="run this again: what was built is kept",
+            )
         bundle = _write(bundle, out, parts, made)
+    elif not in_place and all(row.state == "present" for row in rows):
+        bundle = _copy(bundle, out)
     return BuildReport(bundle, tuple(rows), tuple(warnings))
 
 
-def _groups(names: Sequence[str], machine: Callable[[], Machine], root: Path) -> list[_Group]:
+def _groups(names: Sequence[str], find_local: Callable[[], LocalGpu]) -> list[_Group]:
     """The targets that share engines; all for TensorRT-RTX do, for its engines can serve many GPUs."""
-    local = local_gpu(machine(), root) if LOCAL in names else None
+    local = find_local() if LOCAL in names else None
     named = [find_target(name) for name in dict.fromkeys(names) if name != LOCAL]
+    without = [target.name for target in named if target.flavour is None]
+    if without:
+        raise FusedgeError(
+            "there are no engines for it: it runs the ONNX parts, which every bundle has",
+            where=f"target {without[0]}",
+        )
     elsewhere = [target.name for target in named if not target.builds_anywhere]
     if elsewhere:
         raise FusedgeError(
@@ -180,17 +204,27 @@ def _request(
     )
 
 
-def _present(part: Part, request: EngineRequest) -> Engine | None:
-    """The bundle's engine that serves the request, built by the TensorRT that is installed."""
-    version = installed_version(request.flavour)
-    for engine in part.engines:
-        same = _like(engine, request) and set(engine.flags) >= set(request.options.flags)
-        serves = set(request.capabilities) <= set(engine.compute_capabilities)
-        if same and serves and engine.version == version:
-            tuned = {target.name for target in request.targets} <= set(engine.targets)
-            if request.flavour == "tensorrt_rtx" or tuned:
-                return engine
-    return None
+def _serves(engine: Engine, request: EngineRequest) -> bool:
+    """Whether it is what the request asks for, of the TensorRT that is installed."""
+    same = _like(engine, request) and set(engine.flags) >= set(request.options.flags)
+    serves = set(request.capabilities) <= set(engine.compute_capabilities)
+    tuned = {target.name for target in request.targets} <= set(engine.targets)
+    current = engine.version == installed_version(request.flavour)
+    return same and serves and current and (request.flavour == "tensorrt_rtx" or tuned)
+
+
+def _loadable(bundle: Bundle, engine: Engine, cache: Cache) -> bool:
+    """Whether the engine is whole, and the runtime would load it here by its hash or the signature."""
+    try:
+        bundle.read(engine.file)
+    except BundleError:
+        return False
+    if built_here(bundle.manifest.files[engine.file].sha256, cache.folder):
+        return True
+    try:
+        return signature_state(bundle) is SignatureState.TRUSTED
+    except MissingExtraError:  # who only builds need not have `cryptography`
+        return False
 
 
 def _like(engine: Engine, request: EngineRequest) -> bool:
@@ -210,16 +244,16 @@ def _with_targets(part: Part, engine: Engine, names: Sequence[str]) -> Part:
     return part.model_copy(update={"engines": others})
 
 
-def _with_engine(part: Part, new: Engine) -> Part:
-    """With a new engine, in the place of an older one of the same name."""
-    others = tuple(engine for engine in part.engines if engine.file != new.file)
+def _with_engine(part: Part, new: Engine, old: Sequence[Engine]) -> Part:
+    """With a new engine, in the place of `old` ones and of one of the same name."""
+    others = tuple(e for e in part.engines if e.file != new.file and e not in old)
     return part.model_copy(update={"engines": (*others, new)})
 
 
-def _check_memory(request: EngineRequest, free: Mapping[str, int]) -> None:
+def _check_memory(request: EngineRequest, free: Callable[[], Mapping[str, int]]) -> None:
     needed = _BASE_BYTES[request.flavour] + _TIMES_GRAPH * len(request.graph)
     needed += request.options.workspace_bytes or 0
-    for place, size in free.items():
+    for place, size in free().items():
         if size < needed:
             raise FusedgeError(
                 f"a build takes about {needed >> 20} MiB, and {size >> 20} MiB of {place} are free",
@@ -234,6 +268,25 @@ def _row(part: str, names: tuple[str, ...], precision: str, built: BuiltEngine) 
     note = f"{built.flavour} {built.version}, {len(built.data) / 1e6:.1f} MB{repaired}"
     state: Literal["cached", "built"] = "cached" if built.cached else "built"
     return BuildRow(part, names, precision, state, note, built.build_s)
+
+
+def _copy(bundle: Bundle, out: Path) -> Bundle:
+    """The bundle as it is, its signature with it."""
+    files = {name: bundle.read(name) for name in bundle.manifest.files}
+    signature = bundle.signature_bytes
+    if signature is None:
+        return write_bundle(out, bundle.manifest, files)
+
+    def same(text: bytes) -> bytes:
+        if text != bundle.manifest_bytes:
+            raise FusedgeError(
+                "another version of Fusedge signed it, in a form that is not written any more",
+                where=str(bundle.path),
+                hint="nothing was to be added: copy the bundle itself",
+            )
+        return signature
+
+    return write_bundle(out, bundle.manifest, files, sign=same)
 
 
 def _write(bundle: Bundle, out: Path, parts: Sequence[Part], made: Mapping[str, bytes]) -> Bundle:

@@ -1,15 +1,21 @@
 """Results of long work, kept on disk under the hash of all that they depend on.
 
 The folder is the user's own (`fusedge.bundle.built_here.cache_folder`), readable by nobody else: an engine
-from it is executable code. What is damaged there, by a full disk or a crash, is made again.
+from it is executable code. What is damaged there, by a full disk or a crash, is made again; so is what
+others could have written.
 """
 
 from __future__ import annotations
 
 import contextlib
 import hashlib
+import os
 import secrets
 from pathlib import Path
+
+from fusedge.bundle.built_here import is_ours_alone, make_private
+
+_BINARY = getattr(os, "O_BINARY", 0)  # Windows translates line ends without it
 
 
 def key_of(*items: bytes | str) -> str:
@@ -31,11 +37,16 @@ class Cache:
         self.folder = folder
 
     def get(self, kind: str, key: str) -> bytes | None:
-        """What was kept, None where nothing was or it is damaged."""
+        """What was kept, None where nothing was, it is damaged, or others may write to its place."""
         if self.folder is None:
             return None
+        place = self.folder / kind / key
         try:
-            content = (self.folder / kind / key).read_bytes()
+            with place.open("rb") as file:
+                states = os.fstat(file.fileno()), place.parent.stat()
+                if not all(is_ours_alone(state) for state in states):
+                    return None
+                content = file.read()
         except OSError:
             return None
         digest, data = content[:32], content[32:]
@@ -48,10 +59,12 @@ class Cache:
         place = self.folder / kind / key
         partial = place.with_name(f".{key[:16]}.{secrets.token_hex(4)}")
         with contextlib.suppress(OSError):
-            self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-            place.parent.mkdir(exist_ok=True)
+            make_private(place.parent)
+            place.parent.chmod(0o700)  # what lies there already is judged file by file
             try:
-                partial.write_bytes(hashlib.sha256(data).digest() + data)
+                handle = os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL | _BINARY, 0o600)
+                with os.fdopen(handle, "wb") as file:
+                    file.write(hashlib.sha256(data).digest() + data)
                 partial.replace(place)
             finally:
                 partial.unlink(missing_ok=True)

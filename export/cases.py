@@ -7,8 +7,8 @@ that they are needed, so that a part with large ones costs no more memory than o
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import partial
 from itertools import combinations, product
 
@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from fusedge.bundle.errors import FusedgeError
-from fusedge.bundle.manifest import Modality
+from fusedge.bundle.manifest import Modality, TensorSpec
 from fusedge.export.edge_inputs import BEYOND_LIMITS, KINDS, USUAL, make_windows
 from fusedge.export.part import ModulePart
 from fusedge.export.task import FusionModule
@@ -29,6 +29,8 @@ Feeds = Mapping[str, Array]
 BATCHES = (1, 2, 7)
 STEPS = 50
 VERY_LONG = 300  # steps, of one row
+LONGEST = 1000  # steps, of one row of windows so small that these are cheap
+_FEW_NUMBERS = 1 << 16  # in the windows of more than VERY_LONG steps
 _NUMBERS = (
     8 << 20
 )  # in the windows of one call: as float32 32 MB, and inside of an encoder a few times that
@@ -61,19 +63,22 @@ class Case:
 
 @dataclass(frozen=True)
 class StreamCase:
-    """A sequence of N steps and what the whole model makes of it in one go.
+    """A sequence of N steps for some of the parts, and what each makes of it in one go.
 
-    `windows` and `valid`: by modality, `[N, B, n, ...]`. `presence`, `age`: `[N, B, M]`. `embeddings`: by
-    modality, `[N, B, D]`. `logits`: for each output of the head, `[N, B, K]`.
+    `inputs`: by part, what it gets beside its state, by name, `[N, B, ...]`. A head without embeddings
+    gets those that the encoders of the same case give. `expected`: by part, the outputs of the original
+    module without the states, `[N, B, ...]`.
     """
 
     name: str
-    windows: Feeds
-    valid: Feeds
-    presence: Array
-    age: Array
-    embeddings: Feeds
-    logits: tuple[Array, ...]
+    inputs: Mapping[str, Feeds]
+    expected: Mapping[str, tuple[Array, ...]]
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """The batch and the number of steps."""
+        steps, batch = next(iter(self.expected.values()))[0].shape[:2]
+        return batch, steps
 
 
 def part_cases(
@@ -81,41 +86,107 @@ def part_cases(
 ) -> dict[str, list[Case]]:
     """The cases of each part by its name: every kind of input, at each batch, for two steps.
 
-    The head gets the encoders' own embeddings, with the subsets of modalities of `subsets`. Of windows
-    so large that seven do not fit the budget, fewer are taken, but two at least.
+    The head gets the encoders' own embeddings, with the subsets of modalities of `subsets`. Of a part
+    whose windows are so large that a batch does not fit the budget, fewer are taken, but two at least;
+    the head then gets their embeddings repeatedly. At the usual and greatest batch one kind is tried.
     """
     specs = {modality.name: modality for modality in modalities}
     encoders, head = parts[:-1], parts[-1]
     cases: dict[str, list[Case]] = {part.name: [] for part in parts}
     kinds = [KINDS[specs[part.name].kind] for part in encoders]
-    for batch in _batches(modalities):
+    tried: dict[tuple[str, str, int], Array] = {}
+    for batch, every in batches(head, 1):
         answers: list[list[Array]] = []  # of each encoder, the embeddings by kind
         for encoder, own in zip(encoders, kinds, strict=True):
-            steps = [list(_encoder_cases(encoder, specs[encoder.name], k, batch)) for k in own]
-            cases[encoder.name] += [case for pair in steps for case in pair]
-            answers.append([pair[-1].expected[0] for pair in steps])
-        for turn in range(max(map(len, kinds))):
+            fitting = min(batch, batches(encoder, _numbers(encoder))[-1][0])
+            for kind in own if every else own[:1]:
+                key = (encoder.name, kind, fitting)
+                if key not in tried:
+                    pair = list(_encoder_cases(encoder, specs[encoder.name], kind, fitting))
+                    cases[encoder.name] += pair
+                    tried[key] = pair[-1].expected[0]
+            found = [tried[encoder.name, k, fitting] for k in (own if every else own[:1])]
+            answers.append([e[np.arange(batch) % len(e)] for e in found])
+        for turn in range(max(map(len, answers))):
             names = [own[turn % len(own)] for own in kinds]
             embeddings = [own[turn % len(own)] for own in answers]
             cases[head.name] += _head_cases(head, embeddings, specs, names, batch)
     return cases
 
 
+def batches(part: ModulePart, numbers: int) -> list[tuple[int, bool]]:
+    """The batches at which a part is tried, in order, and whether with every kind of input.
+
+    `numbers` is what one row has; usual and greatest batch are tried with one kind.
+    """
+    most = max(2, _NUMBERS // numbers)  # two, for a batch that was taken for a constant to show
+    dim = part.dims["batch"]
+    every = {min(batch, most): True for batch in BATCHES}
+    return sorted({min(dim.usual, most): False, min(dim.greatest, most): False, **every}.items())
+
+
 def stream_cases(
     model: FusionModule, parts: Sequence[ModulePart], modalities: Sequence[Modality]
 ) -> list[StreamCase]:
-    """Sequences at each batch: N windows in one call of each part's `sequence`; one of them very long.
+    """Sequences at each batch: N windows in one call of a part's `sequence`; some of them very long.
 
-    Presence goes through the subsets, differently in each row. The parts are also checked in torch:
-    N single steps must give the same, and where the model has a `forward` of its own, the parts together
-    must give what it gives. Raises FusedgeError where they do not.
+    First of all parts together, as many steps as fit the budget; then of each part alone, where more
+    fit for it. Presence goes through the subsets, differently in each row. The parts are also checked
+    in torch: N single steps must give the same, and where the model has a `forward` of its own, the
+    parts together must give what it gives. Raises FusedgeError where they do not.
     """
-    numbers = sum(math.prod(modality.window_shape) for modality in modalities)
-    wanted = [(batch, STEPS) for batch in BATCHES if numbers * batch * 2 <= _NUMBERS or batch <= 2]
-    if any(part.state for part in parts):
-        wanted.append((1, VERY_LONG))
-    sizes = {(b, max(2, min(steps, _NUMBERS // (numbers * b)))) for b, steps in wanted}
-    return [_stream_case(model, parts, modalities, *size) for size in sorted(sizes)]
+    specs = {modality.name: modality for modality in modalities}
+    encoders, head = parts[:-1], parts[-1]
+    stateful = any(part.state for part in parts)
+    together = _sizes(sum(map(_numbers, encoders)), VERY_LONG if stateful else STEPS)
+    cases = []
+    for batch, steps in sorted(together):
+        name = f"batch {batch}, {steps} steps"
+        runs = [_encoder_run(p, specs[p.name], batch, steps, name) for p in encoders]
+        embeddings = [run.expected[0] for run in runs]
+        last = _head_run(head, embeddings, specs, name)
+        _check_whole(model, runs, last, name)
+        shared = {key: last.inputs[key] for key in ("presence", "age")}
+        cases.append(_by_step(name, [*runs, replace(last, inputs=shared)]))
+
+    known: list[Array] = []  # of each encoder, embeddings `[K, D]`
+    for part in encoders:
+        alone: list[_Run] = []
+        for batch, steps in sorted(_sizes(_numbers(part), _longest(part)) - together):
+            name = f"{part.name} alone, batch {batch}, {steps} steps"
+            alone.append(_encoder_run(part, specs[part.name], batch, steps, name))
+            cases.append(_by_step(name, alone[-1:]))
+        given = [run.expected[0] for run in alone] or [
+            case.expected[part.name][0] for case in cases if part.name in case.expected
+        ]
+        known.append(np.concatenate([e.reshape(-1, e.shape[-1]) for e in given]))
+    longest = _longest(head) if head.state else STEPS
+    for batch, steps in sorted(_sizes(_numbers(head), longest) - together):
+        name = f"{head.name} alone, batch {batch}, {steps} steps"
+        places = np.arange(batch * steps).reshape(batch, steps)
+        drawn = [embeddings[places % len(embeddings)] for embeddings in known]
+        cases.append(_by_step(name, [_head_run(head, drawn, specs, name)]))
+    return cases
+
+
+def _numbers(part: ModulePart) -> int:
+    """In what one row of a part gets, beside its state and what is valid."""
+    return sum(
+        math.prod(dim for dim in spec.shape if isinstance(dim, int))
+        for spec in part.inputs
+        if spec.role not in ("state_in", "valid")
+    )
+
+
+def _longest(part: ModulePart) -> int:
+    """Steps of one row: memory that was not found shows only after it was left."""
+    return max(VERY_LONG, min(LONGEST, _FEW_NUMBERS // _numbers(part)))
+
+
+def _sizes(numbers: int, longest: int) -> set[tuple[int, int]]:
+    """Batches and steps of sequences with so many numbers in one row of a step."""
+    wanted = [(batch, STEPS) for batch in BATCHES if batch <= 2 or 2 * batch * numbers <= _NUMBERS]
+    return {(b, max(2, min(n, _NUMBERS // (numbers * b)))) for b, n in [*wanted, (1, longest)]}
 
 
 def subsets(count: int) -> NDArray[np.float32]:
@@ -167,13 +238,7 @@ def run_module(
         raise FusedgeError(
             f"the original module fails: {type(error).__name__}: {reason}", where=where
         ) from error
-    return tuple(output.numpy() for output in outputs)
-
-
-def _batches(modalities: Sequence[Modality]) -> list[int]:
-    largest = max(math.prod(modality.window_shape) for modality in modalities)
-    most = max(2, _NUMBERS // largest)  # two, for a batch that was taken for a constant to show
-    return sorted({min(batch, most) for batch in BATCHES})
+    return tuple(output.detach().numpy() for output in outputs)
 
 
 def _encoder_cases(part: ModulePart, modality: Modality, kind: str, batch: int) -> Iterator[Case]:
@@ -257,52 +322,50 @@ def _head_feeds(
     }
 
 
-def _stream_case(
-    model: FusionModule,
-    parts: Sequence[ModulePart],
-    modalities: Sequence[Modality],
-    batch: int,
-    steps: int,
-) -> StreamCase:
-    encoders, head = parts[:-1], parts[-1]
-    specs = {modality.name: modality for modality in modalities}
-    name = f"batch {batch}, {steps} steps"
-    windows: dict[str, Array] = {}
-    valid: dict[str, Array] = {}
-    embeddings: dict[str, Array] = {}
-    for part in encoders:
-        random = np.random.default_rng([batch, len(windows)])
-        modality, kinds = specs[part.name], USUAL[specs[part.name].kind]
-        pairs = [
-            make_windows(modality, kinds[step % len(kinds)], (batch,), random)
-            for step in range(steps)
-        ]
-        stacked = [np.stack(arrays, axis=1) for arrays in zip(*pairs, strict=True)]
-        given = dict(zip(("window", "valid"), stacked, strict=True))
-        whole = _sequence(part, [given[s.role] for s in part.inputs if s.role in given], name)
-        windows[part.name], valid[part.name] = given["window"], given["valid"]
-        embeddings[part.name] = whole[0]
+@dataclass(frozen=True)
+class _Run:
+    """What a part gets and gives over N steps, `[B, N, ...]`, without its states."""
 
-    random = np.random.default_rng([batch, 99])
-    tried = subsets(len(encoders))
+    part: ModulePart
+    inputs: Feeds
+    expected: tuple[Array, ...]
+
+
+def _encoder_run(part: ModulePart, modality: Modality, batch: int, steps: int, case: str) -> _Run:
+    random = np.random.default_rng([batch, steps, *map(ord, part.name)])
+    kinds = USUAL[modality.kind]
+    pairs = [
+        make_windows(modality, kinds[step % len(kinds)], (batch,), random) for step in range(steps)
+    ]
+    stacked = [np.stack(arrays, axis=1) for arrays in zip(*pairs, strict=True)]
+    given = dict(zip(("window", "valid"), stacked, strict=True))
+    # `valid` also where the part has no such input: the model's own forward takes it.
+    inputs = {spec.name: given[spec.role] for spec in part.inputs if spec.role in given}
+    return _Run(part, given, _sequence(part, list(inputs.values()), case))
+
+
+def _head_run(
+    head: ModulePart, embeddings: Sequence[Array], specs: Mapping[str, Modality], case: str
+) -> _Run:
+    names = [spec for spec in head.inputs if spec.role == "embedding"]
+    batch, steps = embeddings[0].shape[:2]
+    tried = subsets(len(names))
     presence = tried[(np.arange(batch)[:, None] + np.arange(steps)) % len(tried)]
-    max_ages = [specs[part.name].max_age_s for part in encoders]
+    max_ages = [specs[str(spec.modality)].max_age_s for spec in names]
+    random = np.random.default_rng([batch, 99])
     age = (random.uniform(size=presence.shape) * max_ages).astype(np.float32) * presence
-    logits = _sequence(head, [*embeddings.values(), presence, age], name)
-    _check_whole(model, (windows, valid, presence, age), logits, name)
+    inputs = {spec.name: e for spec, e in zip(names, embeddings, strict=True)}
+    inputs |= {"presence": presence, "age": age}
+    return _Run(head, inputs, _sequence(head, list(inputs.values()), case))
 
-    def by_step(feeds: Feeds) -> Feeds:
-        return {key: array.swapaxes(0, 1) for key, array in feeds.items()}
 
-    return StreamCase(
-        name,
-        by_step(windows),
-        by_step(valid),
-        presence.swapaxes(0, 1),
-        age.swapaxes(0, 1),
-        by_step(embeddings),
-        tuple(output.swapaxes(0, 1) for output in logits),
-    )
+def _by_step(name: str, runs: Sequence[_Run]) -> StreamCase:
+    inputs: dict[str, Feeds] = {}
+    for run in runs:
+        taken = {spec.name for spec in run.part.inputs}
+        inputs[run.part.name] = {k: a.swapaxes(0, 1) for k, a in run.inputs.items() if k in taken}
+    expected = {run.part.name: tuple(e.swapaxes(0, 1) for e in run.expected) for run in runs}
+    return StreamCase(name, inputs, expected)
 
 
 def _sequence(part: ModulePart, inputs: Sequence[Array], case: str) -> tuple[Array, ...]:
@@ -319,6 +382,7 @@ def _sequence(part: ModulePart, inputs: Sequence[Array], case: str) -> tuple[Arr
                 where=where,
                 hint=f"one row for each step: [{batch}, {steps}, ...]",
             )
+    floors = floors_of(part.outputs, [whole])
     state: Feeds = part.initial_state(batch)
     for step in range(steps):
         given = iter([np.ascontiguousarray(array[:, step]) for array in inputs])
@@ -326,7 +390,7 @@ def _sequence(part: ModulePart, inputs: Sequence[Array], case: str) -> tuple[Arr
         outputs = run_module(part.module, feeds, where)
         named = dict(zip((spec.name for spec in part.outputs), outputs, strict=True))
         for name, output in zip(kept, whole, strict=True):
-            off = gap(named[name], output[:, step])
+            off = gap(named[name], output[:, step], floors.get(name, 1.0))
             if not off <= SAME:
                 raise FusedgeError(
                     f"the module itself gives another {name} in single steps than in one sequence: "
@@ -338,21 +402,16 @@ def _sequence(part: ModulePart, inputs: Sequence[Array], case: str) -> tuple[Arr
     return whole
 
 
-def _check_whole(
-    model: FusionModule,
-    inputs: tuple[Feeds, Feeds, Array, Array],
-    logits: Sequence[Array],
-    case: str,
-) -> None:
+def _check_whole(model: FusionModule, encoders: Sequence[_Run], head: _Run, case: str) -> None:
     """The parts together must give what the model's own `forward` gives, if it has one."""
     if not isinstance(model, nn.Module) or type(model).forward is nn.Module.forward:
         return
-    windows, valid, presence, age = (
-        {name: torch.from_numpy(array) for name, array in given.items()}
-        if isinstance(given, Mapping)
-        else torch.from_numpy(given)
-        for given in inputs
+    windows, valid = (
+        {run.part.name: torch.from_numpy(run.inputs[key]) for run in encoders}
+        for key in ("window", "valid")
     )
+    presence, age = (torch.from_numpy(head.inputs[key]) for key in ("presence", "age"))
+    logits = head.expected
 
     def forward() -> tuple[torch.Tensor, ...]:
         outputs = model(windows, valid, presence, age)
@@ -375,7 +434,22 @@ def _check_whole(
         )
 
 
-def gap(found: Array, wanted: Array) -> float:
-    """The largest difference, as a share of the largest value if that is beyond 1."""
-    scale = max(1.0, float(np.abs(wanted).max()))
+def gap(found: Array, wanted: Array, floor: float = 1.0) -> float:
+    """The largest difference, as a share of the largest value if that is beyond the floor."""
+    scale = max(floor, float(np.abs(wanted).max()))
     return float(np.abs(found.astype(np.float64) - wanted.astype(np.float64)).max()) / scale
+
+
+def floors_of(specs: Sequence[TensorSpec], answers: Iterable[Sequence[Array]]) -> dict[str, float]:
+    """By output of the specs, the least value that a difference is a share of.
+
+    1 for logits, whose differences are probabilities, and for states. Embeddings and a plain model's
+    outputs may be small in themselves: the largest of all answers, at most 1.
+    """
+    largest: dict[str, float] = {}
+    for outputs in answers:
+        for spec, values in zip(specs, outputs, strict=False):
+            if spec.role in ("embedding", "output"):
+                size = float(np.abs(values).max())
+                largest[spec.name] = max(largest.get(spec.name, 0.0), size)
+    return {name: min(1.0, size) or 1.0 for name, size in largest.items()}

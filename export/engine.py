@@ -11,12 +11,14 @@ import hashlib
 import json
 import os
 import signal
+import site
 import subprocess
 import sys
+import sysconfig
 import tempfile
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -46,11 +48,11 @@ if TYPE_CHECKING:
 
 CHILD = (sys.executable, "-m", "fusedge.export.engine_child")
 # All that the child gets of our environment, so that the layout of its memory, on which the bytes of
-# an engine can depend (see engine_child), does not change with the user's shell.
+# an engine can depend (see engine_child.settle_heap), does not change with the user's shell. Windows
+# finds libraries by PATH.
 _KEPT_VARIABLES = (
-    "PATH",
+    *(("PATH",) if os.name == "nt" else ()),
     "LD_LIBRARY_PATH",
-    "TMPDIR",
     "TEMP",
     "SYSTEMROOT",
     "CUDA_VISIBLE_DEVICES",
@@ -158,13 +160,17 @@ class BuiltEngine:
 
 
 def build_engine(
-    request: EngineRequest, limits: BuildLimits = BuildLimits(), cache: Cache = _NOTHING_KEPT
+    request: EngineRequest,
+    limits: BuildLimits = BuildLimits(),
+    cache: Cache = _NOTHING_KEPT,
+    before_build: Callable[[], None] = lambda: None,
 ) -> BuiltEngine:
     """Build one engine, or take it from the cache; a graph that TensorRT refuses is repaired if it can be.
 
-    Raises FusedgeError in one line: which part and targets, which node, what to try. No child is left
-    when this returns or raises, KeyboardInterrupt included. With a cache on disk, the engine is listed
-    as built here (fusedge.bundle.built_here).
+    Raises FusedgeError in one line: which part and targets, which node, what to try; `before_build` may
+    do so too, and is not asked where the cache has the engine. No child is left when this returns or
+    raises, KeyboardInterrupt included. With a cache on disk, the engine is listed as built here
+    (fusedge.bundle.built_here).
     """
     flavour = request.flavour
     check_installed(flavour)
@@ -174,8 +180,9 @@ def build_engine(
             where=request.where,
             hint="fusedge build BUNDLE --target local, on the device",
         )
-    built = find_built(request, cache)
+    built = _kept(request, cache)
     if built is None:
+        before_build()
         built = _build(request, limits, cache)
         cache.put("engine", _cache_key(request), _to_cache(built))
     if cache.folder is not None:
@@ -183,13 +190,18 @@ def build_engine(
     return built
 
 
-def find_built(request: EngineRequest, cache: Cache) -> BuiltEngine | None:
-    """The engine from the cache, None where the same request was not built before."""
+def _kept(request: EngineRequest, cache: Cache) -> BuiltEngine | None:
+    """The engine from the cache; None where it is not there, or another version of Fusedge wrote it."""
     content = cache.get("engine", _cache_key(request))
     if content is None:
         return None
     head, _, data = content.partition(b"\n")
-    return _built(request, json.loads(head), data, cached=True)
+    try:
+        built = _built(request, json.loads(head), data, cached=True)
+        built.entry(request.file, request)
+    except (ValueError, KeyError, TypeError):
+        return None
+    return built
 
 
 def _cache_key(request: EngineRequest) -> str:
@@ -227,7 +239,7 @@ def _built(
         precision_by_node=report["precision_by_node"],
         flags=tuple(report["flags"]),
         repairs=tuple(report["repairs"]),
-        build_s=report["build_s"],
+        build_s=float(report["build_s"]),
         cached=cached,
         compute_capabilities=request.capabilities,
     )
@@ -469,6 +481,7 @@ class _Child:
             stdout=subprocess.PIPE,
             stderr=self._said,
             env=_child_environment(),
+            cwd=Path(sys.executable).anchor,
         )
 
     def __enter__(self) -> _Child:
@@ -535,8 +548,17 @@ class _Child:
 
 def _child_environment() -> dict[str, str]:
     kept = {name: os.environ[name] for name in _KEPT_VARIABLES if name in os.environ}
-    path = os.pathsep.join(str(Path(entry).absolute()) for entry in sys.path)
-    return {**kept, "PYTHONPATH": path, "PYTHONSAFEPATH": "1", "PYTHONHASHSEED": "0"}
+    found = [entry for entry in sys.path if Path(entry).is_absolute() and Path(entry).exists()]
+    path = os.pathsep.join(entry for entry in found if not _in_installation(Path(entry)))
+    fixed = {"PYTHONPATH": path, "PYTHONSAFEPATH": "1", "PYTHONHASHSEED": "0"}
+    return {"PATH": os.defpath, **kept, **fixed}
+
+
+def _in_installation(entry: Path) -> bool:
+    """Whether a Python of ours searches this folder anyway, or it is that of the program that we are."""
+    kinds = ("stdlib", "platstdlib", "purelib", "platlib", "scripts")
+    folders = [sysconfig.get_path(kind) for kind in kinds] + site.getsitepackages()
+    return any(entry.is_relative_to(folder) for folder in folders)
 
 
 def _error(refusal: Refusal, where: str, limits: BuildLimits, hint: str = "") -> FusedgeError:

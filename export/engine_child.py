@@ -117,16 +117,21 @@ def _fix_memory_layout() -> None:
 
 
 def settle_heap() -> None:
-    """Let what is allocated from now on lie where it always lies, whatever Python has done before.
+    """Let what is allocated on the heap from now on lie where it mostly lies, whatever Python did before.
 
-    Fixed addresses alone are not enough: how long a path is shifts all that comes after it in the heap, and
-    one float32 encoder with a GRU gave another engine when it was built from another folder. So the gaps of
-    the heap are filled, and its end moved to the next round address. For glibc; call it once a process.
+    Fixed addresses alone are not enough: how long a path is shifts all that comes after it in the heap. So
+    the gaps of the heap are filled, and its end moved to the next round address. That is no proof: memory
+    mapped beside the heap can still lie elsewhere, and with an LD_LIBRARY_PATH of 34 lengths one build of
+    the driving head differed. So the environment is fixed too (`engine._child_environment`): from 24
+    folders with as many PATHs, all were the same. Fusedge installed at another path may give another
+    engine, which computes the same. For glibc; call it once a process.
     """
     libc = ctypes.CDLL(None)
     if sys.platform != "linux" or not hasattr(libc, "mallopt"):
         return
     libc.mallopt(_M_MMAP_MAX, 0)
+    libc.sbrk.restype = libc.malloc.restype = ctypes.c_void_p
+    libc.sbrk.argtypes = [ctypes.c_ssize_t]
 
     def allocate(size: int) -> int:
         address: int | None = libc.malloc(ctypes.c_size_t(size))
@@ -134,8 +139,7 @@ def settle_heap() -> None:
             raise MemoryError
         return address
 
-    libc.malloc.restype = ctypes.c_void_p
-    end = allocate(1 << 20)
+    end = libc.sbrk(0)
     for size in (*(1 << power for power in range(19, 10, -1)), *range(1032, 8, -16)):
         while allocate(size) < end:  # it was a gap
             pass
@@ -151,7 +155,9 @@ def _limit_memory(limit: int) -> None:
         import resource
 
         # Not the address space: CUDA reserves far more of it than it uses.
-        resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))
+        _, hard = resource.getrlimit(resource.RLIMIT_DATA)
+        least = limit if hard == resource.RLIM_INFINITY else min(limit, hard)
+        resource.setrlimit(resource.RLIMIT_DATA, (least, least))
 
 
 def build(tensorrt: TensorRt, request: Request, graph: bytes, timing: bytes) -> _Built:

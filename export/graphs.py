@@ -11,6 +11,7 @@ import json
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property, partial
+from typing import NamedTuple
 
 import onnx
 
@@ -22,7 +23,8 @@ from fusedge.export.divergence import Reference
 from fusedge.export.lower import LOWEST, lower
 from fusedge.export.packages import tool_versions
 from fusedge.export.parity import TOLERANCE, PartSession, check_part, check_stream
-from fusedge.export.precision import Assignment, reduce_graph, uniform_assignments
+from fusedge.export.part import ModulePart
+from fusedge.export.precision import Assignment, reduce_graph, reduced_nodes, uniform_assignments
 from fusedge.export.progress import Steps
 from fusedge.export.simplify import simplify
 from fusedge.export.subject import Answers, Subject, one_thread
@@ -87,10 +89,23 @@ class Prover:
         return self.full
 
     def uniform(self, precision: Precision, calibrations: Mapping[str, Calibration]) -> Proved:
-        """All of every part that can compute at a precision does, unless parity asks to keep some of it."""
+        """All of every part that can compute at a precision does, unless parity asks to keep some of it.
+
+        A part of which nothing passes stays float32. Raises FusedgeError where no node of any part can.
+        """
         choices = {
             name: uniform_assignments(model, precision) for name, model in self.models.items()
         }
+        if not any(assignment for own in choices.values() for assignment in own):
+            wants = "Conv, Gemm or MatMul" if precision == "int8" else "node that computes in it"
+            raise FusedgeError(
+                f"nothing of this model can be {precision}: it has no {wants}",
+                where=self._subject.name,
+                hint="--precision fp32",
+            )
+        for own in choices.values():
+            if own[-1]:
+                own.append({})
         return self._kept(
             precision,
             (_told(calibrations),),
@@ -158,6 +173,7 @@ class Prover:
             session = PartSession(part, proved.graphs[part.name], "fp32", partial(_given, traced))
             proved.parity += self._check(session)
             sessions.append(session)
+        self._steps.next("parity", "whole model fp32")
         proved.parity += self._check_together(sessions)
         return proved
 
@@ -167,43 +183,78 @@ class Prover:
         choices: Mapping[str, list[Assignment]],
         calibrations: Mapping[str, Calibration],
     ) -> Proved:
-        """Each part with the first of its assignments that passes."""
-        proved = Proved(precision)
-        models, sessions = self.models, []
+        """Each part with the first of its assignments that passes, alone and with the others."""
+        left = {name: list(own) for name, own in choices.items()}
+        fits: dict[str, _Fit] = {}
         for part in self._subject.parts:
             self._steps.next(f"{precision} and parity", part.name)
-            model = models[part.name]
-            for assignment in choices[part.name]:
-                graph = reduce_graph(model, part, assignment, calibrations.get(part.name))
-                content = (
-                    graph.SerializeToString(deterministic=True)
-                    if assignment
-                    else self.full.graphs[part.name]
-                )
-                session = PartSession(part, content, precision, partial(_given, model))
-                try:
-                    rows = self._check(session)
-                except FusedgeError:
-                    if assignment is choices[part.name][-1]:
-                        raise
-                    continue
-                proved.graphs[part.name] = content
-                proved.parity += rows
-                sessions.append(session)
+            fits[part.name] = self._fit(part, precision, left[part.name], calibrations)
+        self._steps.next("parity", f"whole model {precision}")
+        while True:
+            try:
+                together = self._check_together([fit.session for fit in fits.values()])
                 break
-        proved.parity += self._check_together(sessions)
-        return proved
+            except FusedgeError as error:
+                coarse = [name for name in _coarsest(error, list(left)) if len(left[name]) > 1]
+                coarse = coarse or [name for name, own in left.items() if len(own) > 1]
+                if not coarse:
+                    raise
+            for part in self._subject.parts:
+                if part.name in coarse:
+                    del left[part.name][0]
+                    fits[part.name] = self._fit(part, precision, left[part.name], calibrations)
+        return Proved(
+            precision,
+            {name: fit.graph for name, fit in fits.items()},
+            [row for fit in fits.values() for row in fit.parity] + together,
+        )
+
+    def _fit(
+        self,
+        part: ModulePart,
+        precision: GraphPrecision,
+        left: list[Assignment],
+        calibrations: Mapping[str, Calibration],
+    ) -> _Fit:
+        """A part with the first of these assignments that passes; those before it are taken out."""
+        model = onnx.load_model_from_string(self.full.graphs[part.name])
+        while True:
+            graph = reduce_graph(model, part, left[0], calibrations.get(part.name))
+            content = (
+                graph.SerializeToString(deterministic=True)
+                if reduced_nodes(graph)
+                else self.full.graphs[part.name]
+            )
+            session = PartSession(part, content, precision, partial(_given, model))
+            try:
+                return _Fit(content, session, self._check(session))
+            except FusedgeError:
+                if len(left) == 1:
+                    raise
+            del left[0]
 
     def _check(self, session: PartSession) -> list[PartParity]:
         cases = self._answers.cases[session.part.name]
         return check_part(session, cases, self._tolerance[session.precision])
 
     def _check_together(self, sessions: list[PartSession]) -> list[PartParity]:
-        precision = sessions[0].precision
-        self._steps.next("parity", f"whole model {precision}")
         if not self._answers.streams:
             return []
-        return check_stream(sessions, self._answers.streams, self._tolerance[precision])
+        return check_stream(sessions, self._answers.streams, self._tolerance[sessions[0].precision])
+
+
+class _Fit(NamedTuple):
+    """A part's graph that passes alone, with what parity measured of it."""
+
+    graph: bytes
+    session: PartSession
+    parity: list[PartParity]
+
+
+def _coarsest(error: FusedgeError, parts: list[str]) -> list[str]:
+    """The part whose output is off, where the parts run together: an encoder's embedding, or the head's."""
+    places = (error.where or "").split(", ")
+    return [name for name in parts if f"output embedding.{name}" in places] or parts[-1:]
 
 
 def _given(reference: Reference) -> Reference:

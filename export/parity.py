@@ -1,14 +1,17 @@
 """The parity gate: ONNX Runtime against the original module. A difference beyond the tolerance fails.
 
 The measure is `|a - b| / max(1, max|b|)`, the maximum taken over one row (one element of the batch)
-of an output: absolute for small outputs, relative to the row for large ones. Logits are also bound
-absolutely, for probabilities follow from their differences. Input beyond the channels' limits is
-compared at fp32; a reduced precision must only stay finite on it.
+of an output: absolute for small outputs, relative to the row for large ones. For embeddings and a plain
+model's outputs that are below 1 in every case, their largest value stands for the 1. Logits are also
+bound absolutely, for probabilities follow from their differences. Of whole numbers and truth values
+the share that is equal is measured, over all cases. Input beyond the channels' limits is compared at
+fp32; a reduced precision must only stay finite on it.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
@@ -17,7 +20,15 @@ import onnx
 from fusedge.bundle.errors import FusedgeError
 from fusedge.bundle.inference import onnxruntime, open_session
 from fusedge.bundle.manifest import GraphPrecision, PartParity, TensorSpec
-from fusedge.export.cases import Array, Case, Feeds, StreamCase, next_state, non_finite
+from fusedge.export.cases import (
+    Array,
+    Case,
+    Feeds,
+    StreamCase,
+    floors_of,
+    next_state,
+    non_finite,
+)
 from fusedge.export.divergence import Reference, first_divergence
 from fusedge.export.emulate import emulated
 from fusedge.export.part import ModulePart
@@ -28,11 +39,13 @@ END_TO_END = "end-to-end"
 class Policy(NamedTuple):
     """How far off a precision may be, and for inner values how many times that, by role.
 
-    `tolerance` is that of logits and of a plain model's outputs.
+    `tolerance` is that of logits and of a plain model's outputs. Of whole numbers and truth values
+    `unequal` times that is the share that may be another one.
     """
 
     tolerance: float
     slack: Mapping[str, float]
+    unequal: float = 1.0
 
 
 POLICIES: Mapping[GraphPrecision, Policy] = {
@@ -40,7 +53,8 @@ POLICIES: Mapping[GraphPrecision, Policy] = {
     # differ by up to 5e-7, also after 50 steps. Saturated input cancels in a variance, so that embeddings
     # were seen to differ by 9e-5 and a normalised feature in a state by 7e-4, while the logits agree. A
     # wrong state shows in the next embedding, which 50 steps with state fed back judge.
-    "fp32": Policy(1e-4, {"embedding": 5.0, "state_out": 50.0}),
+    # A label is another one where two scores are equal but for their rounding.
+    "fp32": Policy(1e-4, {"embedding": 5.0, "state_out": 50.0}, unequal=10.0),
     # Logits were seen to differ by up to 3e-3: 11 bits of mantissa.
     "fp16": Policy(1e-2, {"state_out": 10.0}),
     # 8 bits of mantissa: 8 times the rounding of fp16.
@@ -113,6 +127,8 @@ class PartSession:
             found = first_divergence(self._reference(), graph, feeds, tolerance)
         except FusedgeError as failed:
             return FusedgeError(error.what, where=error.where, hint=f"no node named: {failed.what}")
+        if found is None and self.precision != "fp32":  # small values are off without effect
+            return error
         if found is None:
             return FusedgeError(
                 f"{error.what}; no node of the graph differs from what it was made from",
@@ -134,14 +150,38 @@ class _Worst(NamedTuple):
     tolerance: float
 
 
+@dataclass
+class _Exact:
+    """Of an output of whole numbers or truth values, over all cases: how many are equal."""
+
+    equal: int = 0
+    total: int = 0
+    largest: float = 0.0
+    worst_share: float = 1.0
+    worst_case: str = ""
+
+    @property
+    def off(self) -> float:
+        """The share that is not equal."""
+        return (self.total - self.equal) / self.total
+
+
 class _Comparison:
     """Collects the differences of one part at one precision; the first one too large is an error."""
 
-    def __init__(self, part: str, precision: GraphPrecision, tolerance: float, run_by: str) -> None:
+    def __init__(
+        self,
+        part: str,
+        precision: GraphPrecision,
+        tolerance: float,
+        run_by: str,
+        floors: Mapping[str, float],
+    ) -> None:
         self._part, self._precision, self._tolerance = part, precision, tolerance
-        self._run_by = run_by
+        self._run_by, self._floors = run_by, floors
         self._cases = 0
         self._worst: dict[str, _Worst] = {}
+        self._exact: dict[str, _Exact] = {}
         self._rows: dict[str, int] = {}
         self._agreeing: dict[str, int] = {}
 
@@ -156,7 +196,7 @@ class _Comparison:
         """Compare the outputs of a case, each `[B, ...]`; raises FusedgeError."""
         self._cases += 1
         for spec, expected, actual in zip(specs, wanted, got, strict=True):
-            where = f"part {self._part} {self._precision}, case {case}, output {spec.name}"
+            where = self._where(case, spec.name)
             if actual.shape != expected.shape:
                 raise FusedgeError(f"shape {actual.shape}, not {expected.shape}", where=where)
             if not np.isfinite(actual).all():
@@ -165,8 +205,41 @@ class _Comparison:
                     where=where,
                     hint=self._hint(),
                 )
-            if within_limits or self._precision == "fp32":
+            if not np.issubdtype(expected.dtype, np.floating):
+                if within_limits:
+                    self._count(case, spec, expected, actual)
+            elif within_limits or self._precision == "fp32":
                 self._compare(where, spec, expected, actual, within_limits)
+
+    def _where(self, case: str, output: str) -> str:
+        return f"part {self._part} {self._precision}, case {case}, output {output}"
+
+    def _count(self, case: str, spec: TensorSpec, expected: Array, actual: Array) -> None:
+        counted = self._exact.setdefault(spec.name, _Exact())
+        difference = np.abs(actual.astype(np.float64) - expected.astype(np.float64))
+        share = float((difference == 0).mean())
+        if share < counted.worst_share:
+            counted.worst_share, counted.worst_case = share, case
+        counted.equal += int((difference == 0).sum())
+        counted.total += difference.size
+        counted.largest = max(counted.largest, float(difference.max()))
+
+    def unequal(self) -> tuple[str, FusedgeError] | None:
+        """The case with most values that are not equal, if they are too many over all cases."""
+        allowed = self._allowed_unequal()
+        for name, counted in self._exact.items():
+            share = counted.off
+            if share > allowed:
+                return counted.worst_case, FusedgeError(
+                    f"{share:.1%} of {counted.total} values are not those of the original module, "
+                    f"tolerance {allowed:.1%} (largest difference {counted.largest:g})",
+                    where=self._where(counted.worst_case, name),
+                    hint=self._hint(),
+                )
+        return None
+
+    def _allowed_unequal(self) -> float:
+        return min(1.0, self._tolerance * POLICIES[self._precision].unequal)
 
     def _compare(
         self, where: str, spec: TensorSpec, expected: Array, actual: Array, within_limits: bool
@@ -174,7 +247,8 @@ class _Comparison:
         rows = len(expected)
         wanted = expected.astype(np.float64).reshape(rows, -1)
         difference = np.abs(actual.astype(np.float64).reshape(rows, -1) - wanted).max(axis=1)
-        relative = difference / np.maximum(1.0, np.abs(wanted).max(axis=1))
+        floor = self._floors.get(spec.name, 1.0)
+        relative = difference / np.maximum(floor, np.abs(wanted).max(axis=1))
         tolerance = self._tolerance * POLICIES[self._precision].slack.get(spec.role, 1.0)
         worst = int(relative.argmax())
         if relative[worst] > tolerance:
@@ -203,10 +277,13 @@ class _Comparison:
     def _hint(self) -> str:
         if self._precision == "fp32":
             return "an operation is exported with another meaning: write it otherwise in the module"
-        return "export at fp32 or mixed, or scale what the part computes into the precision's range"
+        return (
+            "export at fp32, or search with --precision auto, or scale what the part computes into "
+            "the precision's range"
+        )
 
     def measured(self) -> list[PartParity]:
-        """For the manifest: of each output the greatest difference."""
+        """For the manifest: of each output the greatest difference, or the share that is not equal."""
         return [
             PartParity(
                 part=self._part,
@@ -222,6 +299,19 @@ class _Comparison:
                 run_by=self._run_by,
             )
             for name, worst in self._worst.items()
+        ] + [
+            PartParity(
+                part=self._part,
+                precision=self._precision,
+                output=name,
+                cases=self._cases,
+                max_absolute=exact.largest,
+                max_relative=exact.off,
+                argmax_agreement=exact.equal / exact.total,
+                tolerance=self._allowed_unequal(),
+                run_by=self._run_by,
+            )
+            for name, exact in self._exact.items()
         ]
 
 
@@ -234,7 +324,9 @@ def _is_scores(spec: TensorSpec, values: Array) -> bool:
 def check_part(session: PartSession, cases: Sequence[Case], tolerance: float) -> list[PartParity]:
     """Run a part's cases; raises FusedgeError with part, case, output, node and how far off."""
     part = session.part
-    comparison = _Comparison(part.name, session.precision, tolerance, session.run_by)
+    within = [case.expected for case in cases if case.within_limits]
+    floors = floors_of(part.outputs, within)
+    comparison = _Comparison(part.name, session.precision, tolerance, session.run_by, floors)
     for case in cases:
         feeds = case.feeds
         outputs = session.run(feeds, case.name)
@@ -242,17 +334,24 @@ def check_part(session: PartSession, cases: Sequence[Case], tolerance: float) ->
             comparison.add(case.name, part.outputs, case.expected, outputs, case.within_limits)
         except FusedgeError as error:
             raise session.located(error, feeds, tolerance) from None
+    if (found := comparison.unequal()) is not None:
+        worst = next(case for case in cases if case.name == found[0])
+        raise session.located(found[1], worst.feeds, tolerance)
     return comparison.measured()
 
 
 def check_stream(
     sessions: Sequence[PartSession], cases: Sequence[StreamCase], tolerance: float
 ) -> list[PartParity]:
-    """Run the parts together, step by step with their state fed back, against whole sequences.
+    """Run the parts together and alone, step by step with state fed back, against whole sequences.
 
     The rows have the parts' precision, or `mixed` where they differ.
     """
     precisions = dict.fromkeys(session.precision for session in sessions)
+    kept = {s.part.name: [_named(s.part, spec) for spec in s.part.outputs] for s in sessions}
+    floors: dict[str, float] = {}
+    for name, specs in kept.items():
+        floors |= floors_of(specs, [c.expected[name] for c in cases if name in c.expected])
     comparison = _Comparison(
         END_TO_END,
         next(iter(precisions)) if len(precisions) == 1 else "mixed",
@@ -260,25 +359,26 @@ def check_stream(
         max(
             (session.run_by for session in sessions), key=len
         ),  # with what was emulated, if anything
+        floors,
     )
     for case in cases:
-        batch = case.presence.shape[1]
-        states: dict[str, Feeds] = {s.part.name: s.part.initial_state(batch) for s in sessions}
-        for step in range(len(case.presence)):
+        batch, steps = case.size
+        running = [session for session in sessions if session.part.name in case.inputs]
+        states: dict[str, Feeds] = {s.part.name: s.part.initial_state(batch) for s in running}
+        for step in range(steps):
             name = f"{case.name}, at step {step + 1}"
-            embeddings: list[Array] = []
-            for session in sessions:
+            made: dict[str, Array] = {}  # the embeddings, by the name that the head knows them by
+            for session in running:
                 part = session.part
-                given = {**_given(case, step, part, embeddings), **states[part.name]}
+                taken = made if part.kind == "head" else {}
+                own = {key: array[step] for key, array in case.inputs[part.name].items()}
+                given = {**taken, **own, **states[part.name]}
                 outputs = session.run(given, name)
                 states[part.name] = next_state(part, outputs)
+                wanted = [output[step] for output in case.expected[part.name]]
+                specs = kept[part.name][: len(wanted)]
                 if part.kind == "encoder":
-                    specs = [_named(part.outputs[0], f"embedding.{part.name}")]
-                    wanted = [case.embeddings[part.name][step]]
-                    embeddings.append(outputs[0])
-                else:
-                    specs = [spec for spec in part.outputs if spec.role == "logits"]
-                    wanted = [logits[step] for logits in case.logits]
+                    made[specs[0].name] = outputs[0]
                 try:
                     comparison.add(name, specs, wanted, outputs[: len(specs)])
                 except FusedgeError as error:
@@ -286,21 +386,8 @@ def check_stream(
     return comparison.measured()
 
 
-def _named(spec: TensorSpec, name: str) -> TensorSpec:
-    return spec.model_copy(update={"name": name})
-
-
-def _given(
-    case: StreamCase, step: int, part: ModulePart, embeddings: Sequence[Array]
-) -> dict[str, Array]:
-    """What a part gets at a step beside its state: the head takes the encoders' embeddings in order."""
-    if part.kind == "encoder":
-        named = {"window": case.windows[part.name][step], "valid": case.valid[part.name][step]}
-        return {spec.name: named[spec.role] for spec in part.inputs if spec.role in named}
-    ordered = iter(embeddings)
-    shared = {"presence": case.presence[step], "age": case.age[step]}
-    return {
-        spec.name: next(ordered) if spec.role == "embedding" else shared[spec.role]
-        for spec in part.inputs
-        if spec.role != "state_in"
-    }
+def _named(part: ModulePart, spec: TensorSpec) -> TensorSpec:
+    """An encoder's embedding under the name of the head's input."""
+    if spec.role != "embedding":
+        return spec
+    return spec.model_copy(update={"name": f"embedding.{part.name}"})

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -19,6 +20,7 @@ from fusedge.export.packages import needs_extra
 from fusedge.export.progress import Progress, Steps
 
 with needs_extra("export", "exporting a model"):
+    import onnx
     import onnxscript  # noqa: F401  # torch's exporter needs it, and says so late
 
     from fusedge.export.assemble import assemble
@@ -28,6 +30,7 @@ with needs_extra("export", "exporting a model"):
     from fusedge.export.evaluation import Evaluation
     from fusedge.export.graphs import DEFAULT_OPSET, Proved, Prover
     from fusedge.export.parity import TOLERANCE
+    from fusedge.export.precision import reducible
     from fusedge.export.precision_search import SearchProblem, SearchResult, search
     from fusedge.export.search_ledger import SearchLedger
     from fusedge.export.speed import CpuSpeed
@@ -45,9 +48,9 @@ SEARCHED: tuple[Precision, ...] = ("int8", "bf16", "fp16")
 class ExportOptions:
     """What to make. A graph at fp32 is always made; engines have `precision`.
 
-    `budget_points`: what `auto` may lose of the metric, in percentage points. `opset` None takes 18, for
-    bf16 22 (older ones have no such Conv), or 17 where a target reads no more. `calibration`: how int8
-    chooses its ranges. `tolerance` is the parity gate's for logits and outputs, by precision.
+    `budget_points`: what int8 and `auto` may lose of the metric, in percentage points. `opset` None takes
+    18, for bf16 22 (older ones have no such Conv), or 17 where a target reads no more. `calibration`: how
+    int8 chooses its ranges. `tolerance` is the parity gate's for logits and outputs, by precision.
     """
 
     targets: tuple[str, ...] = ()
@@ -71,7 +74,9 @@ class Exported:
     stage_s: Mapping[str, float]
     search: SearchResult | None = None
     metric: tuple[str, float, float] | None = None
-    """Name of the metric, its value at fp32 and at the chosen precision."""
+    """Of int8 and `auto`: name of the metric, its value at fp32 and at the chosen precision."""
+    notes: tuple[str, ...] = ()
+    """What else the user should know, a sentence each."""
 
 
 def export_bundle(
@@ -83,9 +88,10 @@ def export_bundle(
 ) -> Exported:
     """Export a model to the bundle `out`: a `.fusedge` file or a folder.
 
-    `evaluation` gives the recorded input that int8 and `auto` need, from the float32 graphs. The same
-    subject, options and tools give the same bytes. Raises FusedgeError where a stage fails or a difference
-    is beyond its tolerance; then, and on KeyboardInterrupt, `out` is as it was before.
+    `evaluation` gives the recorded input that int8 and `auto` need, from the float32 graphs; it is called
+    for these alone. `auto` measures speed on this machine's CPU. The same subject, options and tools give
+    the same bytes. Raises FusedgeError where a stage fails, a difference is beyond its tolerance, or int8
+    or `auto` loses more than the budget; then, and on KeyboardInterrupt, `out` is as it was before.
     """
     return _Export(subject, out, options, progress, evaluation).run()
 
@@ -104,11 +110,17 @@ class _Export:
         self._targets = [find_target(name) for name in dict.fromkeys(options.targets)]
         check_destination(out)
         check_targets(self._targets)
-        if options.precision in ("int8", "auto") and evaluation is None:
-            raise FusedgeError(
-                f"precision {options.precision} needs recorded input to measure on",
-                hint="--data FOLDER for a shipped task, --example with many rows for a plain model",
-            )
+        if options.precision in ("int8", "auto"):
+            if evaluation is None:
+                raise FusedgeError(
+                    f"precision {options.precision} needs recorded input to measure on",
+                    hint="--data FOLDER for a shipped task, --example with many rows for a plain model",
+                )
+            if not 0 <= options.budget_points < math.inf:
+                raise FusedgeError(
+                    f"a budget of {options.budget_points} points is not possible",
+                    hint="0 or more, and finite",
+                )
         count = len(subject.parts)
         built = count if any(target.builds_anywhere for target in self._targets) else 0
         reduced = 0 if options.precision == "fp32" else count + 2
@@ -133,24 +145,14 @@ class _Export:
         full = prover.float32()
         result, metric = None, None
         chosen = full
-        evaluation = self._evaluation(full.graphs) if self._evaluation else None
-        if options.precision == "auto":
-            assert evaluation is not None
-            chosen, result = self._searched(prover, evaluation)
+        if options.precision == "int8" or options.precision == "auto":  # for mypy
+            assert self._evaluation is not None
+            chosen, result, metric = self._measured(prover, self._evaluation(full.graphs))
         elif options.precision != "fp32":
-            calibrations = (
-                self._calibrations(prover, evaluation)
-                if options.precision == "int8" and evaluation
-                else {}
-            )
-            chosen = prover.uniform(options.precision, calibrations)
-        if evaluation is not None and chosen is not full:
-            self._steps.within(evaluation.metric_name, subject.name, 0.0)
-            metric = (
-                evaluation.metric_name,
-                evaluation.metric(full.graphs),
-                evaluation.metric(chosen.graphs),
-            )
+            chosen = prover.uniform(options.precision, {})
+        notes = self._notes(full, chosen)
+        if chosen.precision != "mixed" and chosen.graphs == full.graphs:
+            chosen = full
         engines = build_engines(
             subject.parts,
             chosen.graphs,
@@ -173,7 +175,75 @@ class _Export:
             self._stage_s,
             result,
             metric,
+            notes,
         )
+
+    def _measured(
+        self, prover: Prover, evaluation: Evaluation
+    ) -> tuple[Proved, SearchResult | None, tuple[str, float, float]]:
+        """What int8 or `auto` makes, with its metric, measured now and within the budget."""
+        options, full = self._options, prover.full
+        if options.precision == "auto":
+            self._steps.next("search", self._subject.name)
+        calibrations = self._calibrations(prover, evaluation)
+        if options.precision == "auto":
+            ledger = self._ledger(full.graphs, evaluation)
+            chosen, result = self._searched(prover, evaluation, calibrations, ledger)
+            metric = self._metric(evaluation, chosen, result.metric_fp32)
+            if result.reused and not self._within_budget(metric):
+                ledger.clear()  # it was kept for another metric of the same name
+                chosen, result = self._searched(prover, evaluation, calibrations, ledger)
+                metric = self._metric(evaluation, chosen, result.metric_fp32)
+            hint = "the metric must give the same each time"
+        else:
+            chosen, result = prover.uniform("int8", calibrations), None
+            if chosen.graphs == full.graphs:
+                raise FusedgeError(
+                    "no part passes parity at int8",
+                    where=self._subject.name,
+                    hint="--precision fp16 or bf16",
+                )
+            metric = self._metric(evaluation, chosen, evaluation.metric(full.graphs))
+            hint = "--budget POINTS, --calibration entropy, or --precision auto"
+        if not self._within_budget(metric):
+            name, before, after = metric
+            raise FusedgeError(
+                f"{name} is {after:.4f} at {options.precision}, {before:.4f} at fp32: "
+                f"{(before - after) * 100:.2f} points lost of {options.budget_points:g} allowed",
+                where=self._subject.name,
+                hint=hint,
+            )
+        return chosen, result, metric
+
+    def _metric(
+        self, evaluation: Evaluation, chosen: Proved, full: float
+    ) -> tuple[str, float, float]:
+        self._steps.within(evaluation.metric_name, self._subject.name, 0.0)
+        return evaluation.metric_name, full, float(evaluation.metric(chosen.graphs))
+
+    def _within_budget(self, metric: tuple[str, float, float]) -> bool:
+        return (metric[1] - metric[2]) * 100 <= self._options.budget_points  # never of NaN
+
+    def _notes(self, full: Proved, chosen: Proved) -> tuple[str, ...]:
+        notes = []
+        wanted = chosen.precision
+        if wanted != "mixed":
+            for name, graph in full.graphs.items():
+                if wanted != "fp32" and chosen.graphs[name] == graph:
+                    able = reducible(onnx.load_model_from_string(graph), wanted)
+                    why = (
+                        f"at {wanted} it fails parity" if able else f"nothing of it can be {wanted}"
+                    )
+                    notes.append(f"part {name} stays fp32: {why}")
+        gpus = [target.name for target in self._targets if target.flavour is not None]
+        if self._options.precision == "auto" and gpus:
+            notes.append(
+                "speed was measured on the CPU here; which precision is fastest may differ on "
+                + ", ".join(gpus)
+            )
+        if self._subject.key is None and self._options.cache.folder is not None:
+            notes.append(f"graphs are not kept for a next time: {self._subject.no_key}")
+        return tuple(notes)
 
     def _calibrations(self, prover: Prover, evaluation: Evaluation) -> dict[str, Calibration]:
         """Of each part with products; the same recorded input and graphs give the same."""
@@ -184,9 +254,13 @@ class _Export:
             for name, model in prover.models.items()
         }
 
-    def _searched(self, prover: Prover, evaluation: Evaluation) -> tuple[Proved, SearchResult]:
-        self._steps.next("search", self._subject.name)
-        calibrations = self._calibrations(prover, evaluation)
+    def _searched(
+        self,
+        prover: Prover,
+        evaluation: Evaluation,
+        calibrations: Mapping[str, Calibration],
+        ledger: SearchLedger,
+    ) -> tuple[Proved, SearchResult]:
         graphs = prover.full.graphs
         feeds = {name: next(iter(evaluation.feeds(graphs, name))) for name in graphs}
         speed = CpuSpeed(graphs, feeds)
@@ -201,11 +275,11 @@ class _Export:
             precisions=SEARCHED,
             budget_points=self._options.budget_points,
         )
-        result = search(problem, self._ledger(graphs, evaluation), self._steps.within)
+        result = search(problem, ledger, self._steps.within)
         return prover.mixed(result.assignment, calibrations), result
 
     def _ledger(self, graphs: Mapping[str, bytes], evaluation: Evaluation) -> SearchLedger:
         """On disk in the cache, so that an interrupted search goes on where it was."""
         folder = self._options.cache.folder
-        key = key_of(evaluation.identity, *graphs.values())
+        key = key_of(self._subject.key or "", evaluation.identity, *graphs.values())
         return SearchLedger(None if folder is None else folder / "search" / f"{key}.jsonl")

@@ -32,8 +32,16 @@ class _Plain(nn.Module):
         self.model, self.inputs = model, tuple(inputs)
 
     def named(self, *tensors: Tensor) -> list[tuple[str, Tensor]]:
-        """The outputs with their names."""
-        return list(_flat("", self.model(**dict(zip(self.inputs, tensors, strict=True)))))
+        """The outputs with their names, which differ from each other and from the inputs'."""
+        named: dict[str, Tensor] = {}
+        outputs = self.model(**dict(zip(self.inputs, tensors, strict=True)))
+        for name, tensor in _flat("", outputs):
+            if name in self.inputs:
+                name = f"{name}.out"
+            while name in named or name in self.inputs:
+                name = f"{name}.1"
+            named[name] = tensor
+        return list(named.items())
 
     def forward(self, *tensors: Tensor) -> tuple[Tensor, ...]:
         return tuple(tensor for _, tensor in self.named(*tensors))
@@ -154,12 +162,18 @@ def _ranges(
                     where=where,
                     hint=f"give its least, usual and greatest size: --dim {dim}=1:{size}:{size}",
                 )
+            bounds = ranges[dim]
+            if dim != "batch" and bounds.least == bounds.greatest:
+                raise FusedgeError(
+                    f"the dim {dim} of {spec.name} has one size only, {bounds.least}, so it is not free",
+                    where=where,
+                    hint=f"leave it out: --axes {spec.name}=... with {size} in place of {dim}",
+                )
             if sizes.setdefault(dim, size) != size:
                 raise FusedgeError(
                     f"the example's inputs have {sizes[dim]} and {size} for the dim {dim}",
                     where=f"{where}, input {spec.name}",
                 )
-            bounds = ranges[dim]
             if dim != "batch" and not bounds.least <= size <= bounds.greatest:
                 raise FusedgeError(
                     f"the example's {size} is not within {bounds.least} to {bounds.greatest}, the "
@@ -187,7 +201,6 @@ def _outputs(
                     same = (was, now) == (usual[dim], other)
                     # A size that only follows from a named dim is free under a name of its own.
                     shape[axis] = dim if same else f"{name}.{axis}"
-    taken = {spec.name for spec in part.inputs}
     specs = []
     for (name, tensor), shape in zip(base, shapes, strict=True):
         place = f"{where}, output {name}"
@@ -203,7 +216,7 @@ def _outputs(
             place,
             "wrap the module in one that converts it",
         )
-        specs.append(_spec(f"{name}.out" if name in taken else name, "output", dtype, shape, place))
+        specs.append(_spec(name, "output", dtype, shape, place))
     return tuple(specs)
 
 

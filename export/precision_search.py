@@ -11,6 +11,7 @@
 
 That is at most `groups x precisions + rounds x log2(moves)` evaluations of the metric, and a few. Speed
 is measured, never assumed: a part that does not surely run faster reduced than in float32 stays in float32.
+It is measured where the search runs; on another device the order of precisions may differ.
 """
 
 from __future__ import annotations
@@ -46,9 +47,10 @@ class SearchProblem:
 
     `metric` gives the task's metric, 0 to 1, higher is better, for ONNX graphs by part, and emulates what
     it cannot run (fusedge.export.emulate); `metric_identity` changes with what it computes and on which
-    data. `speed` measures a graph of a part where it will run, and raises FusedgeError where it does not
-    run; `speed_identity` changes with the machine. `precisions`: those that the targets have; int8 needs
-    a calibration. `budget_points`: what the metric may lose, in hundredths.
+    data, as far as that can be told; the metric of the float32 graphs, which is always measured anew, is
+    added to it. `speed` measures a graph of a part where it will run, and raises FusedgeError where it
+    does not run; `speed_identity` changes with the machine. `precisions`: those that the targets have;
+    int8 needs a calibration. `budget_points`: what the metric may lose, in hundredths.
     """
 
     parts: Sequence[ModulePart]
@@ -80,7 +82,7 @@ class SearchResult:
 
     `assignment`: for each part its nodes below float32. `refused`: why graphs could not be made or run,
     once for each part and precision. `evaluations` of the metric were made now, `reused` came from the
-    ledger. `speeds` and `time_ratio` are those of the second measurement.
+    ledger. `speeds` and `time_ratio` are those of the second measurement, on `measured_on`.
     """
 
     assignment: Mapping[str, Assignment]
@@ -90,6 +92,7 @@ class SearchResult:
     loss_points: float
     time_ratio: float
     speeds: Mapping[str, Speed]
+    measured_on: str
     points: tuple[SearchPoint, ...]
     refused: tuple[str, ...]
     evaluations: int
@@ -179,7 +182,9 @@ class _Search:
         ]
         rounds = _ROUNDS * math.ceil(math.log2(len(moves) + 1))
         self.planned = 3 + len(self.problem.precisions) + len(moves) + rounds
-        self.fp32 = self._score("float32", {})
+        self._tell("metric, float32", "whole model")
+        self.fp32 = float(self.problem.metric(self.full))
+        self.evaluations += 1
         if not math.isfinite(self.fp32):
             raise FusedgeError("the metric of the float32 graphs is no number", where="search")
         self._consider("float32", {})
@@ -281,6 +286,7 @@ class _Search:
             loss_points=self._loss(score),
             time_ratio=self._time_ratio(groups, again=True),
             speeds={part: speed for part, speed in speeds.items() if speed is not None},
+            measured_on=self.problem.speed_identity,
             points=tuple(
                 SearchPoint(
                     found.kind,
@@ -330,7 +336,8 @@ class _Search:
         reduced = ", ".join(f"{part}: {len(chosen)} groups" for part, chosen in groups.items())
         self._tell(f"metric, {kind}", reduced or "whole model")
         ordered = (item for part in sorted(graphs) for item in (part, graphs[part]))
-        key = key_of(f"metric {again}", self.problem.metric_identity, self.tools, *ordered)
+        asked = f"metric {again} {self.fp32!r}"
+        key = key_of(asked, self.problem.metric_identity, self.tools, *ordered)
         record = self.ledger.get(key)
         if record is not None:
             self.reused += 1

@@ -6,6 +6,7 @@ check, so one that is cut off or altered is passed over and counted, and what it
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 from collections.abc import Mapping
@@ -53,6 +54,13 @@ class SearchLedger:
     def get(self, key: str) -> Record | None:
         """What was measured under this key."""
         return self._records.get(key)
+
+    def clear(self) -> None:
+        """Forget everything: what is measured from now on is all that there is."""
+        self._records.clear()
+        if self._path is not None:
+            with contextlib.suppress(OSError):  # then a later search reads it, and finds out again
+                self._path.unlink(missing_ok=True)
 
     def put(self, key: str, record: Record) -> None:
         """Keep a record; on disk when this returns."""

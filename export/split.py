@@ -166,7 +166,14 @@ def split(
                 where="split",
                 hint="see FusionModule in fusedge.export.task",
             )
+    _check_forward(model)
     specs = {modality.name: modality for modality in modalities}
+    if "head" in specs:
+        raise FusedgeError(
+            "a modality is called head, as the part of the fusion head is",
+            where="split",
+            hint="give the modality another name",
+        )
     if set(specs) != set(model.modalities):
         raise FusedgeError(
             f"the model has the modalities {', '.join(model.modalities)}, "
@@ -182,6 +189,21 @@ def split(
             hint="end each encoder with a layer of the same width",
         )
     return (*encoders, _head_part(model, encoders, decision_rate_hz, logits))
+
+
+def _check_forward(model: FusionModule) -> None:
+    """Refuse a `forward` of the whole that takes other arguments than the parts are proved with."""
+    if not isinstance(model, nn.Module) or type(model).forward is nn.Module.forward:
+        return
+    signature = inspect.signature(model.forward)
+    try:
+        signature.bind("windows", "valid", "presence", "age")
+    except TypeError:
+        raise FusedgeError(
+            f"the fusion model's forward takes ({', '.join(signature.parameters)})",
+            where="split",
+            hint="forward(windows, valid, presence, age) -> logits over N steps, or no forward at all",
+        ) from None
 
 
 def _spec(
@@ -324,6 +346,14 @@ def _head_part(
     )
     form = _head_form(model.head, len(encoders), size)
     states = form.memory.shapes
+    others = [*inputs, *_state_specs("state_in", states), *_state_specs("state_out", states)]
+    taken = [*(spec.name for spec in others), *logits]
+    if clash := next((name for name in logits if taken.count(name) > 1), None):
+        raise FusedgeError(
+            f"the head's logits {clash!r} have the name of another of its tensors",
+            where="part head",
+            hint="give each Output of the task `logits` of a name of its own",
+        )
     step = _HeadStep(model.head, form, len(inputs), len(logits))
     part = ModulePart(
         name="head",
@@ -367,16 +397,46 @@ def _head_form(head: nn.Module, count: int, size: int) -> _Form:
         age = torch.rand(batch, steps, count, generator=random) * presence
         return (*embeddings, presence, age)
 
+    def single(batch: int, _: int) -> tuple[Tensor, ...]:
+        return tuple(tensor[:, 0] for tensor in decisions(batch, 1))
+
+    # Of another size than all else: a head may join modalities where others have their decisions.
+    steps = next(n for n in range(5, 9) if n not in (count, size))
     try:
-        rows = run_module(head, decisions(_BATCH, 2), "part head")
-        in_a_row = all(row.shape[:2] == (_BATCH, 2) and row.dim() == 3 for row in rows)
+        rows = run_module(head, decisions(_BATCH, steps), "part head")
+        in_a_row = all(
+            isinstance(row, Tensor) and row.dim() == 3 and row.shape[:2] == (_BATCH, steps)
+            for row in rows
+        )
     except FusedgeError:  # it need not be made for this
         in_a_row = False
-    if in_a_row and (lifted := lift(head, decisions, "part head")).shapes:
-        return _Form(False, lifted)
-    return _Form(
-        True,
-        lift(head, lambda batch, _: tuple(t[:, 0] for t in decisions(batch, 1)), "part head"),
+    if in_a_row:
+        try:
+            lifted = lift(head, decisions, "part head")
+        except FusedgeError:  # of what is no time, if it is made for one decision at a time
+            if not _runs_by_rows(head, single(3, 1)):
+                raise
+        else:
+            if lifted.shapes:
+                return _Form(False, lifted)
+    return _Form(True, lift(head, single, "part head"))
+
+
+def _runs_by_rows(head: nn.Module, inputs: Sequence[Tensor]) -> bool:
+    """Whether each row of the batch gives logits `[K]`, and the same alone as with the others."""
+    try:
+        together = run_module(head, inputs, "part head")
+        alone = [
+            run_module(head, [tensor[row : row + 1] for tensor in inputs], "part head")
+            for row in range(len(inputs[0]))
+        ]
+    except FusedgeError:
+        return False
+    return all(
+        isinstance(whole, Tensor)
+        and whole.dim() == 2
+        and torch.allclose(whole, torch.cat(rows), atol=1e-5)
+        for whole, *rows in zip(together, *alone, strict=True)
     )
 
 

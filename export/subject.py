@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import TypeVar
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -22,8 +23,9 @@ from fusedge.bundle.manifest import (
     Provenance,
 )
 from fusedge.export.cache import key_of
-from fusedge.export.cases import Case, StreamCase, part_cases, stream_cases
-from fusedge.export.identity import identity
+from fusedge.export.cases import Array, Case, Feeds, StreamCase, part_cases, stream_cases
+from fusedge.export.edge_inputs import USUAL, make_windows
+from fusedge.export.identity import NoIdentityError, computed, identity
 from fusedge.export.part import ModulePart
 from fusedge.export.plain import Example
 from fusedge.export.plain_cases import plain_cases
@@ -31,6 +33,8 @@ from fusedge.export.split import split
 from fusedge.export.task import FusionModule, Task
 
 M = TypeVar("M")
+
+_ROWS = 32  # of a plain model's example, of which the key takes what the model makes
 
 
 @dataclass(frozen=True)
@@ -45,7 +49,8 @@ class Answers:
 class Subject:
     """A model taken apart. `answer` computes what its parts are proved by, which takes a while.
 
-    `key` changes with all that graphs and parity follow from; None where that cannot be told.
+    `key` changes with all that graphs and parity follow from; None where that cannot be told, and then
+    `no_key` says why.
     """
 
     name: str
@@ -60,6 +65,7 @@ class Subject:
     events: tuple[EventRule, ...] = ()
     accuracy: Mapping[str, float] = field(default_factory=dict)
     documents: Mapping[str, bytes] = field(default_factory=dict)
+    no_key: str = ""
 
 
 def fusion_subject(model: FusionModule, task: Task, batch: DimRange = BATCH) -> Subject:
@@ -77,6 +83,8 @@ def fusion_subject(model: FusionModule, task: Task, batch: DimRange = BATCH) -> 
     parts = tuple(replace(part, dims={"batch": batch}) for part in parts)
     size = parts[0].outputs[0].shape[1]
     assert isinstance(size, int)
+    facts = repr((task.modalities, task.outputs, task.decision_rate_hz, batch))
+    key, no_key = _key(frozen, [(part, _seeded(part, task.modalities)) for part in parts], facts)
     return Subject(
         name=task.name,
         description=task.description,
@@ -84,7 +92,8 @@ def fusion_subject(model: FusionModule, task: Task, batch: DimRange = BATCH) -> 
         answer=lambda: Answers(
             part_cases(parts, task.modalities), stream_cases(frozen, parts, task.modalities)
         ),
-        key=_key(frozen, repr((task.modalities, task.outputs, task.decision_rate_hz, batch))),
+        key=key,
+        no_key=no_key,
         provenance=task.provenance,
         modalities=task.modalities,
         fusion=Fusion(
@@ -105,12 +114,19 @@ def plain_subject(
 ) -> Subject:
     """A plain model, as `plain_part` gives it, with the example that it is proved by."""
     given = [item for key, a in example.items() for item in (key, repr(a.shape), a.tobytes())]
+    key, no_key = _key(
+        part.module,
+        [(part, _perturbed(example, share)) for share in (0.0, 0.1)],
+        repr((part.inputs, part.outputs, part.dims)),
+        *given,
+    )
     return Subject(
         name=name,
         description=description,
         parts=(part,),
         answer=lambda: Answers({part.name: plain_cases(part, example)}),
-        key=_key(part.module, repr((part.inputs, part.outputs, part.dims)), *given),
+        key=key,
+        no_key=no_key,
         provenance=provenance,
     )
 
@@ -134,6 +150,48 @@ def _frozen(model: M) -> M:
     return frozen
 
 
-def _key(module: nn.Module, *others: bytes | str) -> str | None:
-    own = identity(module)
-    return own and key_of(own, *others)
+def _key(
+    module: nn.Module, runs: Sequence[tuple[ModulePart, Feeds]], *others: bytes | str
+) -> tuple[str | None, str]:
+    """The key with what the parts make of these inputs, and why there is none."""
+    try:
+        with one_thread():
+            made = [
+                computed(p.module, [feeds[spec.name] for spec in p.inputs]) for p, feeds in runs
+            ]
+        return key_of(identity(module), *made, *others), ""
+    except NoIdentityError as reason:
+        return None, str(reason)
+
+
+def _seeded(part: ModulePart, modalities: Sequence[Modality]) -> Feeds:
+    """Two rows for a part of a fusion model: a typical window, or all modalities and then none.
+
+    States, embeddings and ages are random from 0 to 1.
+    """
+    random = np.random.default_rng(0)
+    given: dict[str, Array] = {"presence": np.array([[1], [0]], np.float32)}
+    for modality in modalities:
+        if modality.name == part.modality:
+            kind = USUAL[modality.kind][0]
+            given["window"], given["valid"] = make_windows(modality, kind, (2,), random)
+    return {
+        spec.name: np.broadcast_to(given[spec.role], zeros.shape).copy()
+        if spec.role in given
+        else random.uniform(size=zeros.shape).astype(np.float32)
+        for spec, zeros in zip(part.inputs, part.zeros(2), strict=True)
+    }
+
+
+def _perturbed(example: Example, share: float) -> Feeds:
+    """The example's first rows, floats with noise of this share of their deviation."""
+    random = np.random.default_rng(0)
+    rows = {name: values[:_ROWS] for name, values in example.items()}
+    return {
+        name: (values + share * values.std() * random.normal(size=values.shape)).astype(
+            values.dtype
+        )
+        if values.dtype.kind == "f"
+        else values
+        for name, values in rows.items()
+    }

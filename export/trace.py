@@ -63,7 +63,12 @@ def trace_program(part: ModulePart, opset: int = 18) -> Traced:
     try:
         # Fused attention has its result in another layout than the exporter gives it: a reshape of it
         # would be traced as a view, which then fails.
-        with _quiet(), RecurrentAsOperations(), sdpa_kernel(SDPBackend.MATH):
+        with (
+            _quiet(),
+            RecurrentAsOperations(),
+            attention.AttentionWithHeads(),
+            sdpa_kernel(SDPBackend.MATH),
+        ):
             program = torch.onnx.export(
                 part.module,
                 example,

@@ -21,9 +21,10 @@ from numpy.typing import NDArray
 
 from fusedge.bundle.archive import Bundle
 from fusedge.bundle.built_here import built_here
-from fusedge.bundle.errors import FusedgeError, UnknownNameError
+from fusedge.bundle.errors import FusedgeError, UnknownNameError, printable
 from fusedge.bundle.inference import onnxruntime
 from fusedge.bundle.manifest import Engine, Part
+from fusedge.bundle.signature import SignatureState, signature_state
 from fusedge.devices.targets.power_mode import read_power_modes
 from fusedge.devices.targets.tensorrt_api import load as load_tensorrt
 from fusedge.runtime.cuda import Cuda, load_cuda
@@ -36,8 +37,8 @@ BACKENDS = (AUTO, NATIVE, ONNX)
 PROVIDER_ORDER = ("tensorrt-rtx", "tensorrt", "cuda", "cpu")
 
 
-def _nobody(bundle: Bundle) -> bool:
-    return False
+def _signed(bundle: Bundle) -> bool:
+    return signature_state(bundle) is SignatureState.TRUSTED
 
 
 @dataclass(frozen=True)
@@ -46,7 +47,8 @@ class BackendSetting:
 
     `provider` is `auto`, one name, or names in the order in which they are to be tried with commas between
     them; a name means ONNX Runtime. With `precision` `auto`, an engine decides it, and ONNX Runtime runs
-    fp32. `trusted` says whether a bundle's signature is by a key that the user trusts.
+    fp32. `trusted` says whether a bundle's engines may run though they were built elsewhere: by default,
+    if it is signed by a key that the user trusts (`fusedge keys`).
 
     Raises FusedgeError for a name that is unknown.
     """
@@ -55,11 +57,16 @@ class BackendSetting:
     provider: str = AUTO
     precision: str = AUTO
     allow_unsigned_engines: bool = False
-    trusted: Callable[[Bundle], bool] = field(default=_nobody, compare=False)
+    trusted: Callable[[Bundle], bool] = field(default=_signed, compare=False)
 
     def __post_init__(self) -> None:
         if self.backend not in BACKENDS:
             raise UnknownNameError("backend", self.backend, BACKENDS)
+        if AUTO in self.providers:
+            raise FusedgeError(
+                "provider auto is an order by itself, so it cannot be one of several",
+                hint="leave it out, or give it alone",
+            )
         for name in self.providers:
             if name not in PROVIDERS:
                 raise UnknownNameError("provider", name, (AUTO, *PROVIDERS))
@@ -204,7 +211,7 @@ class PartLoader:
             except FusedgeError as error:
                 if self.setting.backend == NATIVE:
                     raise
-                no_engine = error.what
+                no_engine = _reason(error, f"part {part.name}")
         return self._onnx(part, no_engine)
 
     def _onnx(self, part: Part, no_engine: str) -> tuple[OnnxPart, Choice]:
@@ -219,8 +226,7 @@ class PartLoader:
             except MissingProviderError:
                 absent.append(provider)
             except Exception as error:  # ONNX Runtime raises a dozen kinds of its own
-                what = error.what if isinstance(error, FusedgeError) else str(error)
-                reasons.append(f"{provider}: {what}")
+                reasons.append(f"{provider}: {_reason(error, f'part {part.name}')}")
         else:
             loaded = self._on_provider(part, last, precision)
         if absent:
@@ -257,7 +263,7 @@ class PartLoader:
             try:
                 loaded = self._load_engine(part, engine)
             except Exception as error:  # native code raises what it likes
-                reasons[error.what if isinstance(error, FusedgeError) else str(error)] = None
+                reasons[_reason(error, engine.file)] = None
                 continue
             return loaded, Choice(
                 NATIVE,
@@ -376,6 +382,13 @@ def open_part(bundle: Bundle, name: str = "", setting: BackendSetting = AUTOMATI
     loader = PartLoader(bundle, setting)
     loaded = loader(parts[name])
     return OpenPart(parts[name], loaded, loader.chosen[name])
+
+
+def _reason(error: Exception, known: str) -> str:
+    """Of an error, in one line; where it lies too, unless that is the place that is spoken of anyway."""
+    if not isinstance(error, FusedgeError):
+        return printable(str(error))
+    return error.what if error.where.endswith(known) or not error.where else error.line()
 
 
 def _is_for(engine: Engine, capability: str) -> bool:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import re
+import threading
 import weakref
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
@@ -21,7 +22,14 @@ from fusedge.bundle.errors import FusedgeError
 from fusedge.bundle.manifest import Engine, Part
 from fusedge.runtime.cuda import Buffer, Cuda
 from fusedge.runtime.onnx_part import Array
-from fusedge.runtime.part_tensors import FoundTensor, check_shapes, check_tensors, shapes_at
+from fusedge.runtime.part_tensors import (
+    FoundTensor,
+    check_shapes,
+    check_tensors,
+    rows_at_once,
+    run_in_pieces,
+    shapes_at,
+)
 
 # Shapes that get an execution context of their own, and a CUDA graph when they come again. Each takes
 # the memory of the activations. The head has one shape, an encoder one for each number of sessions.
@@ -89,7 +97,8 @@ class _Loaded:
 class NativePart:
     """A part's engine on the GPU: page-locked memory, one stream, a CUDA graph for shapes that come again.
 
-    A batch beyond the one that the engine was built for is computed in several runs.
+    A batch beyond the one that the engine was built for is computed in several runs. Threads that run it
+    at once wait for each other, for they share its memory and its stream.
 
     `cuda_graphs` counts the shapes that run as a graph, `graph_problem` says why one does not.
 
@@ -105,7 +114,8 @@ class NativePart:
         self._part, self._dims, self._trt, self._cuda = part, engine.dims, trt, cuda
         self._where = f"{bundle.path}: {engine.file}"
         self._logger = _make_logger(trt)
-        self._max_batch = _max_batch(part, engine)
+        self._max_batch = rows_at_once(part, engine.dims)
+        self._running = threading.Lock()
         self._memory, self._graphs, self._loaded = ExitStack(), ExitStack(), _Loaded()
         self._finalizer = weakref.finalize(
             self, _give_back, self._graphs, self._loaded, self._memory
@@ -123,14 +133,8 @@ class NativePart:
 
     def run(self, feeds: Mapping[str, NDArray[Any]]) -> list[Array]:
         """The outputs, in the manifest's order, for inputs by name."""
-        rows = len(next(iter(feeds.values()))) if self._max_batch else 0
-        if rows <= self._max_batch:
-            return self._run(feeds)
-        pieces = [
-            self._run({n: feed[at : at + self._max_batch] for n, feed in feeds.items()})
-            for at in range(0, rows, self._max_batch)
-        ]
-        return [np.concatenate(outputs) for outputs in zip(*pieces, strict=True)]
+        with self._running:
+            return run_in_pieces(self._run, feeds, self._max_batch)
 
     def _run(self, feeds: Mapping[str, NDArray[Any]]) -> list[Array]:
         inputs = [feeds[spec.name] for spec in self._part.inputs]
@@ -296,12 +300,6 @@ def _give_back(graphs: ExitStack, loaded: _Loaded, memory: ExitStack) -> None:
 def _piece(tensor: _Tensor, shape: tuple[int, ...]) -> _Piece:
     size = math.prod(shape) * tensor.dtype.itemsize
     return _Piece(tensor.buffer, tensor.buffer.host[:size].view(tensor.dtype).reshape(shape))
-
-
-def _max_batch(part: Part, engine: Engine) -> int:
-    """The greatest batch where rows can be computed apart from each other; else 0."""
-    by_rows = all(spec.shape[:1] == ("batch",) for spec in (*part.inputs, *part.outputs))
-    return engine.dims["batch"].greatest if by_rows else 0
 
 
 def _make_logger(trt: Any) -> Any:

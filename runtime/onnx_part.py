@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import importlib
 import importlib.util
+import threading
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
@@ -16,7 +17,13 @@ from fusedge.bundle.archive import Bundle
 from fusedge.bundle.errors import BundleError, FusedgeError, UnknownNameError
 from fusedge.bundle.inference import CPU, onnxruntime, open_session
 from fusedge.bundle.manifest import Part
-from fusedge.runtime.part_tensors import FoundTensor, check_tensors, shapes_at
+from fusedge.runtime.part_tensors import (
+    FoundTensor,
+    check_tensors,
+    rows_at_once,
+    run_in_pieces,
+    shapes_at,
+)
 
 Array = NDArray[np.float32]
 MAX_BINDINGS = 8  # shapes for which the memory on the device is kept
@@ -41,7 +48,7 @@ class Provider(NamedTuple):
     """An execution provider: ONNX Runtime's name of it, where its tensors lie, and what it is told.
 
     `profile` is the prefix of its options for the range of the inputs' shapes; an engine that is built
-    for another range is built again in the middle of the work.
+    for another range is built again in the middle of the work, so a greater batch is run in pieces.
     """
 
     name: str
@@ -92,12 +99,16 @@ class OnnxPart:
             raise BundleError(f"{graph.file} does not load: {error}", where=where) from None
         self._check(part, where)
         self._outputs = [spec.name for spec in part.outputs]
+        self._max_batch = rows_at_once(part, part.dims) if chosen.profile else 0
         # A plug-in's memory is ONNX Runtime's own business: its `run` copies as well.
         bound = chosen.device != "cpu" and not devices
         self._bindings = _Bindings(self._session, self._outputs, chosen.device) if bound else None
 
     def run(self, feeds: Mapping[str, Any]) -> list[Array]:
         """The outputs, in the manifest's order, for inputs by name."""
+        return run_in_pieces(self._run, feeds, self._max_batch)
+
+    def _run(self, feeds: Mapping[str, Any]) -> list[Array]:
         if self._bindings is not None:
             return self._bindings.run(feeds)
         outputs: list[Array] = self._session.run(self._outputs, feeds)
@@ -137,14 +148,19 @@ class OnnxPart:
 
 
 class _Bindings:
-    """Runs with the inputs in memory on the device that is kept for each set of shapes."""
+    """Runs with the inputs in memory on the device that is kept for each set of shapes, one at a time."""
 
     def __init__(self, session: Any, outputs: Sequence[str], device: str) -> None:
         self._session, self._outputs, self._device = session, outputs, device
         self._kept: dict[tuple[tuple[int, ...], ...], tuple[Any, dict[str, Any]]] = {}
+        self._running = threading.Lock()
 
     def run(self, feeds: Mapping[str, Any]) -> list[Array]:
         """As OnnxPart.run."""
+        with self._running:
+            return self._run(feeds)
+
+    def _run(self, feeds: Mapping[str, Any]) -> list[Array]:
         key = tuple(feed.shape for feed in feeds.values())
         if key not in self._kept:
             if len(self._kept) == MAX_BINDINGS:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -98,6 +98,29 @@ def shapes_at(part: Part, sizes: Mapping[str, int]) -> dict[str, tuple[int, ...]
         spec.name: tuple(sizes[dim] if isinstance(dim, str) else dim for dim in spec.shape)
         for spec in part.inputs
     }
+
+
+def rows_at_once(part: Part, dims: Mapping[str, DimRange]) -> int:
+    """The greatest batch in these ranges where rows can be computed apart from each other; else 0."""
+    tensors = (*part.inputs, *part.outputs)
+    by_rows = "batch" in dims and all(spec.shape[:1] == ("batch",) for spec in tensors)
+    return dims["batch"].greatest if by_rows else 0
+
+
+def run_in_pieces(
+    run: Callable[[Mapping[str, NDArray[Any]]], list[NDArray[Any]]],
+    feeds: Mapping[str, NDArray[Any]],
+    greatest: int,
+) -> list[NDArray[Any]]:
+    """The outputs of `run`, which gets at most `greatest` rows at a time; all at once where that is 0."""
+    rows = len(next(iter(feeds.values()))) if greatest else 0
+    if rows <= greatest:
+        return run(feeds)
+    pieces = [
+        run({name: feed[at : at + greatest] for name, feed in feeds.items()})
+        for at in range(0, rows, greatest)
+    ]
+    return [np.concatenate(outputs) for outputs in zip(*pieces, strict=True)]
 
 
 def zeros(part: Part, batch: int) -> dict[str, NDArray[Any]]:

@@ -120,7 +120,10 @@ def _check(info: Info, bundle: Bundle, path: Path) -> None:
 
 
 def _backend(info: Info, part: str, wanted: BackendSetting) -> BackendSetting:
-    """What the part ran on in the session, where `wanted` leaves it open."""
+    """What the part ran on in the session, where `wanted` leaves it open.
+
+    Raises FusedgeError where the recording does not say that, or says what nobody knows here.
+    """
     parts = info.session.get("parts")
     found = parts.get(part) if isinstance(parts, dict) else None
     then = found if isinstance(found, dict) else {}
@@ -130,8 +133,14 @@ def _backend(info: Info, part: str, wanted: BackendSetting) -> BackendSetting:
         return setting
     if then.get("backend") == NATIVE:
         return replace(setting, backend=NATIVE)
-    names = (name for name, known in PROVIDERS.items() if known.name == then.get("provider"))
-    return replace(setting, provider=next(names, "cpu"))
+    for name, known in PROVIDERS.items():
+        if known.name == then.get("provider"):
+            return replace(setting, provider=name)
+    raise FusedgeError(
+        f"ran on {reprlib.repr(then.get('provider'))}, a provider that is not known here",
+        where=f"part {part} of the recording",
+        hint="--provider cpu replays it here, and says what differs",
+    )
 
 
 def _latency(info: Info) -> dict[str, float]:

@@ -309,8 +309,9 @@ class Session:
         """What the parts run on and why, a line for those that have it alike."""
         parts: dict[str, list[str]] = {}
         for name, choice in self.header["parts"].items():
-            line = f"{choice['provider']}, {choice['precision']}: {choice['reason']}"
-            parts.setdefault(line, []).append(name)
+            if "reason" in choice:  # whoever has loaded the parts themselves knows it
+                line = f"{choice['provider']}, {choice['precision']}: {choice['reason']}"
+                parts.setdefault(line, []).append(name)
         return [f"{', '.join(names)} on {line}" for line, names in parts.items()]
 
     def push(self, items: Sequence[Sample | Rejection]) -> None:

@@ -25,7 +25,7 @@ _RTX_CAPABILITIES = frozenset(
 
 @dataclass(frozen=True)
 class LocalGpu:
-    """The first GPU of this machine. `power_mode` is the one it is in, None where it has none."""
+    """The GPU that CUDA puts first here. `power_mode` is the one it is in, None where it has none."""
 
     target: Target
     name: str
@@ -45,23 +45,15 @@ def local_gpu(
 ) -> LocalGpu:
     """The GPU to build for on `machine`, whose files are under `root`; with the flavour that is installed.
 
-    `load` imports cuda.bindings, which tells the compute capability where NVML is missing. Raises
-    FusedgeError where there is no GPU or no TensorRT for it.
+    `load` imports cuda.bindings, which knows which of several GPUs is used. Raises FusedgeError where
+    there is no GPU, or none that is surely the first, or no TensorRT for it.
     """
     if machine.jetson is not None:
         name = machine.jetson.model
         capability = next((cc for word, cc in _JETSONS if word in name), None)
         driver = machine.jetson.l4t and f"L4T {machine.jetson.l4t}"
     else:
-        gpu = next(iter(machine.gpus), None)
-        if gpu is None or gpu.compute_capability is None:
-            gpu = _by_cuda(load) or gpu
-        if gpu is None:
-            raise FusedgeError(
-                f"this machine has no NVIDIA GPU to build for: {machine.gpu_note}",
-                where="target local",
-                hint="--target rtx-4090, or another desktop RTX GPU, is built for without one",
-            )
+        gpu = _first_gpu(machine, load)
         name, capability, driver = gpu.name, gpu.compute_capability, machine.gpu_driver
     if capability is None:
         raise FusedgeError(
@@ -74,20 +66,44 @@ def local_gpu(
     return LocalGpu(target, name, driver, read_power_modes(root).current)
 
 
-def _by_cuda(load: Callable[[str], Any]) -> Gpu | None:
-    """The first GPU as the CUDA runtime knows it; None without the package, a driver or a GPU."""
+def _first_gpu(machine: Machine, load: Callable[[str], Any]) -> Gpu:
+    """The GPU that CUDA puts first, by CUDA_VISIBLE_DEVICES; NVML has another order, and all of them."""
+    runtime = _cuda(load)
+    if runtime is not None:
+        error, found = runtime.cudaGetDeviceProperties(0)
+        if error == runtime.cudaError_t.cudaSuccess:
+            return Gpu(
+                name=found.name.decode().rstrip("\0"),
+                memory_bytes=found.totalGlobalMem,
+                compute_capability=f"{found.major}.{found.minor}",
+            )
+    if not machine.gpus:
+        raise FusedgeError(
+            f"this machine has no NVIDIA GPU to build for: {machine.gpu_note}",
+            where="target local",
+            hint="--target rtx-4090, or another desktop RTX GPU, is built for without one",
+        )
+    if runtime is not None:
+        raise FusedgeError(
+            f"CUDA can use none of the GPUs of this machine: {error.name}",
+            where="target local",
+            hint="see that the driver is new enough, and what CUDA_VISIBLE_DEVICES says",
+        )
+    if len({(gpu.name, gpu.compute_capability) for gpu in machine.gpus}) > 1:
+        raise FusedgeError(
+            "this machine has several kinds of GPU, and which is the first is for CUDA to say",
+            where="target local",
+            hint="pip install cuda-bindings",
+        )
+    return machine.gpus[0]
+
+
+def _cuda(load: Callable[[str], Any]) -> Any:
+    """CUDA's runtime; None without the package."""
     try:
-        runtime = load("cuda.bindings.runtime")
+        return load("cuda.bindings.runtime")
     except ImportError:
         return None
-    error, found = runtime.cudaGetDeviceProperties(0)
-    if error != runtime.cudaError_t.cudaSuccess:
-        return None
-    return Gpu(
-        name=found.name.decode().rstrip("\0"),
-        memory_bytes=found.totalGlobalMem,
-        compute_capability=f"{found.major}.{found.minor}",
-    )
 
 
 def _flavour(machine: Machine, capability: str) -> Flavour:
@@ -130,7 +146,8 @@ def free_memory_bytes(
 ) -> dict[str, int]:
     """Memory that a build could take now, by place: `memory`, and `GPU memory` where the GPU has its own.
 
-    From /proc/meminfo and NVML (which `load` imports as pynvml); a place that cannot be asked is left out.
+    From /proc/meminfo and NVML (which `load` imports as pynvml), of the GPU that CUDA puts first; a place
+    that cannot be asked is left out.
     """
     free = {}
     try:
@@ -152,9 +169,18 @@ def _free_on_gpu(load: Callable[[str], Any]) -> int | None:
     except Exception:  # no package, or no driver: NVMLError is in the package
         return None
     try:
-        free: int = nvml.nvmlDeviceGetMemoryInfo(nvml.nvmlDeviceGetHandleByIndex(0)).free
+        free: int = nvml.nvmlDeviceGetMemoryInfo(_nvml_handle(nvml, _cuda(load))).free
         return free
     except nvml.NVMLError:  # a Jetson's GPU has no memory of its own
         return None
     finally:
         nvml.nvmlShutdown()
+
+
+def _nvml_handle(nvml: Any, runtime: Any) -> Any:
+    """NVML's handle of CUDA's first GPU: their orders differ, the PCI address does not."""
+    if runtime is not None:
+        error, address = runtime.cudaDeviceGetPCIBusId(32, 0)
+        if error == runtime.cudaError_t.cudaSuccess:
+            return nvml.nvmlDeviceGetHandleByPciBusId(address.split(b"\0")[0])
+    return nvml.nvmlDeviceGetHandleByIndex(0)

@@ -17,6 +17,8 @@ from fusedge.bundle.errors import MAX_LENGTH, BundleError, FusedgeError, Unknown
 from fusedge.bundle.manifest import (
     MAX_BUNDLE_BYTES,
     MAX_FILE_BYTES,
+    MAX_NUMBERS,
+    MAX_SIZE,
     MAX_TEXT,
     Manifest,
     check_path,
@@ -71,6 +73,14 @@ def graph_twice(raw: dict[str, Any]) -> None:
 def add_presence_to_encoder(raw: dict[str, Any]) -> None:
     spec = {"name": "p", "role": "presence", "dtype": "float32", "shape": ["batch", 2]}
     raw["parts"][FAST]["inputs"].append(spec)
+
+
+def state_of(size: int) -> Edit:
+    """A state of this size in the first encoder."""
+    return lambda raw: [
+        in_part(FAST, tensors, place, shape=["batch", size])(raw)
+        for tensors, place in (("inputs", 2), ("outputs", 1))
+    ]
 
 
 def size_of(name: str, size: int) -> Edit:
@@ -299,6 +309,21 @@ BROKEN: dict[str, tuple[Edit, str]] = {
     "engine without a range": (
         lambda raw: raw["parts"][HEAD].update(engines=[{**ENGINE, "dims": {}}]),
         "the engine's dims are none",
+    ),
+    "dim of any size": (
+        lambda raw: raw["parts"][FAST]["dims"]["batch"].update(greatest=MAX_SIZE + 1),
+        f"less than or equal to {MAX_SIZE}",
+    ),
+    "state beyond all memory": (
+        state_of(10**12),
+        f"part fast_encoder: its tensors have more than {MAX_NUMBERS} numbers",
+    ),
+    "input of a plain model beyond all memory": (
+        lambda raw: (
+            make_plain(raw),
+            raw["parts"][0]["inputs"][0]["shape"].append(MAX_NUMBERS // 64 + 1),
+        ),
+        f"part model: its tensors have more than {MAX_NUMBERS} numbers",
     ),
     "sizes out of order": (
         lambda raw: raw["parts"][FAST]["dims"]["batch"].update(usual=65),

@@ -466,3 +466,13 @@ def test_without_the_package_a_signed_bundle_opens_and_its_signature_is_not_gues
     assert bundle.verify() == 3
     with pytest.raises(MissingExtraError, match=r"pip install 'fusedge\[sign\]'"):
         signature_state(bundle, [public(owner)])
+
+
+@pytest.mark.parametrize("name", ["", ".", "..", ".fleet", "a/b", "a b", "a\n", "''"])
+def test_a_key_has_a_name_that_a_file_can_have(home: Path, name: str, owner: Key) -> None:
+    with pytest.raises(FusedgeError, match="is no name for a key"):
+        trust(public(owner), name)
+    if "/" not in name:
+        with pytest.raises(FusedgeError, match="is no name for a key"):
+            new_key(home / name if name.strip(".") else Path(name), None)
+    assert not trust_folder().exists() and not list(home.rglob("*.pem"))

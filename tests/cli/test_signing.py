@@ -129,17 +129,23 @@ def test_each_engine_is_told_to_be_loadable_or_not_and_why(home: Path) -> None:
     bundle = bundle_with_engine(home / "tiny.fusedge")
 
     def engine() -> tuple[object, object]:
-        (row,) = verified("tiny.fusedge", "--key", "fleet.pub.pem")["engines"]  # type: ignore[misc]
+        (row,) = verified("tiny.fusedge", *key)["engines"]  # type: ignore[misc]
         assert (row["part"], row["file"], row["targets"]) == ("head", ENGINE, ["rtx-4090"])
         return row["may_load"], row["reason"]
 
     new_key(Path("fleet"), None)
-    assert engine() == (False, "not signed by a key that you trust, and not built here")
+    key: tuple[str, ...] = ()
+    unknown = (False, "not signed by a key that you trust, and not built here")
+    assert engine() == unknown
+    sign_bundle(bundle, load_private_key(Path("fleet.key.pem"), str), bundle.path)
+    assert engine() == unknown
+    key = ("--key", "fleet.pub.pem")  # which `run` does not know
+    assert engine() == unknown
     remember_built(bundle.manifest.files[ENGINE].sha256)
     assert engine() == (True, "built on this machine")
-    sign_bundle(bundle, load_private_key(Path("fleet.key.pem"), str), bundle.path)
+    fusedge("keys", "trust", "fleet.pub.pem")
     assert engine() == (True, "signed by a key that you trust")
-    shown = fusedge("verify", "tiny.fusedge", "--key", "fleet.pub.pem").stderr
+    shown = fusedge("verify", "tiny.fusedge").stderr
     assert f"{ENGINE}: may be loaded, signed by a key that you trust" in shown
 
 

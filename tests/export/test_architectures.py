@@ -175,6 +175,26 @@ def test_attention_over_nothing_gives_nothing_as_in_torch() -> None:
     assert not found[1].any()
 
 
+class OneHead(nn.Module):
+    """Attention over what each modality says, without a dim for heads."""
+
+    def forward(self, tokens: Tensor, presence: Tensor) -> Tensor:
+        mask = presence[:, None, :].expand(-1, tokens.shape[1], -1) > 0
+        attended = functional.scaled_dot_product_attention(
+            tokens, value=tokens, key=tokens, attn_mask=mask
+        )
+        return attended.mean(dim=1)
+
+
+def test_attention_needs_no_dim_for_heads() -> None:
+    presence = np.array([[1, 0, 1], [0, 0, 0]], np.float32)
+    example = {**noise("tokens", 3, 8), "presence": presence}
+    part = plain_part(OneHead().eval(), example)
+    graph = simplify(trace(part), part).SerializeToString()
+    session = PartSession(part, graph, "fp32")
+    check_part(session, plain_cases(part, example), TOLERANCE["fp32"])
+
+
 @pytest.mark.usefixtures("rtx")
 @pytest.mark.parametrize("name", MODELS)
 def test_a_public_kind_of_encoder_is_exported_whole(name: str) -> None:

@@ -16,7 +16,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fusedge.bundle.archive import Bundle, write_bundle
+from fusedge.bundle.built_here import FILE, built_here
 from fusedge.bundle.errors import BundleError, FusedgeError, MissingExtraError
+from fusedge.bundle.keys import load_private_key, load_public_key, new_key, trust
+from fusedge.bundle.signature import SignatureState, sign_bundle, signature_state
 from fusedge.devices.targets.detect import Gpu, Jetson, Machine
 from fusedge.devices.targets.local import LocalGpu, free_memory_bytes, local_gpu
 from fusedge.devices.targets.power_mode import (
@@ -152,24 +155,42 @@ def test_another_power_mode_than_asked_for_is_a_warning_that_says_how_to_change_
 def test_the_gpu_of_this_machine_is_a_target(
     found: Machine, target: str, capability: str, flavour: str
 ) -> None:
-    local = local_gpu(found, Path("/nowhere"))
+    local = local_gpu(found, Path("/nowhere"), absent)
     assert local.target.name == target
     assert (local.target.compute_capability, local.target.flavour) == (capability, flavour)
 
 
-def test_a_gpu_without_nvml_is_known_by_cuda() -> None:
-    """Of cuda.bindings only the one call; no driver is here."""
-    properties = SimpleNamespace(name=b"NVIDIA H200\0", major=9, minor=0, totalGlobalMem=1 << 37)
-    success = SimpleNamespace(cudaSuccess=0)
+H200 = SimpleNamespace(name=b"NVIDIA H200\0", major=9, minor=0, totalGlobalMem=1 << 37)
 
-    def load(name: str) -> Any:
-        assert name == "cuda.bindings.runtime"
-        return SimpleNamespace(
-            cudaError_t=success, cudaGetDeviceProperties=lambda index: (0, properties)
-        )
 
-    local = local_gpu(machine(tensorrt=("tensorrt",)), load=load)
+def cuda(error: str = "cudaSuccess") -> Any:
+    """Of cuda.bindings the two calls; no driver is here."""
+    success, given = SimpleNamespace(name="cudaSuccess"), SimpleNamespace(name=error)
+    status = success if error == "cudaSuccess" else given
+    return SimpleNamespace(
+        cudaError_t=SimpleNamespace(cudaSuccess=success),
+        cudaGetDeviceProperties=lambda index: (status, H200),
+        cudaDeviceGetPCIBusId=lambda length, index: (status, b"0000:41:00.0\0\0"),
+    )
+
+
+@pytest.mark.parametrize("listed", [(), (RTX_4090,), (RTX_4090, Gpu(name="NVIDIA H200"))])
+def test_the_gpu_to_build_for_is_the_one_that_cuda_puts_first(listed: tuple[Gpu, ...]) -> None:
+    """NVML, which the machine is listed by, knows no CUDA_VISIBLE_DEVICES."""
+    local = local_gpu(machine(*listed, tensorrt=("tensorrt",)), load=lambda name: cuda())
     assert (local.name, local.target.compute_capability) == ("NVIDIA H200", "9.0")
+
+
+def test_a_gpu_that_cuda_cannot_use_is_not_built_for() -> None:
+    with pytest.raises(FusedgeError, match=r"cudaErrorNoDevice .*CUDA_VISIBLE_DEVICES"):
+        local_gpu(machine(RTX_4090), load=lambda name: cuda("cudaErrorNoDevice"))
+
+
+def test_without_cuda_the_first_of_different_gpus_is_not_guessed() -> None:
+    assert local_gpu(machine(RTX_4090, RTX_4090), load=absent).name == RTX_4090.name
+    other = Gpu(name="NVIDIA GeForce RTX 3060", compute_capability="8.6")
+    with pytest.raises(FusedgeError, match=r"several kinds of GPU.*cuda-bindings"):
+        local_gpu(machine(other, RTX_4090), load=absent)
 
 
 def absent(name: str) -> Any:
@@ -211,10 +232,19 @@ def test_free_memory_is_that_of_the_machine_and_of_its_gpu(tmp_path: Path) -> No
         NVMLError=RuntimeError,
         nvmlInit=lambda: None,
         nvmlShutdown=lambda: None,
-        nvmlDeviceGetHandleByIndex=lambda index: index,
-        nvmlDeviceGetMemoryInfo=lambda handle: SimpleNamespace(free=5),
+        nvmlDeviceGetHandleByIndex=lambda index: {0: 5}[index],
+        nvmlDeviceGetHandleByPciBusId=lambda address: {b"0000:41:00.0": 7}[address],
+        nvmlDeviceGetMemoryInfo=lambda handle: SimpleNamespace(free=handle),
     )
-    assert free_memory_bytes(tmp_path, lambda name: nvml) == {"memory": 2 << 20, "GPU memory": 5}
+
+    def without_cuda(name: str) -> Any:
+        return nvml if name == "pynvml" else absent(name)
+
+    found = free_memory_bytes(tmp_path, without_cuda)
+    assert found == {"memory": 2 << 20, "GPU memory": 5}
+    # of several GPUs, that of the one that CUDA puts first
+    found = free_memory_bytes(tmp_path, lambda name: nvml if name == "pynvml" else cuda())
+    assert found["GPU memory"] == 7
     assert free_memory_bytes(tmp_path, absent) == {"memory": 2 << 20}
     assert free_memory_bytes(tmp_path / "none", absent) == {}
 
@@ -233,7 +263,7 @@ def build(
         out or bundle.path,
         BuildOptions(targets=targets or ("local",), **options),
         Cache(cache),
-        machine=lambda: found or machine(RTX_4090),
+        local=lambda: local_gpu(found or machine(RTX_4090), Path("/nowhere"), absent),
         root=Path("/nowhere"),
         free=lambda: free,
     )
@@ -291,7 +321,7 @@ def test_an_engine_that_serves_another_gpu_too_is_only_named_for_it(
     bundle: Bundle, tmp_path: Path
 ) -> None:
     built = build(bundle, tmp_path / "cache", "rtx-4090").bundle
-    report = build(built, tmp_path / "none", "rtx-4080")
+    report = build(built, tmp_path / "cache", "rtx-4080")
     assert {row.state for row in report.rows} == {"present"}
     assert report.bundle.manifest.head.engines[0].targets == ("rtx-4090", "rtx-4080")
     assert report.bundle.manifest.files == built.manifest.files
@@ -346,6 +376,100 @@ def test_too_little_free_memory_is_said_before_the_build(bundle: Bundle, tmp_pat
     # what is in the cache needs none
     build(bundle, tmp_path / "cache", out=tmp_path / "out")
     assert not build(bundle, tmp_path / "cache", free={"memory": 0}).failed
+
+
+@pytest.mark.usefixtures("rtx")
+def test_where_nothing_can_be_built_another_bundle_stays_as_it_is(
+    bundle: Bundle, tmp_path: Path
+) -> None:
+    good = build(bundle, tmp_path / "cache", "rtx-4090", out=tmp_path / "good.fusedge").bundle
+    out = good.path
+    report = build(bundle, tmp_path / "none", "rtx-4090", out=out, free={"memory": 0})
+    assert len(report.failed) == 3 and report.bundle is bundle
+    assert Bundle(out).sha256 == good.sha256
+
+
+def foreign(bundle: Bundle, tmp_path: Path) -> Bundle:
+    """With engines from another machine."""
+    return build(bundle, tmp_path / "other", "rtx-4090", out=tmp_path / "foreign").bundle
+
+
+@pytest.mark.usefixtures("rtx")
+def test_engines_that_nobody_vouches_for_are_built_anew(bundle: Bundle, tmp_path: Path) -> None:
+    others = foreign(bundle, tmp_path)
+    report = build(others, tmp_path / "cache", "rtx-4090")
+    assert {row.state for row in report.rows} == {"built"}
+    assert [len(part.engines) for part in report.bundle.manifest.parts] == [1, 1, 1]
+    for part in report.bundle.manifest.parts:
+        assert built_here(
+            report.bundle.manifest.files[part.engines[0].file].sha256, tmp_path / "cache"
+        )
+
+
+@pytest.mark.usefixtures("rtx")
+def test_a_damaged_engine_is_built_anew_also_under_another_name(
+    bundle: Bundle, tmp_path: Path
+) -> None:
+    cache, out = tmp_path / "cache", tmp_path / "folder"
+    built = build(bundle, cache, "rtx-4090", "rtx-5090", out=out).bundle
+    (out / built.manifest.head.engines[0].file).write_bytes(b"damaged")
+    report = build(Bundle(out), cache, "rtx-4090")
+    assert [row.state for row in report.rows] == ["present", "present", "built"]
+    (row,) = report.bundle.manifest.head.engines
+    assert row.compute_capabilities == ("8.9",)
+    report.bundle.verify()
+
+
+@pytest.mark.usefixtures("rtx")
+def test_what_is_trusted_by_its_signature_is_present_and_a_copy_keeps_it(
+    bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("cryptography")
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "config"))
+    monkeypatch.chdir(tmp_path)
+    others = foreign(bundle, tmp_path)
+    new_key(Path("fleet"), None)
+    signed = sign_bundle(others, load_private_key(Path("fleet.key.pem"), str), others.path)
+    trust(load_public_key(Path("fleet.pub.pem")), "fleet")
+    report = build(signed, tmp_path / "cache", "rtx-4090", out=tmp_path / "copy.fusedge")
+    assert {row.state for row in report.rows} == {"present"} and report.warnings == ()
+    assert report.bundle.sha256 == signed.sha256
+    assert signature_state(Bundle(tmp_path / "copy.fusedge")) is SignatureState.TRUSTED
+
+
+@pytest.mark.usefixtures("rtx")
+def test_a_cached_engine_is_listed_as_built_here_again(bundle: Bundle, tmp_path: Path) -> None:
+    cache = tmp_path / "cache"
+    build(bundle, cache, "rtx-4090", out=tmp_path / "first")
+    (cache / FILE).unlink()
+    report = build(bundle, cache, "rtx-4090", out=tmp_path / "second")
+    assert {row.state for row in report.rows} == {"cached"} and report.warnings == ()
+    assert len((cache / FILE).read_text().splitlines()) == 3
+
+
+@pytest.mark.usefixtures("rtx")
+def test_engines_that_cannot_be_listed_are_a_warning(bundle: Bundle, tmp_path: Path) -> None:
+    (tmp_path / "cache" / FILE).mkdir(parents=True)
+    (warning,) = build(bundle, tmp_path / "cache", "rtx-4090").warnings
+    assert f"`fusedge run` refuses them until they are signed: {tmp_path}" in warning
+
+
+@pytest.mark.usefixtures("rtx")
+def test_a_bundle_that_another_build_changed_meanwhile_is_left_alone(
+    bundle: Bundle, tmp_path: Path
+) -> None:
+    stale = Bundle(bundle.path)
+    other = build(bundle, tmp_path / "cache", "rtx-4090").bundle
+    with pytest.raises(FusedgeError, match=r"changed by another program meanwhile .*again"):
+        build(stale, tmp_path / "cache", "rtx-5090")
+    assert Bundle(bundle.path).sha256 == other.sha256
+    assert not build(Bundle(bundle.path), tmp_path / "cache", "rtx-5090").failed
+    assert [len(part.engines) for part in Bundle(bundle.path).manifest.parts] == [2, 2, 2]
+
+
+def test_a_target_without_engines_says_so(bundle: Bundle, tmp_path: Path) -> None:
+    with pytest.raises(FusedgeError, match="target cpu: there are no engines for it"):
+        build(bundle, tmp_path / "cache", "cpu")
 
 
 @pytest.mark.usefixtures("rtx")
@@ -422,7 +546,7 @@ def test_a_jetson_gets_engines_for_each_power_mode_it_is_put_in(
             bundle.path,
             options,
             cache,
-            machine=lambda: found,
+            local=lambda: local_gpu(found, root, absent),
             root=root,
             free=lambda: PLENTY,
         )
@@ -452,4 +576,4 @@ def test_all_jetsons_of_the_table_are_found_by_their_names() -> None:
                 tensorrt=("tensorrt",),
                 memory_gb=int(size[:-2]) * 1.073 - 0.6,
             )
-            assert local_gpu(found).target.name == name
+            assert local_gpu(found, load=absent).target.name == name

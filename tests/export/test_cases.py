@@ -14,6 +14,7 @@ from fusedge.bundle.manifest import Channel, DimRange, Modality, TensorSpec
 from fusedge.export import cases as cases_module
 from fusedge.export.cases import (
     BATCHES,
+    LONGEST,
     STEPS,
     VERY_LONG,
     Case,
@@ -78,7 +79,10 @@ def streams(model: TinyModel, parts: tuple[ModulePart, ...]) -> list[StreamCase]
 def test_every_subset_batch_and_kind_of_input_is_a_case(cases: dict[str, list[Case]]) -> None:
     kinds = KINDS["series"]
     head = {case.name for case in cases["head"]}
-    assert len(cases["head"]) == 2 * 2 ** len(MODALITIES) * len(BATCHES) * len(kinds)
+    runs = len(BATCHES) * len(kinds) + 2  # and one kind at the usual and the greatest batch
+    assert len(cases["head"]) == 2 * 2 ** len(MODALITIES) * runs
+    assert "batch 8, typical input, present: imu" in head
+    assert "batch 8, typical input, step 2" in {case.name for case in cases["imu"]}
     assert "batch 7, zero input, present: none" in head
     assert "batch 1, greatest input, present: imu+gps+road" in head
     assert "batch 2, typical input, present: imu+road, noise for the absent" in head
@@ -87,10 +91,13 @@ def test_every_subset_batch_and_kind_of_input_is_a_case(cases: dict[str, list[Ca
 
 
 def test_streams_go_through_every_subset_and_one_is_very_long(streams: list[StreamCase]) -> None:
-    lengths = [case.presence.shape[:2] for case in streams]
-    assert sorted(lengths) == sorted([(VERY_LONG, 1), *((STEPS, batch) for batch in BATCHES)])
-    for case in streams:
-        rows = case.presence.reshape(-1, len(MODALITIES))
+    together = [case for case in streams if len(case.expected) > 1]
+    sizes = [(1, VERY_LONG), *((batch, STEPS) for batch in BATCHES)]
+    assert sorted(case.size for case in together) == sorted(sizes)
+    alone = [(*case.expected, case.size) for case in streams if case not in together]
+    assert alone == [(modality.name, (1, LONGEST)) for modality in MODALITIES]
+    for case in together:
+        rows = case.inputs["head"]["presence"].reshape(-1, len(MODALITIES))
         assert len(np.unique(rows, axis=0)) == 2 ** len(MODALITIES)
 
 
@@ -204,10 +211,12 @@ def test_kinds_of_several_modalities_are_named_together() -> None:
     assert "batch 7, black/silence input, present: road+cabin" in names
     assert "batch 1, white/saturated input, present: cabin" in names
     assert {tuple(case.feeds) for case in cases["road"]} == {("window",)}
-    streams = stream_cases(model, parts, (IMAGE, AUDIO))
-    assert [len(case.presence) for case in streams] == [STEPS] * len(
-        BATCHES
-    )  # no memory: none long
+    sizes = {(*case.expected,): case.size for case in stream_cases(model, parts, (IMAGE, AUDIO))}
+    assert sizes == {  # the last of each; without memory none is long together
+        ("road", "cabin", "head"): (max(BATCHES), STEPS),
+        ("road",): (1, VERY_LONG),
+        ("cabin",): (1, VERY_LONG),
+    }
 
 
 def test_large_windows_are_taken_fewer_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -222,8 +231,73 @@ def test_large_windows_are_taken_fewer_at_a_time(monkeypatch: pytest.MonkeyPatch
     names = {case.name for case in part_cases(parts, (IMAGE, small))["road"]}
     assert {name.split(",")[0] for name in names} == {"batch 1", "batch 2", "batch 4"}
     streams = stream_cases(model, parts, (IMAGE, small))
-    assert [case.presence.shape[:2] for case in streams] == [(3, 1), (2, 2)]
+    together = [case.size for case in streams if len(case.expected) > 1]
+    assert together == [(1, 3), (2, 2)]
     assert frames.most <= 4 * window
+
+
+def test_a_large_camera_takes_no_steps_and_batches_from_the_other_parts(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    model = _Seeing()
+    small = _modality("audio", rate_hz=10.0)
+    parts = split(model, (IMAGE, small), 1.0)
+    monkeypatch.setattr(cases_module, "_NUMBERS", 3 * 4 * 6 * 5 * 3)  # three windows of the camera
+    cases = part_cases(parts, (IMAGE, small))
+    names = {case.name.split(",")[0] for case in cases["cabin"]}
+    assert {f"batch {batch}" for batch in BATCHES} <= names
+    assert "batch 7, white/saturated input, present: road" in {c.name for c in cases["head"]}
+    streams = stream_cases(model, parts, (IMAGE, small))
+    assert {case.size for case in streams if "road" in case.expected} <= {(1, 2), (1, 3), (2, 2)}
+    alone = {case.size for case in streams if (*case.expected,) == ("cabin",)}
+    assert alone == {(1, STEPS), (1, 54), (2, 27), (7, 7)}  # 20 numbers a window
+    assert {(1, STEPS)} < {case.size for case in streams if (*case.expected,) == ("head",)}
+
+
+class _Late(nn.Module):
+    """Adds the window of some windows ago, which no search for state finds."""
+
+    def __init__(self, windows: int) -> None:
+        super().__init__()
+        self.samples = 10 * windows
+        self.out = nn.Linear(2, 8)
+
+    def forward(self, window: torch.Tensor) -> torch.Tensor:
+        x = self.out(window)
+        late = torch.cat([x.new_zeros(len(x), self.samples, 8), x], dim=1)
+        return (x + late[:, : x.shape[1]])[:, 9::10]
+
+
+@pytest.mark.parametrize("windows", [8, VERY_LONG + 60])
+def test_memory_that_was_not_lifted_is_found_beside_a_large_camera(
+    windows: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = _Seeing()
+    model.encoders["cabin"] = _Late(windows).eval()
+    small = _modality("audio", rate_hz=10.0)
+    parts = split(model, (IMAGE, small), 1.0)
+    assert not parts[1].state
+    camera = _modality("image", height=600, width=500)
+    reason = rf"part cabin, case cabin alone.* off at step {windows + 1} "
+    with pytest.raises(FusedgeError, match=reason):
+        stream_cases(model, (*split(model, (camera, small), 1.0)[:1], *parts[1:]), (camera, small))
+
+
+class _Faint(nn.Module):
+    """Small embeddings, off by a share of themselves in single steps."""
+
+    def forward(self, window: torch.Tensor) -> torch.Tensor:
+        x = window.repeat(1, 1, 4) * 1e-6
+        return (x - x.mean(1, keepdim=True))[:, 9::10]
+
+
+def test_small_embeddings_are_compared_by_their_own_size() -> None:
+    model = _Seeing()
+    model.encoders["cabin"] = _Faint().eval()
+    specs = (IMAGE, _modality("audio", rate_hz=10.0))
+    parts = split(model, specs, 1.0)
+    with pytest.raises(FusedgeError, match=r"part cabin, .*another embedding in single steps"):
+        stream_cases(model, parts, specs)
 
 
 def test_windows_are_drawn_anew_and_the_same() -> None:
@@ -316,7 +390,8 @@ class _Whole(TinyModel):
 def test_the_parts_together_equal_the_models_own_forward() -> None:
     model = _Whole()
     parts = split(model, MODALITIES, 1.0)
-    assert len(stream_cases(model, parts, MODALITIES)) == len(BATCHES) + 1
+    together = [c for c in stream_cases(model, parts, MODALITIES) if len(c.expected) > 1]
+    assert len(together) == len(BATCHES) + 1
     model.extra = 0.01
     with pytest.raises(FusedgeError, match=r"^the whole model, case batch 1, .*other logits"):
         stream_cases(model, parts, MODALITIES)
@@ -416,7 +491,8 @@ EXAMPLE = {
 
 def test_a_plain_model_is_judged_on_its_example_and_its_edges() -> None:
     cases = {case.name: case for case in plain_cases(_plain(_Tokens()), EXAMPLE)}
-    assert len(cases) == len(BATCHES) * 5 + 2
+    assert len(cases) == len(BATCHES) * 5 + 2 + 2
+    assert len(cases["batch 8, tokens 6, example input"].feeds["ids"]) == 8
     example = cases["batch 1, tokens 6, example input"].feeds
     assert all(np.array_equal(example[name], EXAMPLE[name]) for name in EXAMPLE)
     rows = cases["batch 7, tokens 6, example input"].feeds
@@ -450,6 +526,11 @@ def test_an_edge_that_the_model_cannot_take_is_left_out_but_not_the_example() ->
     names = {case.name for case in plain_cases(part, EXAMPLE)}
     assert not any("zero" in name for name in names)
     assert "batch 1, tokens 6, large input" in names
+    broken = {**EXAMPLE, "level": np.array([[0.5, np.nan, 1.0]], np.float32)}
+    with pytest.raises(
+        FusedgeError, match=r"^part model, input level: the example has NaN in 1 of 3 values"
+    ):
+        plain_cases(part, broken)
     silent = {**EXAMPLE, "level": np.zeros((1, 3), np.float32)}
     with pytest.raises(FusedgeError, match=r"part model, case batch 1, tokens 6, example input"):
         plain_cases(part, silent)
@@ -469,3 +550,17 @@ def test_an_edge_on_which_the_module_is_off_its_own_float64_is_left_out() -> Non
     kinds = {case.name.split(", ")[-1] for case in cases}
     assert "constant input" not in kinds
     assert {"example input", "large input"} <= kinds
+
+
+def test_an_output_that_would_need_a_gradient_is_taken() -> None:
+    class Constant(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.bias = nn.Parameter(torch.ones(1, 3))
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.bias.expand(len(x), 3)
+
+    example = {"x": np.ones((2, 3), np.float32)}
+    cases = plain_cases(plain_part(Constant().eval(), example), example)
+    assert all((case.expected[0] == 1).all() for case in cases)

@@ -216,6 +216,21 @@ def test_too_little_memory_is_an_error_and_not_a_crash() -> None:
         build(product_graph(), memory_bytes=8 << 20)
 
 
+def test_a_lower_limit_of_the_system_is_kept() -> None:
+    resource = pytest.importorskip("resource")
+    code = f"""
+        import resource
+        from fusedge.export import engine_child
+        resource.setrlimit(resource.RLIMIT_DATA, (4 << 30, 4 << 30))
+        engine_child._limit_memory(8 << 30)
+        assert resource.getrlimit({resource.RLIMIT_DATA}) == (4 << 30, 4 << 30)
+        engine_child._limit_memory(1 << 30)
+        assert resource.getrlimit({resource.RLIMIT_DATA}) == (1 << 30, 1 << 30)
+    """
+    done = subprocess.run([sys.executable, "-c", textwrap.dedent(code)], check=False)
+    assert done.returncode == 0
+
+
 def test_what_is_no_graph_is_an_error() -> None:
     request = EngineRequest("part", b"\xff", "fp32", (find_target("rtx-3090"),), BATCH)
     with pytest.raises(FusedgeError, match="part part, target rtx-3090: the graph is not ONNX"):

@@ -12,6 +12,7 @@ import onnx
 import pytest
 
 from fusedge.bundle.built_here import FILE, built_here, remember_built
+from fusedge.bundle.lookup import open_bundle
 from fusedge.bundle.manifest import DimRange
 from fusedge.devices.targets.table import find_target
 from fusedge.devices.targets.tensorrt_api import NO_OPTIONS, EngineOptions
@@ -117,37 +118,56 @@ def test_a_folder_that_cannot_be_written_costs_trust_only(tmp_path: Path) -> Non
     assert not built_here(SHA, tmp_path / "file")
 
 
-_ADDRESS = """
-import ctypes
-from fusedge.export import engine_child
-engine_child._fix_memory_layout()
-engine_child.settle_heap()
-ctypes.CDLL(None).malloc.restype = ctypes.c_void_p
-print([ctypes.CDLL(None).malloc(size) for size in (24, 100, 5000, 24)])
-"""
-
-
+@pytest.mark.usefixtures("rtx")
 @pytest.mark.skipif(sys.platform != "linux", reason="address randomisation is a matter of Linux")
-def test_the_building_process_has_the_same_addresses_wherever_it_is_started(
-    tmp_path: Path,
+def test_the_engine_is_the_same_wherever_and_however_the_program_was_started(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """TensorRT-RTX orders some layers by address, so that the bytes of an engine depend on them."""
+    """TensorRT-RTX orders some layers by address: in the driving head's float32 engine it shows."""
     if subprocess.run(
         [sys.executable, "-c", "import ctypes; exit(ctypes.CDLL(None).personality(0x40000) < 0)"],
         check=False,
     ).returncode:
         pytest.skip("this system does not let a process fix its memory layout")
-    told = set()
-    for folder in ("a", "a" * 100, "b" * 200):
-        (tmp_path / folder).mkdir()
-        env = engine._child_environment()
-        env["PYTHONPATH"] += f":{tmp_path / folder}"
-        run = subprocess.run(
-            [sys.executable, "-c", _ADDRESS],
-            env=env,
-            cwd=tmp_path / folder,
-            capture_output=True,
-            check=True,
-        )
-        told.add(run.stdout)
-    assert len(told) == 1
+    bundle = open_bundle("driving")
+    head = bundle.manifest.head
+    targets = (find_target("rtx-4090"), find_target("rtx-5090"))
+    graph = bundle.read(head.graph("fp32").file)
+    request = EngineRequest("head", graph, "fp32", targets, head.dims)
+    monkeypatch.setattr(sys, "path", [*sys.path, "", "__editable__.fusedge.finder.__path_hook__"])
+    folder, digests = tmp_path, set()
+    for depth in range(8):
+        monkeypatch.chdir(folder)
+        monkeypatch.setenv("PATH", os.environ["PATH"] + "/usr/x:" * 90 * depth)
+        digests.add(hashlib.sha256(build_engine(request).data).hexdigest())
+        folder = folder / f"folder{depth}" / ("x" * 20 * depth)
+        folder.mkdir(parents=True)
+    assert len(digests) == 1
+
+
+@pytest.mark.usefixtures("rtx")
+def test_a_folder_of_the_users_own_is_where_the_building_process_looks_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.syspath_prepend(tmp_path)
+    assert str(tmp_path) in engine._child_environment()["PYTHONPATH"].split(os.pathsep)
+
+
+@pytest.mark.usefixtures("rtx")
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"no JSON",
+        b"{}\n",
+        b"[]\nengine",
+        b'{"version": "1", "precision_by_node": {}, "flags": 1, "repairs": [], "build_s": 1}\ne',
+        b'{"version": 1, "precision_by_node": {}, "flags": [], "repairs": [], "build_s": 1}\ne',
+    ],
+)
+def test_an_entry_of_another_version_of_fusedge_is_built_again(
+    tmp_path: Path, content: bytes
+) -> None:
+    cache, request = Cache(tmp_path), request_for(product_graph())
+    cache.put("engine", engine._cache_key(request), content)
+    assert not build_engine(request, cache=cache).cached
+    assert build_engine(request, cache=cache).cached

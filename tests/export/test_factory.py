@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import save_file
 
 from fusedge.bundle.errors import FusedgeError
-from fusedge.export.factory import load_factory
+from fusedge.export.factory import TaskEvaluation, load_factory
 
 _COUNT = itertools.count()
 _HEAD = "import torch\nfrom torch import nn\n"
@@ -63,6 +63,57 @@ def test_tied_weights_may_be_in_the_file_once() -> None:
     save_file(weights, path)
     loaded = load_factory(f"{module(code)}:make", path)
     assert loaded.module(torch.zeros(1, 2)).tolist() == [[2.0, 2.0]]
+
+
+def test_tied_weights_that_differ_in_the_file_are_refused() -> None:
+    code = (
+        "def make():\n    model = nn.Sequential(nn.Linear(2, 2, False), nn.Linear(2, 2, False))\n"
+        "    model[1].weight = model[0].weight\n    return model\n"
+    )
+    path, name = Path("w.safetensors"), module(code)
+    save_file({"0.weight": torch.eye(2), "1.weight": 5 * torch.eye(2)}, path)
+    with pytest.raises(
+        FusedgeError, match=r"0.weight and 1.weight are one tensor in the module, but"
+    ):
+        load_factory(f"{name}:make", path)
+    save_file({"0.weight": torch.eye(2), "1.weight": torch.eye(2)}, path)
+    assert load_factory(f"{name}:make", path).module(torch.ones(1, 2)).tolist() == [[1.0, 1.0]]
+
+
+@pytest.mark.parametrize("checkpoint", [None, Path("w.safetensors")])
+@pytest.mark.parametrize(
+    ("code", "message"),
+    [
+        (
+            "def make():\n    return nn.LazyLinear(2)\n",
+            r":make: weight of the module has no values yet \(run the module once",
+        ),
+        (
+            "def make():\n    return nn.Linear(2, 2, device='meta')\n",
+            r":make: weight of the module has no values yet",
+        ),
+        (
+            "class Extra(nn.Linear):\n    def get_extra_state(self):\n        return {}\n"
+            "def make():\n    return Extra(2, 2)\n",
+            r":make: the module keeps a dict as _extra_state, which no checkpoint can hold",
+        ),
+    ],
+)
+def test_a_module_whose_weights_are_not_all_tensors_with_values_is_refused(
+    code: str, message: str, checkpoint: Path | None
+) -> None:
+    save_file({"weight": torch.ones(2, 2), "bias": torch.ones(2)}, "w.safetensors")
+    with pytest.raises(FusedgeError, match=message):
+        load_factory(f"{module(code)}:make", checkpoint)
+
+
+def test_a_train_that_returns_nothing_is_no_fault() -> None:
+    code = (
+        "class Own(nn.Linear):\n    def train(self, mode=True):\n        super().train(mode)\n"
+        "def make():\n    return Own(2, 2)\n"
+    )
+    loaded = load_factory(f"{module(code)}:make").module
+    assert type(loaded).__name__ == "Own" and not loaded.training
 
 
 @pytest.mark.parametrize(
@@ -183,3 +234,59 @@ def test_a_fusion_model_brings_its_task() -> None:
     assert pair.provenance.weights_sha256 == own.provenance.weights_sha256
     plain = load_factory(f"{name}:plain")
     assert plain.task is None and plain.provenance.weights_licence == "MIT"
+
+
+EVALUATION = """
+import dataclasses
+from fusedge.export.evaluation import StreamEvaluation
+from tests.export.tiny_fusion import TinyModel, make_task
+
+class Own:
+    metric_name, identity = "quality", "1"
+    def metric(self, graphs):
+        return {}["nothing"]
+    def feeds(self, graphs, part):
+        yield {}
+        raise ValueError("recording 2 is empty")
+
+def fails(parts):
+    raise OSError("no recordings")
+
+def wrong(parts):
+    return StreamEvaluation(parts, None, None, "quality")
+
+def nothing(parts):
+    return None
+
+def task(evaluation):
+    return TinyModel(), dataclasses.replace(make_task(), evaluation=evaluation)
+
+make_fails, make_wrong = lambda: task(fails), lambda: task(wrong)
+make_nothing, make_own = lambda: task(nothing), lambda: task(lambda parts: Own())
+"""
+
+
+def test_a_failure_of_a_tasks_evaluation_has_its_place() -> None:
+    name = module(EVALUATION)
+
+    def evaluation(factory: str) -> TaskEvaluation:
+        task = load_factory(f"{name}:{factory}").task
+        assert task is not None
+        return TaskEvaluation(task, [])
+
+    told = r"user_model_\d+.py:\d+: the evaluation of the task tiny fails: "
+    with pytest.raises(FusedgeError, match=told + "OSError: no recordings"):
+        evaluation("make_fails")
+    with pytest.raises(FusedgeError, match=told):  # in Fusedge, but by the user's arguments
+        evaluation("make_wrong")
+    with pytest.raises(FusedgeError, match="gives None, which has no `metric_name`"):
+        evaluation("make_nothing")
+    own = evaluation("make_own")
+    assert (own.metric_name, own.identity) == ("quality", "1")
+    with pytest.raises(FusedgeError, match=told + "KeyError: 'nothing'"):
+        own.metric({})
+    feeds = own.feeds({}, "imu")
+    assert next(feeds) == {}
+    with pytest.raises(FusedgeError, match=told + "ValueError: recording 2 is empty"):
+        next(feeds)
+    next(own.feeds({}, "imu"))  # one that is left unfinished raises nothing

@@ -14,6 +14,7 @@ from fusedge.bundle.errors import FusedgeError
 from fusedge.bundle.manifest import GraphPrecision, TensorSpec
 from fusedge.export.cases import (
     BATCHES,
+    LONGEST,
     STEPS,
     VERY_LONG,
     Case,
@@ -75,7 +76,8 @@ def test_many_steps_with_state_equal_one_sequence(
     ]
     for row in rows:
         assert row.part == "end-to-end"
-        assert row.cases == (len(BATCHES) * STEPS + VERY_LONG) * (len(MODALITIES) + 1)
+        together = (len(BATCHES) * STEPS + VERY_LONG) * (len(MODALITIES) + 1)
+        assert row.cases == together + LONGEST * len(MODALITIES)
         assert row.max_relative < 0.2 * row.tolerance
 
 
@@ -126,10 +128,12 @@ def test_state_that_is_not_fed_back_fails_end_to_end(
 
     sessions = _sessions(parts, graphs)
     sessions[0] = Forgets(parts[0], graphs["imu"].SerializeToString(), "fp32")
-    with pytest.raises(
-        FusedgeError, match=r"part end-to-end fp32, case .* at step 2, output embedding\.imu"
-    ):
-        check_stream(sessions, streams, FP32)
+    alone = [case for case in streams if len(case.expected) == 1]
+    for tried in (streams, alone):
+        with pytest.raises(
+            FusedgeError, match=r"part end-to-end fp32, case .* at step 2, output embedding\.imu"
+        ):
+            check_stream(sessions, tried, FP32)
 
 
 def test_a_graph_fixed_to_one_batch_fails(
@@ -247,6 +251,67 @@ def test_agreement_on_the_largest_is_reported_where_it_says_something() -> None:
     assert row.argmax_agreement == 1.0
     (row,) = _off(_scores("embedding"), "int8", 0.0, 0.4)
     assert row.argmax_agreement is None
+
+
+@pytest.mark.parametrize("role", ["output", "embedding"])
+def test_small_values_are_compared_by_the_largest_of_all_cases(role: str) -> None:
+    part = _scores(role)
+    session = _identity(part, "fp16")
+
+    def check(wanted: list[float], given: list[float], largest: float) -> None:
+        rows = [np.array([row], np.float32) for row in (wanted, given, [largest, 0, 0])]
+        cases = [
+            Case("small", lambda: {"x": rows[1]}, (rows[0],)),
+            Case("largest", lambda: {"x": rows[2]}, (rows[2],)),
+        ]
+        check_part(session, cases, TOLERANCE["fp16"])
+
+    check([1e-9, 3e-9, 0], [1e-9, 3.01e-9, 0], 2e-9)
+    with pytest.raises(FusedgeError, match=r"1\.00e\+00 off .*\(absolute 3\.00e-09, row 0\)"):
+        check([1e-9, 3e-9, 0], [0, 0, 0], 2e-9)
+    check([1e-9, 3e-9, 0], [0, 0, 0], 2e-3)
+    check([0, 0, 0], [0, 0, 0], 0)
+
+
+def _labels(dtype: str, precision: GraphPrecision, wrong: int, cases: int = 4):  # type: ignore[no-untyped-def]
+    """Compare 250 whole numbers or truth values in each case, some of the first being others."""
+    spec = {"role": "output", "dtype": dtype, "shape": ("batch", 25)}
+    part = dataclasses.replace(
+        _scores("output"),
+        inputs=(TensorSpec.model_validate({**spec, "name": "x", "role": "input"}),),
+        outputs=(TensorSpec.model_validate({**spec, "name": "y"}),),
+    )
+    kind = {"int64": TensorProto.INT64, "bool": TensorProto.BOOL}[dtype]
+    ends = [[helper.make_tensor_value_info(n, kind, ("batch", 25))] for n in ("x", "y")]
+    graph = helper.make_graph([helper.make_node("Identity", ["x"], ["y"], "same")], "g", *ends)
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=8)
+    wanted = np.full((10, 25), 30_000).astype(dtype)
+    given = wanted.copy()
+    given.flat[:wrong] = 29_564 if dtype == "int64" else 0
+    tried = [Case("first", lambda: {"x": given}, (wanted,))]
+    tried += [Case("other", lambda: {"x": wanted}, (wanted,))] * (cases - 1)
+    session = PartSession(part, model.SerializeToString(), precision)
+    return check_part(session, tried, TOLERANCE[precision])
+
+
+@pytest.mark.parametrize("dtype", ["int64", "bool"])
+@pytest.mark.parametrize(("precision", "allowed"), [("fp32", 1), ("fp16", 10), ("bf16", 80)])
+def test_of_labels_a_share_must_be_equal(
+    dtype: str, precision: GraphPrecision, allowed: int
+) -> None:
+    (row,) = _labels(dtype, precision, allowed)
+    assert row.argmax_agreement == 1 - allowed / 1000
+    assert row.max_relative == pytest.approx(allowed / 1000)
+    assert row.tolerance == pytest.approx(allowed / 1000)
+    assert row.max_absolute == (436 if dtype == "int64" else 1)
+    reason = rf"case first, output y: {(allowed + 1) / 10:.1f}% of 1000 values are not those of"
+    with pytest.raises(FusedgeError, match=reason):
+        _labels(dtype, precision, allowed + 1)
+
+
+def test_of_labels_at_a_searched_precision_the_share_is_only_told() -> None:
+    (row,) = _labels("int64", "int8", 250, cases=1)
+    assert (row.argmax_agreement, row.max_relative, row.tolerance) == (0.0, 1.0, 1.0)
 
 
 def test_parts_at_several_precisions_are_mixed_together(

@@ -116,6 +116,8 @@ X = {"x": np.ones((2, 4), np.float32)}
     [
         (lambda x: x + 1, ["output"]),
         (lambda x: (x + 1, None, [x, x * 2]), ["output", "output.2", "output.2.1"]),
+        (lambda x: ((x + 1, x * 2), x * 3), ["output", "output.1", "output.1.1"]),
+        (lambda x: {"x": x + 1, "x.out": x * 2}, ["x.out", "x.out.1"]),
         (lambda x: Pair(x + 1, x * 2), ["left", "right"]),
         (lambda x: Record([x + 1, x + 2], x * 2), ["hidden", "hidden.1", "x.out"]),
         (lambda x: {"a": {"b": x + 1}, "c": x.int()}, ["a.b", "c"]),
@@ -172,6 +174,12 @@ def test_outputs_that_a_graph_cannot_have_are_named(make: Any, message: str) -> 
             AXES,
             {"tokens": DimRange(least=1, usual=2, greatest=4)},
             "input ids: the example's 5 is not within 1 to 4",
+        ),
+        (
+            {"ids": IDS, "mask": MASK},
+            AXES,
+            {"tokens": DimRange(least=5, usual=5, greatest=5)},
+            "tokens of ids has one size only, 5, .* with 5 in place of tokens",
         ),
         (
             {"ids": np.full((1, 5), 99), "mask": MASK},

@@ -100,7 +100,7 @@ class _Flat(_Simple):
 
 
 class _Named(_Simple):
-    def forward(self, window: torch.Tensor) -> dict[str, torch.Tensor]:  # type: ignore[override]
+    def forward(self, window: torch.Tensor, *_: torch.Tensor) -> dict[str, torch.Tensor]:  # type: ignore[override]
         return {"embedding": super().forward(window)}
 
 
@@ -250,3 +250,70 @@ def test_a_head_with_other_outputs_than_described_is_refused(model: TinyModel) -
 def test_a_module_without_encoders_is_no_fusion_model() -> None:
     with pytest.raises(FusedgeError, match="the fusion model has no `modalities`"):
         split(nn.Linear(2, 2), MODALITIES, 1.0)  # type: ignore[arg-type]
+
+
+class _OwnForward(TinyModel):
+    def forward(self, imu: torch.Tensor, gps: torch.Tensor) -> torch.Tensor:
+        return imu + gps
+
+
+def test_a_forward_of_the_whole_with_other_arguments_is_refused_at_once() -> None:
+    with pytest.raises(
+        FusedgeError, match=r"takes \(imu, gps\) \(forward\(windows, valid, presence, age\)"
+    ):
+        split(_OwnForward(), MODALITIES, 1.0)
+
+
+def test_a_modality_called_head_is_refused() -> None:
+    specs = (MODALITIES[0].model_copy(update={"name": "head"}), *MODALITIES[1:])
+    with pytest.raises(FusedgeError, match="a modality is called head"):
+        split(TinyModel(specs), specs, 1.0)
+
+
+@pytest.mark.parametrize("name", ["presence", "age", "embedding.imu"])
+def test_logits_with_the_name_of_another_tensor_are_refused(model: TinyModel, name: str) -> None:
+    with pytest.raises(FusedgeError, match=f"the head's logits '{name}' have the name of another"):
+        split(model, MODALITIES, 1.0, (name,))
+
+
+class _Attending(nn.Module):
+    """Attention without a mask over tokens: the modalities, if its inputs are those of one decision."""
+
+    def __init__(self, over_time: bool = False) -> None:
+        super().__init__()
+        self.over_time, self.out = over_time, nn.Linear(SIZE, 3)
+
+    def forward(self, *tensors: torch.Tensor) -> torch.Tensor:
+        imu, gps, presence, _ = tensors
+        x = imu + gps if self.over_time else torch.stack([imu, gps * presence[..., :1]], dim=1)
+        y = nn.functional.scaled_dot_product_attention(x, x, x)
+        logits: torch.Tensor = self.out(y if self.over_time else y.mean(1))
+        return logits
+
+
+def _with_head(head: nn.Module) -> TinyModel:
+    model = TinyModel(MODALITIES[:2])
+    model.head = head
+    return model
+
+
+def test_a_head_may_attend_to_two_modalities() -> None:
+    head = _Attending()
+    part = split(_with_head(head), MODALITIES[:2], 1.0)[-1]
+    assert not part.state and part.sequence is not None
+    torch.manual_seed(0)
+    inputs = [torch.rand(3, 4, *zeros.shape[1:]) for zeros in part.zeros(3)]
+    (whole,) = part.sequence(*inputs)
+    for step in range(4):
+        torch.testing.assert_close(whole[:, step], head(*(tensor[:, step] for tensor in inputs)))
+
+
+def test_a_head_that_attends_to_all_decisions_is_refused() -> None:
+    with pytest.raises(FusedgeError, match="part head: attention attends to all of time"):
+        split(_with_head(_Attending(over_time=True)), MODALITIES[:2], 1.0)
+
+
+def test_a_head_that_returns_no_tensor_is_named(model: TinyModel) -> None:
+    model.head = _Named()
+    with pytest.raises(FusedgeError, match="part head"):
+        split(model, MODALITIES, 1.0)

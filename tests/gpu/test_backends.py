@@ -1,7 +1,8 @@
 """Every backend that this machine's GPU has, against the CPU: `make test-gpu`.
 
 Without a GPU all of it is skipped, and says why; with one, what cannot be tried is skipped by itself, such
-as a provider that is not installed. It builds the engines that it needs.
+as a provider that is not installed. It builds the engines that it needs. `tests/runtime/test_gpu_suite.py`
+does the same on doubles.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ import json
 import statistics
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +19,7 @@ import numpy as np
 import pytest
 
 from fusedge.bundle.archive import Bundle
+from fusedge.bundle.built_here import VARIABLE, cache_folder
 from fusedge.bundle.errors import FusedgeError
 from fusedge.bundle.lookup import open_bundle
 from fusedge.bundle.recording import tracks_of
@@ -53,15 +56,26 @@ TOLERANCE = 5e-3
 
 
 @pytest.fixture(scope="module")
-def bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
-    """The shipped driving model with engines for this GPU, where a TensorRT is installed for it."""
+def bundle(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Bundle]:
+    """See `built`; the engines are of a cache of their own."""
+    folder = tmp_path_factory.mktemp("gpu")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv(VARIABLE, str(folder / "cache"))
+        yield built(folder / "driving.fusedge")
+
+
+def built(path: Path, **local: Any) -> Bundle:
+    """The shipped driving model with engines for this GPU, where a TensorRT is installed for it.
+
+    `local` is of `build_bundle`: which GPU that is.
+    """
     from fusedge.export.build import BuildOptions, build_bundle
     from fusedge.export.cache import Cache
 
-    shipped = open_bundle("driving")
-    path = tmp_path_factory.mktemp("gpu") / "driving.fusedge"
+    shipped, options = open_bundle("driving"), BuildOptions(precision="fp32")
     try:
-        report = build_bundle(shipped, path, BuildOptions(precision="fp32"), Cache(None))
+        # Only with a cache are they listed as built here, without which they would not be loaded.
+        report = build_bundle(shipped, path, options, Cache(cache_folder()), **local)
     except FusedgeError as error:
         print(f"\nno engines are built: {error.line()}")
         return shipped
@@ -98,12 +112,16 @@ def feeds(part: OpenPart, batch: int) -> dict[str, Any]:
 
 @pytest.fixture(params=["imu", "gps", "road", "head"])
 def pair(request: pytest.FixtureRequest, bundle: Bundle, way: str) -> Iterator[list[OpenPart]]:
+    """See `opened`."""
+    with opened(bundle, str(request.param), way) as parts:
+        yield parts
+
+
+@contextmanager
+def opened(bundle: Bundle, name: str, way: str) -> Iterator[list[OpenPart]]:
     """A part on the CPU, and on the backend that is tried."""
-    settings = (CPU, WAYS[way])
-    parts = [open_part(bundle, str(request.param), setting) for setting in settings]
-    yield parts
-    for part in parts:
-        part.close()
+    with open_part(bundle, name, CPU) as on_cpu, open_part(bundle, name, WAYS[way]) as tried:
+        yield [on_cpu, tried]
 
 
 def test_a_part_gives_what_it_gives_on_the_cpu(way: str, pair: list[OpenPart]) -> None:

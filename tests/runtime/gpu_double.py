@@ -153,7 +153,9 @@ _NUMPY = {"FLOAT": np.float32, "UINT8": np.uint8, "INT64": np.int64}
 
 
 class Tensorrt:
-    """As the module `tensorrt_rtx`. `refusal` is what a run logs before it fails."""
+    """As the module `tensorrt_rtx`. `refusal` is what a run logs before it fails, `graphs` has for a real
+    engine the graph that it was built of, which is what runs.
+    """
 
     ILogger = _Logger
     TensorIOMode = _Kind
@@ -162,6 +164,7 @@ class Tensorrt:
     def __init__(
         self, api: CudaApi, version: str = "1.7.1.116", greatest: int = 8, refusal: str = ""
     ) -> None:
+        self.graphs: dict[bytes, bytes] = {}
         self.api, self.greatest, self.refusal = api, greatest, refusal
         self.__version__ = version
         self.contexts: list[Any] = []
@@ -183,7 +186,9 @@ class _Runtime:
 
     def deserialize_cuda_engine(self, data: bytes) -> Any:
         try:
-            return _Engine(self.trt, self.logger, open_session(data, "fp32"))
+            return _Engine(
+                self.trt, self.logger, open_session(self.trt.graphs.get(data, data), "fp32")
+            )
         except Exception as error:
             self.logger.log("error", f"[x.cpp::f::1] Error Code 1: Serialization ({error})")
             return None

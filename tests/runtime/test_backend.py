@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -21,6 +22,7 @@ from fusedge.runtime.onnx_part import (
     provider_devices,
     provider_options,
 )
+from tests.runtime.at_once import run_at_once
 from tests.tiny_bundle import encoder_onnx, write_tiny_bundle
 
 
@@ -136,11 +138,9 @@ def test_before_onnx_runtime_tells_the_nodes_it_is_known_that_there_are_some(
     assert OnnxPart(bundle, bundle.manifest.head, "cpu", "fp32").cpu_nodes == {}
 
 
-def test_bound_memory_gives_the_same_results_at_every_batch(
-    bundle: Bundle, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """The way of the GPU's providers, with memory on the CPU; more shapes than are kept."""
-    plain = OnnxPart(bundle, bundle.manifest.encoders[0], "cpu", "fp32")
+@pytest.fixture
+def bound(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> OnnxPart:
+    """An encoder as a GPU's provider runs it, with the memory on the CPU."""
     monkeypatch.setitem(PROVIDERS, "cpu", Provider("CPUExecutionProvider", "cuda", {}))
     monkeypatch.setattr(onnx_part, "MAX_BINDINGS", 2)
     value = onnxruntime().OrtValue
@@ -148,7 +148,19 @@ def test_bound_memory_gives_the_same_results_at_every_batch(
     monkeypatch.setattr(
         value, "ortvalue_from_shape_and_type", lambda shape, kind, device: allocate(shape, kind)
     )
-    bound = OnnxPart(bundle, bundle.manifest.encoders[0], "cpu", "fp32")
+    return OnnxPart(bundle, bundle.manifest.encoders[0], "cpu", "fp32")
+
+
+@pytest.fixture
+def plain(bundle: Bundle) -> OnnxPart:
+    """The same one without bound memory."""
+    return OnnxPart(bundle, bundle.manifest.encoders[0], "cpu", "fp32")
+
+
+def test_bound_memory_gives_the_same_results_at_every_batch(
+    plain: OnnxPart, bound: OnnxPart
+) -> None:
+    """More shapes than are kept."""
     random = np.random.default_rng(1)
     kept: list[tuple[list[Any], list[Any]]] = []
     for batch in (1, 3, 1, 2, 3, 1):
@@ -161,6 +173,56 @@ def test_bound_memory_gives_the_same_results_at_every_batch(
     for wanted, got in kept:  # and no run has written into the results of another
         for a, b in zip(wanted, got, strict=True):
             np.testing.assert_array_equal(a, b)
+
+
+def test_threads_that_share_bound_memory_get_each_their_own_outputs(
+    plain: OnnxPart, bound: OnnxPart, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    session = onnxruntime().InferenceSession
+    compute = session.run_with_iobinding
+    monkeypatch.setattr(
+        session,
+        "run_with_iobinding",
+        lambda self, binding: (time.sleep(0.002), compute(self, binding)),
+    )
+    given = [
+        {
+            "window": np.full((1, 5, 2), number, np.float32),
+            "valid": np.ones((1, 5, 2), np.float32),
+            "state_in.total": np.full((1, 1), number, np.float32),
+        }
+        for number in range(12)
+    ]
+    run_at_once(bound, plain, given)
+
+
+@pytest.mark.parametrize(("profile", "runs"), [("nv_profile_", [8, 8, 4]), ("", [20])])
+def test_a_batch_beyond_a_providers_profile_is_run_in_pieces(
+    bundle: Bundle,
+    plain: OnnxPart,
+    monkeypatch: pytest.MonkeyPatch,
+    profile: str,
+    runs: list[int],
+) -> None:
+    ran: list[int] = []
+
+    class Counted(OnnxPart):
+        def _run(self, feeds: Any) -> list[Any]:
+            ran.append(len(feeds["window"]))
+            return super()._run(feeds)
+
+    monkeypatch.setitem(PROVIDERS, "cpu", Provider("CPUExecutionProvider", "cpu", {}, profile))
+    monkeypatch.setattr(onnx_part, "provider_options", lambda name, part: {})
+    random = np.random.default_rng(1)
+    given = {
+        "window": random.normal(size=(20, 5, 2)).astype(np.float32),
+        "valid": np.ones((20, 5, 2), np.float32),
+        "state_in.total": random.normal(size=(20, 1)).astype(np.float32),
+    }
+    got = Counted(bundle, bundle.manifest.encoders[0], "cpu", "fp32").run(given)
+    assert ran == runs
+    for a, b in zip(plain.run(given), got, strict=True):
+        np.testing.assert_array_equal(a, b)
 
 
 def test_the_range_of_shapes_is_told_to_tensorrt(bundle: Bundle) -> None:

@@ -13,9 +13,11 @@ from fusedge.bundle import built_here as registry
 from fusedge.bundle.archive import Bundle
 from fusedge.bundle.errors import FusedgeError, UnknownNameError
 from fusedge.bundle.inference import onnxruntime
+from fusedge.bundle.keys import load_private_key, new_key, trust, trust_folder
 from fusedge.bundle.manifest import Part
 from fusedge.bundle.recording import tracks_of
 from fusedge.bundle.sample import Sample
+from fusedge.bundle.signature import sign_bundle
 from fusedge.devices.targets.power_mode import PowerModes
 from fusedge.runtime.backend import (
     AUTOMATIC,
@@ -23,6 +25,7 @@ from fusedge.runtime.backend import (
     Choice,
     PartLoader,
     SharedParts,
+    open_part,
 )
 from fusedge.runtime.clock import VirtualClock
 from fusedge.runtime.native_part import NativePart
@@ -220,6 +223,27 @@ def test_an_engine_is_trusted_if_built_here_or_signed_or_allowed(bundle: Bundle)
     assert backends(AUTOMATIC) == ["onnxruntime", "onnxruntime", "native"]
 
 
+def test_what_is_signed_by_a_key_of_the_users_runs_without_being_asked_for(
+    tmp_path: Path, bundle: Bundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In a program of one's own: `open_part`, `Session` and all that have no setting but the default."""
+    pytest.importorskip("cryptography")
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "config"))
+    public = new_key(tmp_path / "fleet", None)
+    key = load_private_key(tmp_path / "fleet.key.pem", str)
+    signed = sign_bundle(bundle, key, tmp_path / "signed.fusedge")
+    for name, double in gpu(Tensorrt(CudaApi())).items():
+        monkeypatch.setitem(PartLoader.__init__.__kwdefaults__, name, double)
+    with open_part(signed, "head") as stranger:
+        assert stranger.choice.no_engine.startswith("neither built on this machine nor signed")
+    trust(public, "fleet")
+    with open_part(signed, "head") as ours, open_part(bundle, "head") as unsigned:
+        assert (ours.choice.backend, unsigned.choice.backend) == ("native", "onnxruntime")
+    (trust_folder() / "other.pem").write_text("no key")
+    with open_part(signed, "head") as broken:
+        assert f"{trust_folder() / 'other.pem'}: holds no public key" in broken.choice.reason
+
+
 def test_a_signature_that_cannot_be_checked_is_a_reason(bundle: Bundle) -> None:
     def trusted(opened: Bundle) -> bool:
         raise FusedgeError("needs the package 'cryptography'")
@@ -291,6 +315,8 @@ def test_names_that_nobody_knows_and_contradictions_are_refused() -> None:
         BackendSetting(backend="nativ")
     with pytest.raises(UnknownNameError, match="did you mean 'cuda'"):
         BackendSetting(provider="cpu,cudaa")
+    with pytest.raises(FusedgeError, match="provider auto is an order by itself"):
+        BackendSetting(provider="auto,cpu")
     with pytest.raises(FusedgeError, match="the native backend has none"):
         BackendSetting(backend="native", provider="cpu")
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import importlib
+import time
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from fusedge.runtime import native_part
 from fusedge.runtime.cuda import Cuda, load_cuda
 from fusedge.runtime.native_part import NativePart
 from fusedge.runtime.onnx_part import OnnxPart
+from tests.runtime.at_once import run_at_once
 from tests.runtime.gpu_double import CudaApi, Tensorrt, _Context, _Engine, _Runtime, with_engines
 from tests.tiny_bundle import encoder_onnx, write_tiny_bundle
 
@@ -53,6 +55,17 @@ def test_an_engine_gives_what_onnx_runtime_gives_at_every_batch_and_run(bundle: 
         for a, b in zip(wanted, got, strict=True):
             np.testing.assert_array_equal(a, b)
     assert part.graph_problem == "" and part.provider == "tensorrt_rtx"
+
+
+def test_threads_that_share_an_engine_get_each_their_own_outputs(
+    bundle: Bundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    compute = _Context._compute
+    monkeypatch.setattr(_Context, "_compute", lambda self: (time.sleep(0.002), compute(self)))
+    api = CudaApi()
+    part = native(bundle, Tensorrt(api), api)
+    onnx_part = OnnxPart(bundle, bundle.manifest.encoders[0], "cpu", "fp32")
+    run_at_once(part, onnx_part, [feeds(1 + seed % 2, seed) for seed in range(12)])
 
 
 def test_a_shape_that_comes_again_runs_as_a_graph_of_its_own_context(bundle: Bundle) -> None:

@@ -29,6 +29,7 @@ from fusedge.bundle.recording_file import Gap, Info, RecordingFile, RecordingWri
 from fusedge.bundle.sample import Rejection, Sample
 from fusedge.bundle.window import to_ns
 from fusedge.devices.capture.source import open_source
+from fusedge.runtime.backend import BackendSetting
 from fusedge.runtime.clock import VirtualClock
 from fusedge.runtime.journal import Cut, Tick
 from fusedge.runtime.part import Failure, Job
@@ -48,11 +49,11 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
 
 
 def header(bundle: Bundle) -> dict[str, Any]:
-    part = {"backend": "onnxruntime", "provider": "CPUExecutionProvider", "precision": "fp32"}
+    runs = {"backend": "onnxruntime", "provider": "CPUExecutionProvider", "precision": "fp32"}
     return {
         "bundle": bundle.manifest.name,
         "bundle_sha256": bundle.sha256,
-        "parts": {"head": part},
+        "parts": {part.name: runs for part in bundle.manifest.parts},
         "sources": ["test"],
     }
 
@@ -386,6 +387,21 @@ def test_a_session_of_any_kind_is_replayed_or_refused_in_a_line(
             assert replay_exactly(tiny, path).identical
         except FusedgeError as error:
             assert error.line().isprintable() and len(error.line()) < 500
+
+
+@pytest.mark.parametrize("provider", ["ROCMExecutionProvider", None])
+def test_a_provider_that_is_not_known_here_is_no_cpu(
+    tmp_path: Path, tiny: Bundle, provider: str | None
+) -> None:
+    path = tmp_path / "a.mcap"
+    session = header(tiny)
+    session["parts"]["head"] = {**session["parts"]["head"], "provider": provider}
+    recorder = Recorder(path, tracks_of(tiny.manifest))
+    recorder.open(session)
+    recorder.close({})
+    with pytest.raises(FusedgeError, match=rf"part head of the recording: ran on '?{provider}"):
+        replay_exactly(tiny, path)
+    assert replay_exactly(tiny, path, backend=BackendSetting(provider="cpu")).identical
 
 
 @pytest.mark.parametrize("time_ns", [2**61, 2**62, 2**63 - 1, -(2**61), -(2**63)])
