@@ -30,7 +30,7 @@ MAX_BUFFERED_BYTES = 1 << 30  # of images that one modality may keep: 19 s of VG
 MAX_FILE_BYTES = 2 << 30  # ONNX, as every protobuf, ends at 2 GiB
 MAX_BUNDLE_BYTES = 8 << 30  # far beyond any set of encoders for the edge; bounds `verify`
 MAX_TEXT = 1000
-MAX_SIZE = 1 << 16  # of a named dim, such as the batch: far beyond what fits into a GPU for the edge
+MAX_SIZE = 1 << 16  # of a named dim, such as the batch: far beyond what fits into a GPU
 MAX_NUMBERS = 1 << 28  # of all tensors of a part at its usual sizes: 1 GiB as float32
 
 

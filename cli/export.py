@@ -21,7 +21,7 @@ from rich.text import Text
 
 from fusedge.bundle.built_here import cache_folder
 from fusedge.bundle.errors import FusedgeError, MissingExtraError, UnknownNameError
-from fusedge.bundle.manifest import BATCH, DimRange, PartParity
+from fusedge.bundle.manifest import BATCH, MAX_SIZE, DimRange, PartParity
 from fusedge.cli.console import console, print_json
 from fusedge.cli.options import JsonOption
 from fusedge.cli.tasks import TASKS, driving_evaluation, load_for_export
@@ -229,7 +229,7 @@ def _dims(texts: list[str] | tuple[str, ...]) -> dict[str, DimRange]:
             dims[name] = DimRange(least=least, usual=usual, greatest=greatest)
         except ValueError:
             raise FusedgeError(
-                f"--dim {text!r} is not DIM=LEAST:USUAL:GREATEST with rising sizes from 1 on"
+                f"--dim {text!r} is not DIM=LEAST:USUAL:GREATEST with rising sizes from 1 to {MAX_SIZE}"
             ) from None
     return dims
 

@@ -10,7 +10,6 @@ from typing import Annotated
 import typer
 
 from fusedge.bundle.errors import FusedgeError
-from fusedge.runtime.backend import BackendSetting
 from fusedge.runtime.chaos import EVERY_S, KINDS, Chaos, parse_kinds
 from fusedge.runtime.clock import Clock
 
@@ -114,13 +113,6 @@ ChaosEveryOption = Annotated[
         help="Mean time between two faults of a kind at one source, part or sink.",
     ),
 ]
-
-
-def backend_setting(
-    backend: str, provider: str, precision: str, allow_unsigned_engines: bool
-) -> BackendSetting:
-    """What the options say."""
-    return BackendSetting(backend, provider, precision, allow_unsigned_engines)
 
 
 def chaos_of(kinds: str, clock: Clock, seed: int, every_s: float = EVERY_S) -> Chaos | None:

@@ -18,10 +18,9 @@ from fusedge.cli.options import (
     JsonOption,
     PrecisionOption,
     ProviderOption,
-    backend_setting,
 )
 from fusedge.cli.run import finish, run_sessions
-from fusedge.runtime.backend import AUTO
+from fusedge.runtime.backend import AUTO, BackendSetting
 from fusedge.runtime.clock import VirtualClock
 from fusedge.runtime.replay import ReplayReport, replay_exactly
 from fusedge.runtime.session import Session
@@ -68,7 +67,7 @@ def replay(
     """
     sinks: list[Sink] = [] if out is None else [JsonLinesSink(out)]
     chosen = _bundle(recording, bundle)
-    setting = backend_setting(backend, provider, precision, allow_unsigned_engines)
+    setting = BackendSetting(backend, provider, precision, allow_unsigned_engines)
     if other_bundle:
         session = Session(chosen, [f"replay:{recording}"], VirtualClock(), backend=setting)
         finish(run_sessions([(session, sinks)])[0], as_json)

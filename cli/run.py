@@ -27,14 +27,13 @@ from fusedge.cli.options import (
     ProviderOption,
     RecordEventsOption,
     RecordOption,
-    backend_setting,
     chaos_of,
 )
 from fusedge.cli.record import recorders
 from fusedge.cli.report import print_report
 from fusedge.devices.capture.source import is_live
 from fusedge.runtime.appliance import Appliance, PipelineSetting, load_appliance
-from fusedge.runtime.backend import AUTO, SharedParts
+from fusedge.runtime.backend import AUTO, BackendSetting, SharedParts
 from fusedge.runtime.chaos import EVERY_S
 from fusedge.runtime.clock import Clock, LiveClock, PacedClock, VirtualClock
 from fusedge.runtime.latency import LatencyPair
@@ -167,7 +166,7 @@ def run(
         opened,
         uris,
         clock,
-        backend=backend_setting(backend, provider, precision, allow_unsigned_engines),
+        backend=BackendSetting(backend, provider, precision, allow_unsigned_engines),
         without=without or (),
         latency_s=dict(_parse_latency(text) for text in latency or ()),
         watch=watch,
@@ -208,7 +207,7 @@ def _open(
         bundle,
         setting.sources,
         clock,
-        backend=backend_setting(
+        backend=BackendSetting(
             setting.backend, setting.provider, setting.precision, setting.allow_unsigned_engines
         ),
         without=setting.without,

@@ -22,11 +22,10 @@ from fusedge.cli.options import (
     JsonOption,
     PrecisionOption,
     ProviderOption,
-    backend_setting,
     chaos_of,
 )
 from fusedge.cli.run import run_sessions
-from fusedge.runtime.backend import AUTO
+from fusedge.runtime.backend import AUTO, BackendSetting
 from fusedge.runtime.clock import VirtualClock
 from fusedge.runtime.soak import MAX_SKEW_MS, MAX_SLOPE_MB, Soak, SoakReport
 
@@ -86,7 +85,7 @@ def soak(
             seed=seed,
             chaos=faults,
             progress=show,
-            backend=backend_setting(backend, provider, precision, allow_unsigned_engines),
+            backend=BackendSetting(backend, provider, precision, allow_unsigned_engines),
         )
         report = run.judge(run_sessions([(run.session, run.sinks)])[0])
     if as_json:

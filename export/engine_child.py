@@ -122,8 +122,8 @@ def settle_heap() -> None:
     Fixed addresses alone are not enough: how long a path is shifts all that comes after it in the heap. So
     the gaps of the heap are filled, and its end moved to the next round address. That is no proof: memory
     mapped beside the heap can still lie elsewhere, and with an LD_LIBRARY_PATH of 34 lengths one build of
-    the driving head differed. So the environment is fixed too (`engine._child_environment`): from 24
-    folders with as many PATHs, all were the same. Fusedge installed at another path may give another
+    the driving head differed. So the environment is fixed too (`engine._child_environment`): with 32
+    pairs of folder and PATH, all were the same. Fusedge installed at another path may give another
     engine, which computes the same. For glibc; call it once a process.
     """
     libc = ctypes.CDLL(None)

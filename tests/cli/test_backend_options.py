@@ -9,7 +9,7 @@ import pytest
 
 from fusedge.bundle.keys import load_private_key, new_key, trust_folder
 from fusedge.bundle.signature import sign_bundle
-from fusedge.cli.options import backend_setting
+from fusedge.runtime.backend import BackendSetting
 from tests.cli.command import fusedge
 from tests.runtime.gpu_double import with_engines
 from tests.tiny_bundle import write_tiny_bundle
@@ -30,7 +30,7 @@ def test_engines_are_trusted_if_a_key_signed_them_that_the_user_trusts(tmp_path:
     key = load_private_key(tmp_path / "fleet.key.pem", str)
     plain = write_tiny_bundle(tmp_path / "plain.fusedge")
     signed = sign_bundle(plain, key, tmp_path / "signed.fusedge")
-    setting = backend_setting("auto", "auto", "auto", False)
+    setting = BackendSetting("auto", "auto", "auto", False)
     assert not setting.trusted(plain) and not setting.trusted(signed)
     trust_folder().mkdir(parents=True)
     public = (tmp_path / "fleet.pub.pem").read_bytes()

@@ -7,9 +7,14 @@ import json
 from pathlib import Path
 
 import pytest
+from typer.testing import CliRunner
 
 from fusedge.bundle.archive import Bundle
 from fusedge.bundle.built_here import built_here
+from fusedge.cli.app import app
+from fusedge.export import engine
+from fusedge.export.cache import Cache
+from fusedge.export.engine import BuildLimits, BuiltEngine, EngineRequest
 from tests.cli.command import fusedge
 from tests.tiny_bundle import write_tiny_bundle
 
@@ -60,6 +65,7 @@ def test_a_part_that_cannot_be_built_is_one_line_and_status_1(place: Path) -> No
         (["--target", "jetson-orin-nano-8gb"], "with --target local"),
         (["--target", "rtx-4090", "--precision", "fp16"], "has no fp16 graph (it has fp32)"),
         (["--target", "rtx-4090", "--dla", "0"], "has no DLA"),
+        (["--target", "cpu"], "target cpu: there are no engines for it"),
     ],
 )
 @needs_rtx
@@ -69,6 +75,21 @@ def test_what_cannot_be_built_is_one_line(place: Path, words: list[str], message
     (line,) = done.stderr.splitlines()
     assert done.returncode == 1 and message in line
     assert Bundle(place).sha256 == before
+
+
+@needs_rtx
+def test_the_memory_of_a_build_has_a_limit(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[int] = []
+    real = engine._build
+
+    def noted(request: EngineRequest, limits: BuildLimits, cache: Cache) -> BuiltEngine:
+        asked.append(limits.memory_bytes)
+        return real(request, limits, cache)
+
+    monkeypatch.setattr(engine, "_build", noted)
+    words = ("build", str(place), "--target", "rtx-4090", "--memory", "1024")
+    done = CliRunner().invoke(app, words)
+    assert done.exit_code == 0 and asked == [1 << 30] * 3
 
 
 def test_a_shipped_bundle_is_not_changed() -> None:

@@ -134,7 +134,7 @@ def test_a_refused_graph_is_repaired_by_trial_and_the_repair_is_told(
 ) -> None:
     """The repair itself is tested elsewhere; here it is one that knows this graph."""
 
-    def repair(graph: onnx.ModelProto, trial: repairing.Trial) -> repairing.Repaired:
+    def repair(graph: onnx.ModelProto, trial: repairing.Trial, feeds: object) -> repairing.Repaired:
         refusal = trial(graph.SerializeToString())
         assert refusal is not None and refusal.node == "mel/dft"
         assert trial(product_graph().SerializeToString()) is None
