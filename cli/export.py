@@ -62,7 +62,7 @@ def export(
         typer.Option(
             min=0,
             metavar="POINTS",
-            help="What --precision auto may lose of the metric, in percent.",
+            help="What int8 and auto may lose of the metric, in percentage points.",
         ),
     ] = 0.5,
     data: Annotated[
@@ -385,6 +385,12 @@ def _as_json(exported: Exported) -> dict[str, Any]:
         "metric": exported.metric
         and dict(zip(("name", "fp32", "chosen"), exported.metric, strict=True)),
         "notes": list(exported.notes),
+        "search": exported.search
+        and {
+            "time_ratio": exported.search.time_ratio,
+            "loss_points": exported.search.loss_points,
+            "measured_on": exported.search.measured_on,
+        },
         "stage_s": {stage: round(seconds, 3) for stage, seconds in exported.stage_s.items()},
     }
 
@@ -399,8 +405,10 @@ def _print(exported: Exported, report: Path | None) -> None:
     if exported.search:
         found = exported.search
         console.print(
-            f"search: {1 / found.time_ratio:.2f} times as fast as fp32 here, {found.loss_points:+.2f} "
-            f"points lost; {found.evaluations} measurements now, {found.reused} from before"
+            f"search: {1 / found.time_ratio:.2f} times as fast as fp32, {found.loss_points:+.2f} "
+            f"points lost; {found.evaluations} measurements now, {found.reused} from before; speed on "
+            f"{found.measured_on}",
+            markup=False,
         )
         for reason in found.refused:
             console.print(f"not tried: {reason}", markup=False)

@@ -74,6 +74,10 @@ def _run() -> None:
         if _interrupted:  # an import that is interrupted may look like a package that is missing
             raise KeyboardInterrupt from None
         _fail(error.line(), 1)
+    except SystemExit:
+        if _interrupted:  # Typer has made an exit of it, without a word
+            raise KeyboardInterrupt from None
+        raise
 
 
 def _interrupt(number: int, frame: FrameType | None) -> NoReturn:

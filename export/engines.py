@@ -15,7 +15,7 @@ from fusedge.export.audit import AuditRow
 from fusedge.export.cache import Cache
 from fusedge.export.engine import BuildLimits, BuiltEngine, EngineRequest, build_engine
 from fusedge.export.part import ModulePart
-from fusedge.export.precision import reduced_nodes
+from fusedge.export.precision import graph_precision, reduced_nodes
 from fusedge.export.progress import Steps
 
 
@@ -55,7 +55,9 @@ def build_engines(
     for part in parts:
         for target in targets:
             if not target.builds_anywhere:
-                engines.rows.append(_row_without_engine(part.name, target, precision))
+                engines.rows.append(
+                    _row_without_engine(part.name, target, precision, graphs[part.name])
+                )
         if not here:
             continue
         steps.next("engine", part.name)
@@ -79,9 +81,12 @@ def _build(request: EngineRequest, limits: BuildLimits, cache: Cache) -> BuiltEn
         raise
 
 
-def _row_without_engine(part: str, target: Target, precision: GraphPrecision) -> AuditRow:
+def _row_without_engine(
+    part: str, target: Target, precision: GraphPrecision, graph: bytes
+) -> AuditRow:
     if target.flavour is None:
-        return AuditRow(part, target.name, precision, precision, "ONNX, by ONNX Runtime")
+        achieved = graph_precision(onnx.load_model_from_string(graph))
+        return AuditRow(part, target.name, precision, achieved, "ONNX, by ONNX Runtime")
     return AuditRow(
         part,
         target.name,
