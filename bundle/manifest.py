@@ -364,7 +364,8 @@ class PartParity(_Strict):
 
     `max_relative` is `|a - b|` over the largest value in the row, but at least 1 (for embeddings and a
     plain model's outputs at least the largest of all cases, at most 1); of whole numbers and truth values
-    it is the share that is not equal. It is at most `tolerance`. The part `end-to-end` is the whole model, step by step with state fed back.
+    it is the share that is not equal. It is at most `tolerance`. The part `end-to-end` is the whole model,
+    step by step with state fed back.
     """
 
     part: Name

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from typing import Any, BinaryIO
 
 from fusedge.bundle.errors import FusedgeError
-from fusedge.devices.targets.tensorrt_api import EngineOptions, TensorRt, load
+from fusedge.devices.targets.tensorrt_api import EngineOptions, TensorRt, load, make_logger
 
 _ADDR_NO_RANDOMIZE = 0x0040000
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD, _M_MMAP_MAX = -1, -3, -4  # glibc's malloc.h
@@ -164,7 +164,7 @@ def build(tensorrt: TensorRt, request: Request, graph: bytes, timing: bytes) -> 
     """Parse and build; raises FusedgeError or _RefusedError where TensorRT does not."""
     options = EngineOptions(**request.options)
     tensorrt.check(options, request.opset, set(request.precisions.values()))
-    logger = _make_logger(tensorrt.module)
+    logger = make_logger(tensorrt.module)
     builder = tensorrt.module.Builder(logger)
     network = tensorrt.create_network(builder, options)
     parser = tensorrt.create_parser(network, logger, options)
@@ -197,19 +197,6 @@ def build(tensorrt: TensorRt, request: Request, graph: bytes, timing: bytes) -> 
     }
     measured = tensorrt.timing_cache(config) if options.timing_cache else b""
     return _Built(reply, b"" if request.trial else bytes(engine), measured)
-
-
-def _make_logger(trt: Any) -> Any:
-    class Logger(trt.ILogger):  # type: ignore[misc]  # the base is only known at run time
-        def __init__(self) -> None:
-            super().__init__()
-            self.errors: list[str] = []
-
-        def log(self, severity: Any, message: str) -> None:
-            if severity in (trt.ILogger.Severity.ERROR, trt.ILogger.Severity.INTERNAL_ERROR):
-                self.errors.append(message)
-
-    return Logger()
 
 
 def _profile(

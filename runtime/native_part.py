@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from fusedge.bundle.archive import Bundle
 from fusedge.bundle.errors import FusedgeError
 from fusedge.bundle.manifest import Engine, Part
+from fusedge.devices.targets.tensorrt_api import make_logger
 from fusedge.runtime.cuda import Buffer, Cuda
 from fusedge.runtime.onnx_part import Array
 from fusedge.runtime.part_tensors import (
@@ -113,7 +114,7 @@ class NativePart:
         self.graph_problem = ""
         self._part, self._dims, self._trt, self._cuda = part, engine.dims, trt, cuda
         self._where = f"{bundle.path}: {engine.file}"
-        self._logger = _make_logger(trt)
+        self._logger = make_logger(trt)
         self._max_batch = rows_at_once(part, engine.dims)
         self._running = threading.Lock()
         self._memory, self._graphs, self._loaded = ExitStack(), ExitStack(), _Loaded()
@@ -300,16 +301,3 @@ def _give_back(graphs: ExitStack, loaded: _Loaded, memory: ExitStack) -> None:
 def _piece(tensor: _Tensor, shape: tuple[int, ...]) -> _Piece:
     size = math.prod(shape) * tensor.dtype.itemsize
     return _Piece(tensor.buffer, tensor.buffer.host[:size].view(tensor.dtype).reshape(shape))
-
-
-def _make_logger(trt: Any) -> Any:
-    class Logger(trt.ILogger):  # type: ignore[misc]  # the base is only known at run time
-        def __init__(self) -> None:
-            super().__init__()
-            self.errors: list[str] = []
-
-        def log(self, severity: Any, message: str) -> None:
-            if severity in (trt.ILogger.Severity.ERROR, trt.ILogger.Severity.INTERNAL_ERROR):
-                self.errors.append(message)
-
-    return Logger()

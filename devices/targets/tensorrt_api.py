@@ -122,6 +122,21 @@ def load(flavour: str) -> Any:
     return trt
 
 
+def make_logger(trt: Any) -> Any:
+    """A logger of a loaded TensorRT that keeps its errors, in `errors`, and says nothing."""
+
+    class Logger(trt.ILogger):  # type: ignore[misc]  # the base is only known at run time
+        def __init__(self) -> None:
+            super().__init__()
+            self.errors: list[str] = []
+
+        def log(self, severity: Any, message: str) -> None:
+            if severity in (trt.ILogger.Severity.ERROR, trt.ILogger.Severity.INTERNAL_ERROR):
+                self.errors.append(message)
+
+    return Logger()
+
+
 def installed_version(flavour: str) -> str:
     """The version of an installed flavour, without importing it where its package tells."""
     for name in TENSORRT[flavour]:
