@@ -7,6 +7,7 @@ import sys
 from collections.abc import Mapping
 from contextlib import redirect_stdout
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryFile
 from typing import TYPE_CHECKING, Annotated, Any, cast, get_args
@@ -29,7 +30,7 @@ from fusedge.devices.capture.replay.uah import find_trips
 from fusedge.export.audit import AuditRow
 
 if TYPE_CHECKING:
-    from fusedge.export.pipeline import Exported, WantedPrecision
+    from fusedge.export.pipeline import Exported, ExportOptions, WantedPrecision
     from fusedge.export.subject import Subject
 
 MAX_EXAMPLE_BYTES = 4 << 30
@@ -182,7 +183,8 @@ def export(
             limits=BuildLimits(timeout, memory << 20),
             cache=Cache(cache_folder() if resume else None),
         )
-        exported = export_bundle(subject, out, options, show, evaluation)
+        speed = _speed(subject, options)
+        exported = export_bundle(subject, out, options, show, evaluation, speed)
     if report is not None:
         _write_report(exported, budget, report)
     if as_json:
@@ -193,6 +195,17 @@ def export(
         raise FusedgeError(
             f"the bundle is written, but {exported.audit.missing}", where=str(exported.bundle.path)
         )
+
+
+def _speed(subject: Subject, options: ExportOptions) -> Any:
+    """What `auto` measures on: the GPU here where it is of a kind that was asked for, else the CPU."""
+    from fusedge.cli.engine_speed import EngineSpeed, gpu_of
+    from fusedge.export.speed import CpuSpeed
+
+    gpu = gpu_of(options.targets) if options.precision == "auto" else None
+    if gpu is None:
+        return CpuSpeed
+    return partial(EngineSpeed, subject.parts, gpu, options.limits, options.cache)
 
 
 def _need_torch() -> None:

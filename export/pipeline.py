@@ -33,7 +33,7 @@ with needs_extra("export", "exporting a model"):
     from fusedge.export.precision import reducible
     from fusedge.export.precision_search import SearchProblem, SearchResult, search
     from fusedge.export.search_ledger import SearchLedger
-    from fusedge.export.speed import CpuSpeed
+    from fusedge.export.speed import CpuSpeed, Feeds, SpeedMeter
     from fusedge.export.subject import Subject
     from fusedge.export.trace import OPSETS
 
@@ -85,15 +85,17 @@ def export_bundle(
     options: ExportOptions = ExportOptions(),
     progress: Progress = lambda stage, item, share: None,
     evaluation: Callable[[Mapping[str, bytes]], Evaluation] | None = None,
+    speed: Callable[[Mapping[str, bytes], Mapping[str, Feeds]], SpeedMeter] = CpuSpeed,
 ) -> Exported:
     """Export a model to the bundle `out`: a `.fusedge` file or a folder.
 
     `evaluation` gives the recorded input that int8 and `auto` need, from the float32 graphs; it is called
-    for these alone. `auto` measures speed on this machine's CPU. The same subject, options and tools give
-    the same bytes. Raises FusedgeError where a stage fails, a difference is beyond its tolerance, or int8
-    or `auto` loses more than the budget; then, and on KeyboardInterrupt, `out` is as it was before.
+    for these alone. `speed` is what `auto` measures with, this machine's CPU unless told otherwise. The
+    same subject, options and tools give the same bytes. Raises FusedgeError where a stage fails, a
+    difference is beyond its tolerance, or int8 or `auto` loses more than the budget; then, and on
+    KeyboardInterrupt, `out` is as it was before.
     """
-    return _Export(subject, out, options, progress, evaluation).run()
+    return _Export(subject, out, options, progress, evaluation, speed).run()
 
 
 class _Export:
@@ -104,9 +106,10 @@ class _Export:
         options: ExportOptions,
         progress: Progress,
         evaluation: Callable[[Mapping[str, bytes]], Evaluation] | None,
+        speed: Callable[[Mapping[str, bytes], Mapping[str, Feeds]], SpeedMeter],
     ) -> None:
         self._subject, self._out, self._options = subject, out, options
-        self._progress, self._evaluation = progress, evaluation
+        self._progress, self._evaluation, self._speed = progress, evaluation, speed
         self._targets = [find_target(name) for name in dict.fromkeys(options.targets)]
         check_destination(out)
         check_targets(self._targets)
@@ -236,7 +239,7 @@ class _Export:
                     )
                     notes.append(f"part {name} stays fp32: {why}")
         gpus = [target.name for target in self._targets if target.flavour is not None]
-        if self._options.precision == "auto" and gpus:
+        if self._options.precision == "auto" and gpus and self._speed is CpuSpeed:
             notes.append(
                 "speed was measured on the CPU here; which precision is fastest may differ on "
                 + ", ".join(gpus)
@@ -263,7 +266,7 @@ class _Export:
     ) -> tuple[Proved, SearchResult]:
         graphs = prover.full.graphs
         feeds = {name: next(iter(evaluation.feeds(graphs, name))) for name in graphs}
-        speed = CpuSpeed(graphs, feeds)
+        speed = self._speed(graphs, feeds)
         problem = SearchProblem(
             parts=self._subject.parts,
             graphs=prover.models,

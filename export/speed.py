@@ -10,10 +10,10 @@ from __future__ import annotations
 import math
 import platform
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -65,6 +65,15 @@ class Speed:
         )
 
 
+class SpeedMeter(Protocol):
+    """Measures a part's graph against its float32 one, on what `identity` names."""
+
+    identity: str
+
+    def __call__(self, part: str, graph: bytes) -> Speed:
+        """Compare; raises FusedgeError where the graph does not run there."""
+
+
 class CpuSpeed:
     """Speeds of parts on ONNX Runtime's CPU provider, one thread, as the runtime runs them.
 
@@ -86,17 +95,27 @@ class CpuSpeed:
 
 
 def compare(baseline: bytes, candidate: bytes, feeds: Feeds) -> Speed:
-    """The speed of `candidate` against `baseline`, two graphs with the same inputs."""
+    """The speed of `candidate` against `baseline`, two graphs with the same inputs, on the CPU."""
     # The candidate as float16 is opened, whatever it holds: with the optimisers that are safe for it.
-    sessions = open_session(baseline, "fp32"), open_session(candidate, "fp16")
+    first, second = open_session(baseline, "fp32"), open_session(candidate, "fp16")
     given = dict(feeds)
+    return compare_runs(
+        lambda: first.run(None, given), lambda: second.run(None, given), time.thread_time
+    )
+
+
+def compare_runs(
+    baseline: Callable[[], object], candidate: Callable[[], object], clock: Callable[[], float]
+) -> Speed:
+    """The speed of one call against another, in turns; `clock` gives seconds."""
+    runs = baseline, candidate
 
     def sample(which: int, repeats: int) -> float:
-        session = sessions[which]
-        start = time.thread_time()
+        run = runs[which]
+        start = clock()
         for _ in range(repeats):
-            session.run(None, given)
-        return (time.thread_time() - start) / repeats
+            run()
+        return (clock() - start) / repeats
 
     for which in (0, 1):
         sample(which, 3)  # the first runs allocate memory

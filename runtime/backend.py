@@ -291,7 +291,14 @@ class PartLoader:
         self._check_trust(engine)
         trt = self._tensorrt(engine.flavour)
         _check_version(engine, trt.__version__)
-        loaded = NativePart(self.bundle, part, engine, trt, self._cuda())
+        loaded = NativePart(
+            self.bundle.read(engine.file),
+            f"{self.bundle.path}: {engine.file}",
+            part,
+            engine,
+            trt,
+            self._cuda(),
+        )
         try:
             self._try_out(part, loaded)
         except BaseException:

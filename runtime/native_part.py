@@ -17,14 +17,14 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from fusedge.bundle.archive import Bundle
 from fusedge.bundle.errors import FusedgeError
-from fusedge.bundle.manifest import Engine, Part
+from fusedge.bundle.manifest import Engine
 from fusedge.devices.targets.tensorrt_api import make_logger
 from fusedge.runtime.cuda import Buffer, Cuda
 from fusedge.runtime.onnx_part import Array
 from fusedge.runtime.part_tensors import (
     FoundTensor,
+    HasTensors,
     check_shapes,
     check_tensors,
     rows_at_once,
@@ -101,6 +101,7 @@ class NativePart:
     A batch beyond the one that the engine was built for is computed in several runs. Threads that run it
     at once wait for each other, for they share its memory and its stream.
 
+    `data` is the engine, `where` its place for messages, `engine` what the manifest says of it.
     `cuda_graphs` counts the shapes that run as a graph, `graph_problem` says why one does not.
 
     An engine is code: whoever makes this has seen to it that it may run. Raises FusedgeError in one line
@@ -108,12 +109,14 @@ class NativePart:
     given back by `close`, not during a run, or when nobody has it any more.
     """
 
-    def __init__(self, bundle: Bundle, part: Part, engine: Engine, trt: Any, cuda: Cuda) -> None:
+    def __init__(
+        self, data: bytes, where: str, part: HasTensors, engine: Engine, trt: Any, cuda: Cuda
+    ) -> None:
         self.provider: str = engine.flavour
         self.cuda_graphs = 0
         self.graph_problem = ""
         self._part, self._dims, self._trt, self._cuda = part, engine.dims, trt, cuda
-        self._where = f"{bundle.path}: {engine.file}"
+        self._where = where
         self._logger = make_logger(trt)
         self._max_batch = rows_at_once(part, engine.dims)
         self._running = threading.Lock()
@@ -123,7 +126,7 @@ class NativePart:
         )
         self._finalizer.atexit = False  # a thread may be in TensorRT; the driver frees it all
         try:
-            self._load(bundle.read(engine.file), engine.flags)
+            self._load(data, engine.flags)
         except BaseException:
             self.close()
             raise

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,6 +18,22 @@ class FoundTensor(NamedTuple):
     name: str
     dtype: str
     shape: Sequence[Any]
+
+
+class HasTensors(Protocol):
+    """A part of a manifest, or one on its way there."""
+
+    @property
+    def name(self) -> str:
+        """What it is called."""
+
+    @property
+    def inputs(self) -> tuple[TensorSpec, ...]:
+        """What it takes, in order."""
+
+    @property
+    def outputs(self) -> tuple[TensorSpec, ...]:
+        """What it gives, in order."""
 
 
 def check_tensors(
@@ -65,7 +81,7 @@ def check_feeds(part: Part, feeds: Mapping[str, NDArray[Any]]) -> None:
 
 
 def check_shapes(
-    part: Part, shapes: Mapping[str, tuple[int, ...]], dims: Mapping[str, DimRange]
+    part: HasTensors, shapes: Mapping[str, tuple[int, ...]], dims: Mapping[str, DimRange]
 ) -> None:
     """Raise FusedgeError where shapes are not the part's, with sizes of the named dims in range."""
     where = f"part {part.name}"
@@ -92,7 +108,7 @@ def check_shapes(
             )
 
 
-def shapes_at(part: Part, sizes: Mapping[str, int]) -> dict[str, tuple[int, ...]]:
+def shapes_at(part: HasTensors, sizes: Mapping[str, int]) -> dict[str, tuple[int, ...]]:
     """The inputs' shapes at these sizes of the named dims."""
     return {
         spec.name: tuple(sizes[dim] if isinstance(dim, str) else dim for dim in spec.shape)
@@ -100,7 +116,7 @@ def shapes_at(part: Part, sizes: Mapping[str, int]) -> dict[str, tuple[int, ...]
     }
 
 
-def rows_at_once(part: Part, dims: Mapping[str, DimRange]) -> int:
+def rows_at_once(part: HasTensors, dims: Mapping[str, DimRange]) -> int:
     """The greatest batch in these ranges where rows can be computed apart from each other; else 0."""
     tensors = (*part.inputs, *part.outputs)
     by_rows = "batch" in dims and all(spec.shape[:1] == ("batch",) for spec in tensors)

@@ -30,7 +30,9 @@ def bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
 
 def native(bundle: Bundle, trt: Any, api: CudaApi) -> NativePart:
     part = bundle.manifest.encoders[0]
-    return NativePart(bundle, part, part.engines[0], trt, Cuda(api))
+    engine = part.engines[0]
+    where = f"{bundle.path}: {engine.file}"
+    return NativePart(bundle.read(engine.file), where, part, engine, trt, Cuda(api))
 
 
 def feeds(batch: int, seed: int = 0) -> dict[str, Any]:
@@ -196,7 +198,7 @@ def test_an_engine_that_is_not_the_manifests_part_is_refused(
     engine = head.manifest.head.engines[0]
     api = CudaApi()
     with pytest.raises(BundleError, match=r"inputs .*presence.* are not those of the manifest"):
-        NativePart(head, part, engine, Tensorrt(api), Cuda(api))
+        NativePart(head.read(engine.file), "here", part, engine, Tensorrt(api), Cuda(api))
     assert not api.live
 
 

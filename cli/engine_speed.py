@@ -1,0 +1,89 @@
+"""How fast parts are as engines on the GPU of this machine, for the search of a precision.
+
+Export builds engines and the runtime runs them; the two meet here.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from fusedge.bundle.errors import FusedgeError
+from fusedge.devices.targets.detect import detect
+from fusedge.devices.targets.local import LocalGpu, local_gpu
+from fusedge.devices.targets.table import find_target
+from fusedge.devices.targets.tensorrt_api import installed_version, load
+from fusedge.export.cache import Cache
+from fusedge.export.engine import BuildLimits, EngineRequest, build_engine
+from fusedge.export.part import ModulePart
+from fusedge.export.speed import Feeds, Speed, compare_runs
+from fusedge.runtime.cuda import Cuda, load_cuda
+from fusedge.runtime.native_part import NativePart
+
+
+def gpu_of(targets: Sequence[str]) -> LocalGpu | None:
+    """The GPU of this machine where engines for one of these targets run on it."""
+    try:
+        found = local_gpu(detect())
+    except FusedgeError:  # none, or no TensorRT for it
+        return None
+    wanted = {find_target(name).compute_capability for name in targets}
+    return found if found.target.compute_capability in wanted else None
+
+
+class EngineSpeed:
+    """Speeds of parts as engines, each graph built for the GPU and run on it by the native backend.
+
+    `graphs`: the float32 graph of each part. `feeds`: one typical input of each. A part whose float32
+    graph the GPU's TensorRT refuses has no speed.
+    """
+
+    def __init__(
+        self,
+        parts: Sequence[ModulePart],
+        gpu: LocalGpu,
+        limits: BuildLimits,
+        cache: Cache,
+        graphs: Mapping[str, bytes],
+        feeds: Mapping[str, Feeds],
+        *,
+        cuda: Callable[[], Cuda] = load_cuda,
+        tensorrt: Callable[[str], Any] = load,
+    ) -> None:
+        self._parts = {part.name: part for part in parts}
+        self._gpu, self._limits, self._cache = gpu, limits, cache
+        self._graphs, self._feeds = graphs, feeds
+        flavour = str(gpu.target.flavour)
+        self._cuda, self._trt = cuda(), tensorrt(flavour)
+        self.identity = f"{flavour} {installed_version(flavour)}, {gpu.identity}"
+
+    def __call__(self, part: str, graph: bytes) -> Speed:
+        """Compare a graph of a part; raises FusedgeError where it does not build or run."""
+        baseline = self._loaded(part, self._graphs[part])
+        try:
+            candidate = self._loaded(part, graph)
+            try:
+                feeds = dict(self._feeds[part])
+                return compare_runs(
+                    lambda: baseline.run(feeds), lambda: candidate.run(feeds), time.perf_counter
+                )
+            finally:
+                candidate.close()
+        finally:
+            baseline.close()
+
+    def _loaded(self, name: str, graph: bytes) -> NativePart:
+        part, gpu = self._parts[name], self._gpu
+        request = EngineRequest(
+            name,
+            graph,
+            "mixed",
+            (gpu.target,),
+            part.dims,
+            device=gpu.identity,
+            power_mode=gpu.power_mode,
+        )
+        built = build_engine(request, self._limits, self._cache)
+        entry = built.entry(request.file, request)
+        return NativePart(built.data, request.where, part, entry, self._trt, self._cuda)
