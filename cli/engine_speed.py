@@ -15,7 +15,7 @@ from fusedge.devices.targets.local import LocalGpu, local_gpu
 from fusedge.devices.targets.table import find_target
 from fusedge.devices.targets.tensorrt_api import installed_version, load
 from fusedge.export.cache import Cache
-from fusedge.export.engine import BuildLimits, EngineRequest, build_engine
+from fusedge.export.engine import BuildLimits, BuiltEngine, EngineRequest, build_engine
 from fusedge.export.part import ModulePart
 from fusedge.export.speed import Feeds, Speed, compare_runs
 from fusedge.runtime.cuda import Cuda, load_cuda
@@ -54,15 +54,18 @@ class EngineSpeed:
         self._parts = {part.name: part for part in parts}
         self._gpu, self._limits, self._cache = gpu, limits, cache
         self._graphs, self._feeds = graphs, feeds
+        self._baselines: dict[str, tuple[EngineRequest, BuiltEngine]] = {}
         flavour = str(gpu.target.flavour)
         self._cuda, self._trt = cuda(), tensorrt(flavour)
         self.identity = f"{flavour} {installed_version(flavour)}, {gpu.identity}"
 
     def __call__(self, part: str, graph: bytes) -> Speed:
         """Compare a graph of a part; raises FusedgeError where it does not build or run."""
-        baseline = self._loaded(part, self._graphs[part])
+        if part not in self._baselines:
+            self._baselines[part] = self._built(part, self._graphs[part])
+        baseline = self._loaded(part, *self._baselines[part])
         try:
-            candidate = self._loaded(part, graph)
+            candidate = self._loaded(part, *self._built(part, graph))
             try:
                 feeds = dict(self._feeds[part])
                 return compare_runs(
@@ -73,17 +76,21 @@ class EngineSpeed:
         finally:
             baseline.close()
 
-    def _loaded(self, name: str, graph: bytes) -> NativePart:
-        part, gpu = self._parts[name], self._gpu
+    def _built(self, name: str, graph: bytes) -> tuple[EngineRequest, BuiltEngine]:
+        gpu = self._gpu
         request = EngineRequest(
             name,
             graph,
             "mixed",
             (gpu.target,),
-            part.dims,
+            self._parts[name].dims,
             device=gpu.identity,
             power_mode=gpu.power_mode,
         )
-        built = build_engine(request, self._limits, self._cache)
+        return request, build_engine(request, self._limits, self._cache)
+
+    def _loaded(self, name: str, request: EngineRequest, built: BuiltEngine) -> NativePart:
         entry = built.entry(request.file, request)
-        return NativePart(built.data, request.where, part, entry, self._trt, self._cuda)
+        return NativePart(
+            built.data, request.where, self._parts[name], entry, self._trt, self._cuda
+        )

@@ -21,11 +21,11 @@ from rich.table import Table
 from rich.text import Text
 
 from fusedge.bundle.built_here import cache_folder
-from fusedge.bundle.errors import FusedgeError, MissingExtraError, UnknownNameError
+from fusedge.bundle.errors import FusedgeError, UnknownNameError
 from fusedge.bundle.manifest import BATCH, MAX_SIZE, DimRange, PartParity
 from fusedge.cli.console import console, print_json
-from fusedge.cli.options import JsonOption
-from fusedge.cli.tasks import TASKS, driving_evaluation, load_for_export
+from fusedge.cli.options import JsonOption, is_from_command_line
+from fusedge.cli.tasks import TASKS, driving_evaluation, load_for_export, need_torch
 from fusedge.devices.capture.replay.uah import find_trips
 from fusedge.export.audit import AuditRow
 
@@ -140,7 +140,7 @@ def export(
     """
     if report is not None:
         _check_report(report, out)
-    _need_torch()
+    need_torch("export", "exporting a model")
     from fusedge.export.cache import Cache
     from fusedge.export.calibration import Method
     from fusedge.export.engine import BuildLimits
@@ -168,7 +168,7 @@ def export(
         given = _Given(
             checkpoint,
             data,
-            _is_from_command_line(context, "data"),
+            is_from_command_line(context, "data"),
             example,
             _axes(axes or ()),
             _dims(dim or ()),
@@ -206,13 +206,6 @@ def _speed(subject: Subject, options: ExportOptions) -> Any:
     if gpu is None:
         return CpuSpeed
     return partial(EngineSpeed, subject.parts, gpu, options.limits, options.cache)
-
-
-def _need_torch() -> None:
-    try:
-        import torch  # noqa: F401
-    except ImportError:
-        raise MissingExtraError("torch", "export", "exporting a model") from None
 
 
 def _one_of(what: str, given: str, known: tuple[str, ...]) -> str:
@@ -275,11 +268,6 @@ class _Given:
         """Raise FusedgeError for recordings that nothing would read."""
         if self.data_asked:
             raise FusedgeError("--data is for shipped tasks", where=model, hint=hint)
-
-
-def _is_from_command_line(context: typer.Context, name: str) -> bool:
-    source = context.get_parameter_source(name)
-    return source is not None and source.name == "COMMANDLINE"
 
 
 def _subject(model: str, given: _Given) -> tuple[Subject, Any]:

@@ -115,6 +115,12 @@ ChaosEveryOption = Annotated[
 ]
 
 
+def is_from_command_line(context: typer.Context, name: str) -> bool:
+    """Whether a parameter was given there, and is no default and not from the environment."""
+    source = context.get_parameter_source(name)
+    return source is not None and source.name == "COMMANDLINE"
+
+
 def chaos_of(kinds: str, clock: Clock, seed: int, every_s: float = EVERY_S) -> Chaos | None:
     """The faults that --chaos asks for; None where it is left out."""
     return Chaos(parse_kinds(kinds), clock, seed=seed, every_s=every_s) if kinds else None

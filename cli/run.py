@@ -28,6 +28,7 @@ from fusedge.cli.options import (
     RecordEventsOption,
     RecordOption,
     chaos_of,
+    is_from_command_line,
 )
 from fusedge.cli.record import recorders
 from fusedge.cli.report import print_report
@@ -241,8 +242,7 @@ def _refuse_options(context: typer.Context, file: str) -> None:
         option.opts[0]
         for option in context.command.params
         if option.name not in ("bundle", "as_json")
-        and (source := context.get_parameter_source(str(option.name))) is not None
-        and source.name == "COMMANDLINE"
+        and is_from_command_line(context, str(option.name))
     ]
     if given:
         raise FusedgeError(

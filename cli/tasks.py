@@ -33,6 +33,11 @@ def check_task(name: str, extra: str, purpose: str) -> None:
     """Refuse an unknown task, and one whose work needs PyTorch where that is not installed."""
     if name not in TASKS:
         raise UnknownNameError("model", name, TASKS)
+    need_torch(extra, purpose)
+
+
+def need_torch(extra: str, purpose: str) -> None:
+    """Raise MissingExtraError where PyTorch is not installed."""
     try:
         import torch  # noqa: F401
     except ImportError:

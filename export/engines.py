@@ -104,14 +104,16 @@ def _row_with_engine(part: str, entry: Engine, graph: bytes) -> AuditRow:
         if len(layers) > 1
         else next(iter(layers), "no floating-point layers")
     )
-    nodes = onnx.load_model_from_string(graph).graph.node
+    model = onnx.load_model_from_string(graph)
     notes = [
         f"{entry.flavour} {entry.version}, compute capability "
         f"{'/'.join(entry.compute_capabilities)}, {entry.bytes / 1e6:.1f} MB"
     ]
     if entry.precision_requested not in ("fp32", "mixed"):
-        reduced = len(reduced_nodes(onnx.load_model_from_string(graph)))
-        notes.append(f"{reduced} of {len(nodes)} nodes asked for {entry.precision_requested}")
+        reduced = len(reduced_nodes(model))
+        notes.append(
+            f"{reduced} of {len(model.graph.node)} nodes asked for {entry.precision_requested}"
+        )
     notes += [f"repaired: {repair}" for repair in entry.repairs]
     return AuditRow(
         part, ", ".join(entry.targets), entry.precision_requested, achieved, "; ".join(notes)

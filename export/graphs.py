@@ -27,8 +27,9 @@ from fusedge.export.part import ModulePart
 from fusedge.export.precision import Assignment, reduce_graph, reduced_nodes, uniform_assignments
 from fusedge.export.progress import Steps
 from fusedge.export.simplify import simplify
-from fusedge.export.subject import Answers, Subject, one_thread
+from fusedge.export.subject import Answers, Subject
 from fusedge.export.trace import OPSETS, Traced, trace_program
+from fusedge.models.one_thread import one_thread
 
 DEFAULT_OPSET = OPSETS[0]
 
@@ -117,7 +118,7 @@ class Prover:
         self, assignment: Mapping[str, Assignment], calibrations: Mapping[str, Calibration]
     ) -> Proved:
         """Each node at the precision that is assigned to it."""
-        choices = {name: [assignment.get(name, {})] for name in self.models}
+        choices = {name: [assignment.get(name, {})] for name in self.full.graphs}
         return self._kept(
             "mixed",
             (_told(calibrations), json.dumps(choices)),

@@ -231,18 +231,7 @@ def _encoder_part(modality: Modality, encoder: nn.Module) -> ModulePart:
         inputs.append(_spec("valid", "valid", *modality.valid_shape, modality=name))
     states = form.memory.shapes
     step = _EncoderStep(encoder, form, len(inputs))
-    part = ModulePart(
-        name=name,
-        kind="encoder",
-        modality=name,
-        rate_hz=1 / modality.hop_s,
-        module=step,
-        inputs=(*inputs, *_state_specs("state_in", states)),
-        outputs=(),
-        state=_state_pairs(states),
-        initial={f"state_in.{name}": value for name, value in form.memory.initial.items()},
-        sequence=step.sequence,
-    )
+    part = _part(name, "encoder", name, 1 / modality.hop_s, step, inputs, form.memory)
     shapes = _output_shapes(part)
     wanted = [tuple(shape) for shape in states.values()]
     if shapes[1:] != wanted or len(shapes[0]) != 1:
@@ -355,18 +344,7 @@ def _head_part(
             hint="give each Output of the task `logits` of a name of its own",
         )
     step = _HeadStep(model.head, form, len(inputs), len(logits))
-    part = ModulePart(
-        name="head",
-        kind="head",
-        modality=None,
-        rate_hz=decision_rate_hz,
-        module=step,
-        inputs=(*inputs, *_state_specs("state_in", states)),
-        outputs=(),
-        state=_state_pairs(states),
-        initial={f"state_in.{name}": value for name, value in form.memory.initial.items()},
-        sequence=step.sequence,
-    )
+    part = _part("head", "head", None, decision_rate_hz, step, inputs, form.memory)
     shapes = _output_shapes(part)
     wanted = [tuple(shape) for shape in states.values()]
     rows = shapes[: len(shapes) - len(wanted)]
@@ -456,6 +434,30 @@ def _kind_of(output: object) -> str:
     if isinstance(output, Tensor):
         return f"of shape {list(output.shape)}"
     return f"a {type(output).__name__}"
+
+
+def _part(
+    name: str,
+    kind: Literal["encoder", "head"],
+    modality: str | None,
+    rate_hz: float,
+    step: _EncoderStep | _HeadStep,
+    inputs: Sequence[TensorSpec],
+    memory: _Memory,
+) -> ModulePart:
+    """A part with its states among its inputs; its outputs are not known yet."""
+    return ModulePart(
+        name=name,
+        kind=kind,
+        modality=modality,
+        rate_hz=rate_hz,
+        module=step,
+        inputs=(*inputs, *_state_specs("state_in", memory.shapes)),
+        outputs=(),
+        state=_state_pairs(memory.shapes),
+        initial={f"state_in.{state}": value for state, value in memory.initial.items()},
+        sequence=step.sequence,
+    )
 
 
 def _output_shapes(part: ModulePart) -> list[tuple[int, ...]]:

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TypeVar
 
 import numpy as np
-import torch
 from torch import nn
 
 from fusedge.bundle.errors import FusedgeError
@@ -31,6 +29,7 @@ from fusedge.export.plain import Example
 from fusedge.export.plain_cases import plain_cases
 from fusedge.export.split import split
 from fusedge.export.task import FusionModule, Task
+from fusedge.models.one_thread import one_thread
 
 M = TypeVar("M")
 
@@ -129,17 +128,6 @@ def plain_subject(
         no_key=no_key,
         provenance=provenance,
     )
-
-
-@contextmanager
-def one_thread() -> Iterator[None]:
-    """Torch computes in one thread: more would sum in another order from run to run."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)
 
 
 def _frozen(model: M) -> M:

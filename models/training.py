@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -21,6 +20,7 @@ from fusedge.bundle.errors import FusedgeError
 from fusedge.bundle.manifest import Modality
 from fusedge.models.dataset import Drive
 from fusedge.models.fusion_model import FusionModel, ModelConfig
+from fusedge.models.one_thread import one_thread
 
 Progress = Callable[[int, int, float], None]
 """Called with the step that is done, the number of steps, and the loss."""
@@ -101,7 +101,7 @@ def train(
     what lies there, bit for bit as if it had not stopped. Raises FusedgeError where that belongs
     to another recipe or other drives.
     """
-    with torch.random.fork_rng(devices=[]), _one_thread():
+    with torch.random.fork_rng(devices=[]), one_thread():
         torch.manual_seed(recipe.seed)
         model = FusionModel(config)
         for modality in modalities:
@@ -109,17 +109,6 @@ def train(
             model.encoder(modality.name).extractor.calibrate([(t.window, t.valid) for t in tracks])
         model.train()
         return _Run(model, drives, modalities, mirrored, recipe, checkpoint, progress).finish()
-
-
-@contextmanager
-def _one_thread() -> Iterator[None]:
-    """More threads would sum in another order from machine to machine, and are slower here."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)
 
 
 class _Run:
