@@ -12,15 +12,12 @@ from typing import Any
 from fusedge.bundle.errors import FusedgeError, MissingExtraError
 from fusedge.devices.targets.detect import Gpu, Machine
 from fusedge.devices.targets.power_mode import read_power_modes
-from fusedge.devices.targets.table import TARGETS, Flavour, Target
+from fusedge.devices.targets.rows import Flavour
+from fusedge.devices.targets.table import Target, generations, target_names
 
 # Compute capability by what a Jetson's device tree says, which NVML cannot tell on all of them; from
 # developer.nvidia.com/cuda-gpus.
 _JETSONS = (("Thor", "11.0"), ("Orin", "8.7"), ("Xavier", "7.2"))
-# TensorRT-RTX builds for these only.
-_RTX_CAPABILITIES = frozenset(
-    target.compute_capability for target in TARGETS.values() if target.flavour == "tensorrt_rtx"
-) | {"8.0", "12.1"}
 
 
 @dataclass(frozen=True)
@@ -106,10 +103,14 @@ def _cuda(load: Callable[[str], Any]) -> Any:
         return None
 
 
+def _has_rtx(capability: str) -> bool:
+    return capability in generations() and generations()[capability].tensorrt_rtx
+
+
 def _flavour(machine: Machine, capability: str) -> Flavour:
     if "tensorrt" in machine.tensorrt:
         return "tensorrt"
-    if machine.jetson is None and capability in _RTX_CAPABILITIES:
+    if machine.jetson is None and _has_rtx(capability):
         if "tensorrt_rtx" in machine.tensorrt:
             return "tensorrt_rtx"
         raise MissingExtraError("tensorrt-rtx", "rtx", "building engines for this GPU")
@@ -129,7 +130,7 @@ def _target_name(name: str, machine: Machine) -> str:
         r"\b(nvidia|geforce|developer|kit|laptop|gpu|engineering|reference)\b", " ", name.lower()
     )
     plain = "-".join(re.findall(r"[a-z0-9]+", words))
-    if plain in TARGETS or machine.jetson is None:
+    if plain in target_names() or machine.jetson is None:
         return plain or "gpu"
     plain = plain if plain.startswith("jetson-") else f"jetson-{plain}"
     # The kit's name leaves the memory out, of which modules have 4 GB times a power of two, less what is
@@ -138,7 +139,7 @@ def _target_name(name: str, machine: Machine) -> str:
     memory = (machine.memory_bytes or 0) / 1e9
     size = next((gb for gb in sizes if memory <= gb * 1.08), None)
     sized = f"{plain}-{size}gb"
-    return sized if sized in TARGETS else plain
+    return sized if sized in target_names() else plain
 
 
 def free_memory_bytes(

@@ -1,31 +1,71 @@
-"""Targets: the devices that a bundle can be built for, as data.
+"""Targets: the devices that a bundle can be built for or run on, from the tables in `data/`.
 
-Compute capabilities of desktop and workstation GPUs and of Jetson modules are those of NVIDIA's list
-at developer.nvidia.com/cuda-gpus. Power modes and the rest of the module data are not here yet.
+The tables are read when they are first asked for. Peaks and bandwidths follow from clocks and counts, so
+that a power mode has its own.
 """
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from pathlib import Path
 from types import MappingProxyType
-from typing import Literal
+from typing import TypeVar
 
-from fusedge.bundle.errors import UnknownNameError
+from pydantic import ValidationError
 
-Flavour = Literal["tensorrt", "tensorrt_rtx"]
+from fusedge.bundle.errors import FusedgeError, UnknownNameError
+from fusedge.bundle.strict_yaml import load_yaml
+from fusedge.devices.targets.opsets import max_opset
+from fusedge.devices.targets.rows import (
+    Computation,
+    Computer,
+    Configuration,
+    DlaOperators,
+    Flavour,
+    Generation,
+    Gpu,
+    Jetson,
+    JetPack,
+    PowerMode,
+    Processor,
+    Wheel,
+    _Row,
+)
 
-_CUDA_GPUS = "developer.nvidia.com/cuda-gpus"
-_JETPACK_5 = "JetPack 5.1.6 (TensorRT 8.5.2) is the last release for Xavier, rbonghi/jetson_stats"
+_DATA = Path(__file__).with_name("data")
+
+RowT = TypeVar("RowT", bound=_Row)
+
+
+@dataclass(frozen=True)
+class Compute:
+    """What a device can do at most in its power mode. What is not known is None.
+
+    `peak` is in operations a second by precision: of the whole GPU, or of one core of a CPU, since a part
+    runs on one thread there. `multiprocessors` is 0 for a CPU. `watts` is the limit of board or mode.
+    """
+
+    peak: Mapping[Computation, float | None] = field(default_factory=dict)
+    bandwidth_bytes_per_s: float | None = None
+    memory_bytes: float | None = None
+    memory_is_shared: bool = True
+    multiprocessors: int | None = None
+    cores: int | None = None
+    cpu_mhz: float | None = None
+    watts: float | None = None
 
 
 @dataclass(frozen=True)
 class Target:
-    """A compute device. Raises nothing; look it up with `find_target`.
+    """A compute device, in a power mode where it has such. Look it up with `find_target`.
 
+    `name` is as users say it, with the power mode (`jetson-orin-nano-8gb:15W`) only where they said it.
     `flavour` is the TensorRT that its engines are for, None where parts run as ONNX only.
     `compute_capability` is like `8.9`, None without a GPU. `max_opset` is the highest ONNX opset that
-    the newest TensorRT of the device is known to read whole, None where nothing limits it.
+    the newest TensorRT of the device is known to read whole, None where nothing limits it. `row` is what
+    the table has of it, None for a device that no table has.
     """
 
     name: str
@@ -33,6 +73,9 @@ class Target:
     compute_capability: str | None
     source: str
     max_opset: int | None = None
+    compute: Compute = Compute()
+    power_mode: PowerMode | None = None
+    row: Jetson | Gpu | Computer | None = None
 
     @property
     def builds_anywhere(self) -> bool:
@@ -40,63 +83,214 @@ class Target:
         return self.flavour == "tensorrt_rtx"
 
 
-def _rows(
-    flavour: Flavour, capability: str, source: str, names: str, max_opset: int | None = None
-) -> list[Target]:
-    return [Target(name, flavour, capability, source, max_opset) for name in names.split()]
+def find_target(name: str, configuration: Configuration | None = None) -> Target:
+    """The target of that name, which a power mode may follow: `jetson-orin-nano-8gb:15W`.
+
+    Without one, a Jetson is in the mode that it starts in. `configuration` is the set of power modes that
+    its JetPack has; None: the newest. Raises UnknownNameError with the closest match.
+    """
+    plain, _, mode = name.partition(":")
+    if plain == "cpu":
+        found = Target("cpu", None, None, "ONNX Runtime's CPU provider")
+    elif plain in gpus():
+        found = gpu_target(gpus()[plain])
+    elif plain in computers():
+        found = _computer_target(computers()[plain])
+    elif plain in jetsons():
+        return jetson_target(jetsons()[plain], mode, configuration)
+    else:
+        raise UnknownNameError("target", plain, target_names())
+    if mode:
+        raise FusedgeError("has no power modes", where=plain, hint=f"say --target {plain}")
+    return found
 
 
-_ALL = (
-    Target("cpu", None, None, "ONNX Runtime's CPU provider"),
-    *_rows(
-        "tensorrt_rtx",
-        "7.5",
-        _CUDA_GPUS,
-        "rtx-2060 rtx-2060-super rtx-2070 rtx-2070-super rtx-2080 rtx-2080-super rtx-2080-ti",
-    ),
-    *_rows(
-        "tensorrt_rtx",
-        "8.6",
-        _CUDA_GPUS,
-        "rtx-3050 rtx-3060 rtx-3060-ti rtx-3070 rtx-3070-ti rtx-3080 rtx-3080-ti rtx-3090 "
-        "rtx-3090-ti rtx-a4000 rtx-a5000 rtx-a6000",
-    ),
-    *_rows(
-        "tensorrt_rtx",
-        "8.9",
-        _CUDA_GPUS,
-        "rtx-4060 rtx-4060-ti rtx-4070 rtx-4070-super rtx-4070-ti rtx-4070-ti-super rtx-4080 "
-        "rtx-4080-super rtx-4090 rtx-4000-ada rtx-5000-ada rtx-6000-ada",
-    ),
-    *_rows(
-        "tensorrt_rtx",
-        "12.0",
-        _CUDA_GPUS,
-        "rtx-5060 rtx-5060-ti rtx-5070 rtx-5070-ti rtx-5080 rtx-5090 rtx-pro-6000-blackwell",
-    ),
-    *_rows(
-        "tensorrt",
-        "7.2",
-        f"{_CUDA_GPUS}; {_JETPACK_5}",
-        "jetson-xavier-nx-8gb jetson-xavier-nx-16gb jetson-agx-xavier-32gb jetson-agx-xavier-64gb",
-        max_opset=17,
-    ),
-    *_rows(
-        "tensorrt",
-        "8.7",
-        _CUDA_GPUS,
-        "jetson-orin-nano-4gb jetson-orin-nano-8gb jetson-orin-nx-8gb jetson-orin-nx-16gb "
-        "jetson-agx-orin-32gb jetson-agx-orin-64gb",
-    ),
-    *_rows("tensorrt", "11.0", _CUDA_GPUS, "jetson-thor-t4000 jetson-thor-t5000"),
-)
-
-TARGETS: Mapping[str, Target] = MappingProxyType({target.name: target for target in _ALL})
+def target_names() -> tuple[str, ...]:
+    """All targets, without power modes."""
+    return ("cpu", *gpus(), *jetsons(), *computers())
 
 
-def find_target(name: str) -> Target:
-    """The target of that name; raises UnknownNameError with the closest match."""
-    try:
-        return TARGETS[name]
-    except KeyError:
-        raise UnknownNameError("target", name, TARGETS) from None
+def jetson_target(
+    row: Jetson, mode: str = "", configuration: Configuration | None = None
+) -> Target:
+    """A Jetson in a power mode, without `mode` in its default; see `find_target`."""
+    modes = power_modes(row, configuration)
+    if mode and mode not in modes:
+        raise UnknownNameError(f"power mode of {row.name}", mode, modes)
+    chosen = modes[mode] if mode else next(each for each in modes.values() if each.default)
+    generation, cpu = generations()[row.compute_capability], processors()[row.cpu]
+    sms = _product(chosen.tpcs, row.multiprocessors_per_tpc)
+    return Target(
+        name=f"{row.name}:{mode}" if mode else row.name,
+        flavour="tensorrt",
+        compute_capability=row.compute_capability,
+        source=row.source,
+        max_opset=_max_opset(row),
+        compute=Compute(
+            peak=_peaks(generation.operations, sms, chosen.gpu_mhz),
+            bandwidth_bytes_per_s=_product(chosen.emc_mhz, 2e6 / 8, row.memory_bus_bits),
+            memory_bytes=row.memory_gib * 2**30,
+            multiprocessors=None if sms is None else int(sms),
+            cores=chosen.cpus,
+            cpu_mhz=chosen.cpu_mhz,
+            watts=chosen.watts,
+        ),
+        power_mode=chosen,
+        row=row,
+    )
+
+
+def power_modes(row: Jetson, configuration: Configuration | None = None) -> dict[str, PowerMode]:
+    """A Jetson's power modes by name, of its newest configuration unless another is asked for.
+
+    A module that has one configuration only has that one, whichever is asked for.
+    """
+    found = {mode.configuration for mode in row.modes}
+    newest: Configuration = "super" if "super" in found else "standard"
+    wanted = configuration if configuration in found else newest
+    return {mode.name: mode for mode in row.modes if mode.configuration == wanted}
+
+
+def _max_opset(row: Jetson) -> int | None:
+    """Of the newest JetPack for the module; newer modules get newer ones yet, so nothing limits them."""
+    if row.jetpack_last is None:
+        return None
+    return max_opset(jetpacks()[row.jetpack_last].tensorrt)
+
+
+def gpu_target(row: Gpu) -> Target:
+    """A graphics card."""
+    generation = generations()[row.compute_capability]
+    return Target(
+        name=row.name,
+        flavour=row.flavour,
+        compute_capability=row.compute_capability,
+        source=row.source,
+        compute=Compute(
+            peak=_peaks(generation.operations, row.multiprocessors, row.boost_mhz),
+            bandwidth_bytes_per_s=_product(row.bandwidth_gb_s, 1e9),
+            memory_bytes=_product(row.memory_gb, 1e9),
+            memory_is_shared=False,
+            multiprocessors=row.multiprocessors,
+            watts=row.watts,
+        ),
+        row=row,
+    )
+
+
+def _computer_target(row: Computer) -> Target:
+    return Target(
+        name=row.name,
+        flavour=None,
+        compute_capability=None,
+        source=row.source,
+        compute=cpu_compute(
+            processors()[row.cpu],
+            cores=row.cores,
+            cpu_mhz=row.cpu_mhz,
+            memory_bytes=_product(row.memory_gib, 2**30),
+            bandwidth_bytes_per_s=_product(row.bandwidth_gb_s, 1e9),
+            watts=row.watts,
+        ),
+        row=row,
+    )
+
+
+def cpu_compute(
+    processor: Processor | None,
+    *,
+    cores: int | None,
+    cpu_mhz: float | None,
+    memory_bytes: float | None,
+    bandwidth_bytes_per_s: float | None = None,
+    watts: float | None = None,
+) -> Compute:
+    """What one core of a CPU can do; `processor` is None for a kind that no table has."""
+    return Compute(
+        peak=_peaks(processor.operations, 1, cpu_mhz) if processor else {},
+        bandwidth_bytes_per_s=bandwidth_bytes_per_s,
+        memory_bytes=memory_bytes,
+        multiprocessors=0,
+        cores=cores,
+        cpu_mhz=cpu_mhz,
+        watts=watts,
+    )
+
+
+def _peaks(
+    operations: Mapping[Computation, float | None], count: float | None, mhz: float | None
+) -> Mapping[Computation, float | None]:
+    return MappingProxyType(
+        {name: _product(each, count, mhz, 1e6) for name, each in operations.items()}
+    )
+
+
+def _product(*factors: float | None) -> float | None:
+    product = 1.0
+    for factor in factors:
+        if factor is None:
+            return None
+        product *= factor
+    return product
+
+
+def _read(kind: type[RowT], file: str) -> list[RowT]:
+    where = f"table {file}"
+    content = (_DATA / file).read_bytes()
+    rows = []
+    for number, raw in enumerate(load_yaml(content, where)):
+        try:
+            rows.append(kind.model_validate(raw))
+        except ValidationError as error:
+            first = error.errors()[0]
+            place = ".".join(str(step) for step in first["loc"])
+            raise FusedgeError(f"row {number}: {place}: {first['msg']}", where=where) from None
+    return rows
+
+
+@functools.cache
+def generations() -> Mapping[str, Generation]:
+    """GPU generations by compute capability."""
+    return {row.compute_capability: row for row in _read(Generation, "generations.yaml")}
+
+
+@functools.cache
+def gpus() -> Mapping[str, Gpu]:
+    """Graphics cards by name."""
+    return {row.name: row for row in _read(Gpu, "gpus.yaml")}
+
+
+@functools.cache
+def jetsons() -> Mapping[str, Jetson]:
+    """Jetson modules by name."""
+    return {row.name: row for row in _read(Jetson, "jetsons.yaml")}
+
+
+@functools.cache
+def jetpacks() -> Mapping[str, JetPack]:
+    """Releases of JetPack by name, the oldest first."""
+    return {row.name: row for row in _read(JetPack, "jetpacks.yaml")}
+
+
+@functools.cache
+def processors() -> Mapping[str, Processor]:
+    """Kinds of CPU core by name."""
+    return {row.name: row for row in _read(Processor, "processors.yaml")}
+
+
+@functools.cache
+def computers() -> Mapping[str, Computer]:
+    """Computers without an NVIDIA GPU by name."""
+    return {row.name: row for row in _read(Computer, "computers.yaml")}
+
+
+@functools.cache
+def onnxruntime_wheels() -> tuple[Wheel, ...]:
+    """Wheels of ONNX Runtime."""
+    return tuple(_read(Wheel, "onnxruntime_wheels.yaml"))
+
+
+@functools.cache
+def dla_operators() -> Mapping[int, DlaOperators]:
+    """What the DLA runs, by its version."""
+    return {row.dla_version: row for row in _read(DlaOperators, "dla_operators.yaml")}

@@ -28,6 +28,7 @@ from typing import Any, Literal, NamedTuple
 
 from fusedge.bundle.errors import FusedgeError, MissingExtraError
 from fusedge.devices.targets.detect import TENSORRT
+from fusedge.devices.targets.opsets import max_opset
 
 Flavour = Literal["tensorrt", "tensorrt_rtx"]
 
@@ -43,10 +44,6 @@ _PACKAGES: Mapping[str, _Package] = {
     "tensorrt": _Package("tensorrt", "tensorrt", (8, 5)),
     "tensorrt_rtx": _Package("tensorrt-rtx", "rtx", (1, 0)),
 }
-# Highest opset that the ONNX parser reads whole, from this version on: docs/operators.md of
-# github.com/onnx/onnx-tensorrt at each release; 11: docs.nvidia.com, "ONNX Opset Guide". RTX has no limit
-# (1.7 was given opset 30).
-_MAX_OPSETS = (((11, 0), 25), ((10, 15), 24), ((10, 0), 20), ((8, 5), 17))
 _DATA_TYPES = {
     "fp32": "FLOAT",
     "fp16": "HALF",
@@ -175,7 +172,7 @@ class TensorRt:
         ):
             if asked and lacking:
                 raise FusedgeError(f"{self.flavour} {self.version} has no {name}")
-        greatest = None if rtx else next(most for least, most in _MAX_OPSETS if number >= least)
+        greatest = None if rtx else max_opset(self.version)
         if greatest is not None and opset > greatest:
             raise FusedgeError(
                 f"{self.flavour} {self.version} reads opset {greatest} at most, the graph has {opset}",

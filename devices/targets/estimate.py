@@ -1,0 +1,26 @@
+"""Estimates of a part's latency, and of the load of a whole bundle: a roofline with launch overheads."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from fusedge.devices.targets.work import Kind
+
+
+@dataclass(frozen=True)
+class PartEstimate:
+    """How long one run of a part takes. `seconds` is None where nothing is known of the device's speed.
+
+    It is a lower bound where `unknown` is not empty: nodes that could not be counted, by operator.
+    `by_kind` and `by_bound` (`compute`, `memory`, `launch`) tell where the time goes, in seconds.
+    """
+
+    part: str
+    precision: str
+    batch: int
+    seconds: float | None
+    kernels: int
+    by_kind: Mapping[Kind, float]
+    by_bound: Mapping[str, float]
+    unknown: Mapping[str, int]

@@ -1,0 +1,21 @@
+"""The highest ONNX opset that each TensorRT reads whole."""
+
+from __future__ import annotations
+
+# From this version on: docs/operators.md of github.com/onnx/onnx-tensorrt at each release; 11:
+# docs.nvidia.com, "ONNX Opset Guide".
+_MAX_OPSETS = (
+    ((11, 0), 25),
+    ((10, 15), 24),
+    ((10, 0), 20),
+    ((8, 5), 17),
+    ((8, 0), 13),
+    ((7, 1), 11),
+)
+
+
+def max_opset(tensorrt: str) -> int | None:
+    """Of a version such as `8.5.2`; None of one before 7.1. TensorRT-RTX has no limit: 1.7 read opset 30."""
+    major, minor = tensorrt.split(".")[:2]
+    number = (int(major), int(minor))
+    return next((most for least, most in _MAX_OPSETS if number >= least), None)

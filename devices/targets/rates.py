@@ -1,0 +1,36 @@
+"""How fast a device does each kind of work: what an estimate multiplies by."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from fusedge.devices.targets.work import Kind
+
+
+@dataclass(frozen=True)
+class KindRate:
+    """Of one kind: seconds to start a kernel, operations a second by precision, bytes a second.
+
+    A precision that is not there is not known. `source`: where the numbers come from.
+    """
+
+    overhead_s: float
+    operations_per_s: Mapping[str, float]
+    bytes_per_s: float
+    source: str
+
+
+@dataclass(frozen=True)
+class Rates:
+    """Of a device and a backend. `run_s` is the time that a part takes beside its kernels.
+
+    `error`: the expected error of a part's estimate as a factor: 1.25 is a quarter either way. `measured`
+    is False for what comes from a table of efficiencies and not from this device.
+    """
+
+    kinds: Mapping[Kind, KindRate]
+    run_s: float
+    error: float
+    measured: bool
+    source: str
