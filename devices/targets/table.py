@@ -26,8 +26,8 @@ from fusedge.devices.targets.rows import (
     Flavour,
     Generation,
     Gpu,
-    Jetson,
     JetPack,
+    Jetson,
     PowerMode,
     Processor,
     Wheel,
@@ -118,7 +118,7 @@ def jetson_target(
     if mode and mode not in modes:
         raise UnknownNameError(f"power mode of {row.name}", mode, modes)
     chosen = modes[mode] if mode else next(each for each in modes.values() if each.default)
-    generation, cpu = generations()[row.compute_capability], processors()[row.cpu]
+    generation = generations()[row.compute_capability]
     sms = _product(chosen.tpcs, row.multiprocessors_per_tpc)
     return Target(
         name=f"{row.name}:{mode}" if mode else row.name,
@@ -137,6 +137,21 @@ def jetson_target(
         ),
         power_mode=chosen,
         row=row,
+    )
+
+
+def jetson_cpu(target: Target) -> Compute:
+    """The processor of a Jetson in its power mode, which runs what its GPU does not."""
+    row, mode = target.row, target.power_mode
+    if not isinstance(row, Jetson) or mode is None:
+        raise ValueError(f"{target.name} is no Jetson")
+    return cpu_compute(
+        processors()[row.cpu],
+        cores=mode.cpus,
+        cpu_mhz=mode.cpu_mhz,
+        memory_bytes=target.compute.memory_bytes,
+        bandwidth_bytes_per_s=target.compute.bandwidth_bytes_per_s,
+        watts=mode.watts,
     )
 
 
