@@ -9,6 +9,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
+from fusedge.cli.bench import bench
 from fusedge.cli.build import build
 from fusedge.cli.bundle_report import report
 from fusedge.cli.calibrate import calibrate
@@ -18,6 +19,7 @@ from fusedge.cli.evaluate import evaluate
 from fusedge.cli.export import export
 from fusedge.cli.inspect import inspect
 from fusedge.cli.keys import keys
+from fusedge.cli.plan import plan
 from fusedge.cli.record import record
 from fusedge.cli.replay import replay
 from fusedge.cli.run import run
@@ -80,6 +82,8 @@ app.command("report")(report)
 app.command("verify")(verify)
 app.command("sign")(sign)
 app.add_typer(keys, name="keys")
+app.command("plan")(plan)
+app.command("bench")(bench)
 app.command("devices")(devices)
 app.command("calibrate")(calibrate)
 app.command("train")(train)

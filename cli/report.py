@@ -37,6 +37,8 @@ def print_report(report: SessionReport, console: Console) -> None:
         f"{timing['wall_s']:.1f} s, {timing['cpu_s']:.1f} s of CPU, "
         f"{timing['peak_rss_mb']:.0f} MB at most"
     )
+    if "telemetry" in timing:
+        _print_telemetry(timing["telemetry"], console)
     if "chaos" in summary:
         _print_faults(summary["chaos"], console)
     for name, modality in summary["modalities"].items():
@@ -59,6 +61,37 @@ def print_report(report: SessionReport, console: Console) -> None:
     if timing["left_behind"]:
         left = escape(", ".join(timing["left_behind"]))
         console.print(f"[yellow]left behind, since it did not end in time: {left}[/]")
+
+
+def _print_telemetry(machine: dict[str, Any], console: Console) -> None:
+    """The machine's greatest temperature, mean load, clock and power; what it throttled for."""
+
+    def of(kind: str, name: str) -> dict[str, float] | None:
+        found: dict[str, float] | None = machine.get(kind, {}).get(name)
+        return found
+
+    limits = machine["limits"]
+    told = [f"power mode {machine['power_mode']}"] if machine["power_mode"] else []
+    temperatures = {name: c["max"] for name, c in machine.get("temperature_c", {}).items()}
+    if temperatures:
+        hottest = max(temperatures, key=lambda name: float(temperatures[name]))
+        told.append(f"{temperatures[hottest]:.0f} °C at most ({hottest})")
+    for name, title in (("cpu", "CPU"), ("gpu", "GPU")):
+        if load := of("utilisation_percent", name):
+            told.append(f"{title} {load['mean']:.0f} % busy")
+    if clock := of("frequency_mhz", "gpu"):
+        limit = limits["frequency_mhz"].get("gpu")
+        told.append(f"GPU {clock['mean']:.0f}" + (f" of {limit:.0f}" if limit else "") + " MHz")
+    told += [f"{name} {watts['mean']:.1f} W" for name, watts in machine.get("power_w", {}).items()]
+    if (ram := of("memory_bytes", "ram")) and (total := limits["memory_bytes"].get("ram")):
+        told.append(f"memory {ram['max'] / total:.0%} full at most")
+    if told:
+        console.print(f"machine: {', '.join(told)}", markup=False, soft_wrap=True)
+    for reason, times in machine["throttle_reasons"].items():
+        line = (
+            f"throttled for {times['seconds']:.0f} s, first at {times['first_s']:.0f} s: {reason}"
+        )
+        console.print(line, style="yellow", markup=False, soft_wrap=True)
 
 
 def _print_clock(name: str, clock: dict[str, Any], console: Console) -> None:

@@ -19,6 +19,7 @@ from fusedge.bundle.manifest import Engine, Graph, GraphPrecision, Manifest, Par
 from fusedge.bundle.signature import SignatureState, signature_state
 from fusedge.devices.targets.detect import detect
 from fusedge.devices.targets.local import LocalGpu, free_memory_bytes, local_gpu
+from fusedge.devices.targets.memory_need import build_bytes
 from fusedge.devices.targets.power_mode import power_mode_warning
 from fusedge.devices.targets.table import Target, find_target
 from fusedge.devices.targets.tensorrt_api import NO_OPTIONS, EngineOptions, installed_version
@@ -32,10 +33,6 @@ from fusedge.export.engine import (
 from fusedge.export.progress import Progress
 
 LOCAL = "local"
-# What a build takes at most: measured with TensorRT-RTX 1.7.1 on a CPU, 208 MiB for an empty graph, and 4
-# times the graph (16 to 256 MiB of weights). `tensorrt` loads CUDA's libraries too: an estimate.
-_BASE_BYTES: Mapping[str, int] = {"tensorrt_rtx": 256 << 20, "tensorrt": 1 << 30}
-_TIMES_GRAPH = 4
 
 
 @dataclass(frozen=True)
@@ -251,7 +248,7 @@ def _with_engine(part: Part, new: Engine, old: Sequence[Engine]) -> Part:
 
 
 def _check_memory(request: EngineRequest, free: Callable[[], Mapping[str, int]]) -> None:
-    needed = _BASE_BYTES[request.flavour] + _TIMES_GRAPH * len(request.graph)
+    needed = build_bytes(request.flavour, len(request.graph))
     needed += request.options.workspace_bytes or 0
     for place, size in free().items():
         if size < needed:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import statistics
 import tempfile
 from collections import defaultdict
@@ -11,17 +10,16 @@ from pathlib import Path
 from time import perf_counter
 from typing import Any
 
-import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict
 
 from fusedge.bundle.archive import Bundle
-from fusedge.bundle.errors import printable
+from fusedge.bundle.errors import FusedgeError, printable
 from fusedge.bundle.inference import DISABLED_OPTIMIZERS, onnxruntime, open_session
-from fusedge.bundle.manifest import Graph, Part, TensorSpec
+from fusedge.bundle.manifest import Graph, Part
+from fusedge.bundle.noise import least_batch, noise
 
 TOP_NODES = 12
-MAX_INPUT_BYTES = 256 << 20  # a bundle from elsewhere may claim any window
 _BUDGET_S = 0.3  # for each graph and measurement, beyond one run
 _MAX_RUNS = 100
 _MAX_EVENTS = 20_000  # of a profile: 800 bytes each
@@ -62,17 +60,13 @@ def measure_graph(bundle: Bundle, part: Part, graph: Graph) -> GraphCost:
 
     Raises BundleError where its file is damaged; whatever else goes wrong is the result's `note`.
     """
-    sizes = {name: dim.usual for name, dim in part.dims.items()}
-    batch = part.dims["batch"].least if "batch" in part.dims else 1
-    sizes["batch"] = batch
+    batch = least_batch(part)
     empty = GraphCost(part=part.name, precision=graph.precision, batch=batch)
-    shapes = {spec.name: _shape(spec, sizes) for spec in part.inputs}
-    size = sum(math.prod(shapes[spec.name]) * np.dtype(spec.dtype).itemsize for spec in part.inputs)
-    if size > MAX_INPUT_BYTES:
-        return empty.model_copy(update={"note": f"not run: its inputs have {size} bytes"})
+    try:
+        feeds = noise(part, batch)
+    except FusedgeError as error:  # too large to be tried
+        return empty.model_copy(update={"note": error.what})
     content = bundle.read(graph.file)
-    generator = np.random.default_rng(0)
-    feeds = {spec.name: _noise(spec, shapes[spec.name], generator) for spec in part.inputs}
     try:
         times = _time(open_session(content, graph.precision), feeds)
         nodes = _profile(content, graph, feeds)
@@ -80,24 +74,6 @@ def measure_graph(bundle: Bundle, part: Part, graph: Graph) -> GraphCost:
         return empty.model_copy(update={"note": printable(f"does not run: {error}")})
     median = statistics.median(times) * 1e6
     return empty.model_copy(update={"runs": len(times), "us_per_run": median, "nodes": nodes})
-
-
-def _shape(spec: TensorSpec, sizes: dict[str, int]) -> tuple[int, ...]:
-    return tuple(sizes[dim] if isinstance(dim, str) else dim for dim in spec.shape)
-
-
-def _noise(
-    spec: TensorSpec, shape: tuple[int, ...], generator: np.random.Generator
-) -> NDArray[Any]:
-    """Values that fit the role: all there, nothing aged, indices that any table has."""
-    dtype = np.dtype(spec.dtype)
-    if spec.role in ("valid", "presence"):
-        return np.ones(shape, dtype)
-    if spec.role in ("age", "state_in") or spec.dtype in ("int32", "int64"):
-        return np.zeros(shape, dtype)
-    if spec.dtype == "float32":
-        return generator.standard_normal(shape, np.float32)
-    return generator.integers(0, 2 if spec.dtype == "bool" else 256, shape).astype(dtype)
 
 
 def _time(session: Any, feeds: dict[str, NDArray[Any]]) -> list[float]:

@@ -29,6 +29,7 @@ with needs_extra("export", "exporting a model"):
     from fusedge.export.engines import Engines, build_engines, check_targets
     from fusedge.export.evaluation import Evaluation
     from fusedge.export.graphs import DEFAULT_OPSET, Proved, Prover
+    from fusedge.export.lower import LOWEST
     from fusedge.export.parity import TOLERANCE
     from fusedge.export.precision import reducible
     from fusedge.export.precision_search import SearchProblem, SearchResult, search
@@ -113,6 +114,13 @@ class _Export:
         self._targets = [find_target(name) for name in dict.fromkeys(options.targets)]
         check_destination(out)
         check_targets(self._targets)
+        for target in self._targets:
+            if target.max_opset and target.max_opset < LOWEST:
+                raise FusedgeError(
+                    f"its TensorRT reads opset {target.max_opset} at most, and {LOWEST} is the lowest there is",
+                    where=f"target {target.name}",
+                    hint="leave it out: the ONNX parts run there with ONNX Runtime",
+                )
         if options.precision in ("int8", "auto"):
             if evaluation is None:
                 raise FusedgeError(
@@ -141,8 +149,8 @@ class _Export:
 
     def run(self) -> Exported:
         options, subject = self._options, self._subject
-        limits = [target.max_opset for target in self._targets if target.max_opset]
         wanted = OPSETS[-1] if options.precision == "bf16" else DEFAULT_OPSET
+        limits = [target.max_opset for target in self._targets if target.max_opset]
         opset = options.opset or min([wanted, *limits])
         prover = Prover(subject, opset, options.cache, self._steps, options.tolerance)
         full = prover.float32()

@@ -10,7 +10,6 @@ replay` uses what the recording was made with.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from types import TracebackType
@@ -25,6 +24,7 @@ from fusedge.bundle.errors import FusedgeError, UnknownNameError, printable
 from fusedge.bundle.inference import onnxruntime
 from fusedge.bundle.manifest import Engine, Part
 from fusedge.bundle.signature import SignatureState, signature_state
+from fusedge.devices.targets.engine_fit import is_for_gpu, is_for_version
 from fusedge.devices.targets.power_mode import read_power_modes
 from fusedge.devices.targets.tensorrt_api import load as load_tensorrt
 from fusedge.runtime.cuda import Cuda, load_cuda
@@ -98,6 +98,7 @@ class Choice:
 
     `no_engine` says why no engine does, where one was looked for; `engine` is the SHA-256 of one that does.
     `cpu_nodes` are the nodes that a device's provider left to the CPU, None where nobody can tell.
+    `tuned_elsewhere` says that the engine was tuned in another power mode than the machine is in.
     """
 
     backend: str
@@ -107,6 +108,7 @@ class Choice:
     no_engine: str = ""
     engine: str = ""
     cpu_nodes: int | None = 0
+    tuned_elsewhere: str = ""
 
     def as_dict(self) -> dict[str, Any]:
         """For the session's header."""
@@ -201,6 +203,8 @@ class PartLoader:
             if part.engines and choice.no_engine:
                 line = f"the bundle's engines are not used: {choice.no_engine}"
                 parts.setdefault(line, []).append(part.name)
+            if choice.tuned_elsewhere:
+                parts.setdefault(choice.tuned_elsewhere, []).append(part.name)
         return [f"{', '.join(names)}: {line}" for line, names in parts.items()]
 
     def _choose(self, part: Part) -> tuple[PartBackend, Choice]:
@@ -255,7 +259,7 @@ class PartLoader:
         reasons: dict[str, None] = {}  # each once, in order
         mode = read_power_modes().current
         for engine in sorted(part.engines, key=lambda engine: engine.power_mode != mode):
-            if not _is_for(engine, device.compute_capability):
+            if not is_for_gpu(engine, device.compute_capability):
                 continue
             if self.setting.precision not in (AUTO, engine.precision_requested):
                 reasons[f"the engine is {engine.precision_requested}"] = None
@@ -269,9 +273,9 @@ class PartLoader:
                 NATIVE,
                 engine.flavour,
                 engine.precision_requested,
-                f"an engine for compute capability {device.compute_capability} ({device.name})"
-                + _tuned_elsewhere(engine, mode),
+                f"an engine for compute capability {device.compute_capability} ({device.name})",
                 engine=self.bundle.manifest.files[engine.file].sha256,
+                tuned_elsewhere=_tuned_elsewhere(engine, mode),
             )
         built_for = sorted({cc for engine in part.engines for cc in engine.compute_capabilities})
         other = (
@@ -398,30 +402,18 @@ def _reason(error: Exception, known: str) -> str:
     return error.what if error.where.endswith(known) or not error.where else error.line()
 
 
-def _is_for(engine: Engine, capability: str) -> bool:
-    """A hardware-compatible engine is for Ampere (8.0) and all that came after."""
-    later = "AMPERE_PLUS" in engine.flags and float(capability) >= 8.0
-    return later or capability in engine.compute_capabilities
-
-
 def _tuned_elsewhere(engine: Engine, mode: str | None) -> str:
     """A Jetson's power mode changes its number of multiprocessors, for which kernels were chosen."""
     if engine.power_mode in (None, mode):
         return ""
-    return f", tuned in power mode {engine.power_mode}, and this is {mode or 'unknown'}"
+    return (
+        f"the engine was tuned in power mode {engine.power_mode}, and this machine is in "
+        f"{mode or 'an unknown one'}: fusedge build BUNDLE --target local tunes one for it"
+    )
 
 
 def _check_version(engine: Engine, installed: str) -> None:
-    """TensorRT's engines are for one version, or for all later ones; TensorRT-RTX says itself which it can
-    load.
-    """
-    if engine.flavour != "tensorrt":
-        return
-    built, here = (
-        [int(number) for number in re.findall(r"\d{1,9}", version)[:3]]
-        for version in (engine.version, installed)
-    )
-    if here < built if "VERSION_COMPATIBLE" in engine.flags else here != built:
+    if not is_for_version(engine, installed):
         raise FusedgeError(
             f"built by TensorRT {engine.version}, and {installed} is installed", where=engine.file
         )

@@ -122,6 +122,11 @@ def process_cpu_ns() -> int:
     return time.process_time_ns() + round((children.ru_utime + children.ru_stime) * 1e9)
 
 
+def thread_cpu_ns() -> int:
+    """Processor time that this thread has used."""
+    return time.thread_time_ns()
+
+
 def wake_punctually() -> None:
     """Ask the kernel to end this thread's waits on time: Linux may else add 50 µs (timer slack)."""
     if sys.platform == "linux":

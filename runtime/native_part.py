@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 
 from fusedge.bundle.errors import FusedgeError
 from fusedge.bundle.manifest import Engine
+from fusedge.devices.targets.engine_fit import dla_core
 from fusedge.devices.targets.tensorrt_api import make_logger
 from fusedge.runtime.cuda import Buffer, Cuda
 from fusedge.runtime.onnx_part import Array
@@ -126,7 +127,7 @@ class NativePart:
         )
         self._finalizer.atexit = False  # a thread may be in TensorRT; the driver frees it all
         try:
-            self._load(data, engine.flags)
+            self._load(data, engine)
         except BaseException:
             self.close()
             raise
@@ -156,14 +157,15 @@ class NativePart:
         plan.ran = True
         return [piece.view.copy() for piece in plan.outputs]
 
-    def _load(self, data: bytes, flags: Sequence[str]) -> None:
+    def _load(self, data: bytes, engine: Engine) -> None:
         loaded = self._loaded
         self._stream = self._cuda.stream(self._memory)
         loaded.runtime = self._trt.Runtime(self._logger)
-        if "VERSION_COMPATIBLE" in flags:  # it brings the runtime of its own version
+        if "VERSION_COMPATIBLE" in engine.flags:  # it brings the runtime of its own version
             loaded.runtime.engine_host_code_allowed = True
-        for core in re.findall(r"\bDLA=(\d)\b", " ".join(flags)):
-            loaded.runtime.DLA_core = int(core)
+        core = dla_core(engine)
+        if core is not None:
+            loaded.runtime.DLA_core = core
         self._refuse_invalid(data)
         loaded.engine = self._require(
             loaded.runtime.deserialize_cuda_engine(data), "the engine does not load"

@@ -20,6 +20,7 @@ from fusedge.runtime.part import Failure, Job, RunningPart
 from fusedge.runtime.pipeline import LIGHT_NS, WAIT_NS, Pipeline
 from fusedge.runtime.session import Session, SessionReport
 from fusedge.runtime.sinks.sink import Sink
+from fusedge.runtime.telemetry import Telemetry
 
 SUPERVISE_NS = to_ns(0.1)
 CREW_S = 0.1  # for the crew to finish what it computes when it is to stop
@@ -35,9 +36,13 @@ def run(
     threads: int = 0,
     cores: Sequence[int] = (),
     notice: Callable[[str], object] = lambda line: None,
+    telemetry: Callable[[], Telemetry] | None = Telemetry,
 ) -> SessionReport:
     """Run one session; see `run_all`."""
-    return run_all([(session, sinks)], threads=threads, cores=cores, notice=notice)[0]
+    (report,) = run_all(
+        [(session, sinks)], threads=threads, cores=cores, notice=notice, telemetry=telemetry
+    )
+    return report
 
 
 def run_all(
@@ -46,12 +51,14 @@ def run_all(
     threads: int = 0,
     cores: Sequence[int] = (),
     notice: Callable[[str], object] = lambda line: None,
+    telemetry: Callable[[], Telemetry] | None = Telemetry,
 ) -> list[SessionReport]:
     """Run sessions until their sources end or `Session.stop` is called; KeyboardInterrupt stops too.
 
     On a virtual clock one after the other, in this thread. In real time all at once, on a crew of
     `threads` (0: as many as there are cores, at most 4, at least 2) that are bound to `cores`. What
-    fails is told to `notice` once, in a line, from the thread that called.
+    fails is told to `notice` once, in a line, from the thread that called. `telemetry` makes what watches
+    the machine meanwhile, in real time only; None: nobody does.
     """
     gc.collect()  # earlier sessions hold large buffers, and refer to themselves in circles
     clocks = {session.clock.real for session, _ in sessions}
@@ -61,8 +68,13 @@ def run_all(
         raise FusedgeError("sessions on a virtual clock and in real time cannot run together")
     available = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 2
     crew = Crew([session for session, _ in sessions], threads or min(max(available, 2), 4), cores)
+    monitor = None if telemetry is None else telemetry()
+    for session, _ in sessions:
+        session.telemetry = monitor
     ended = "failed"
     try:
+        if monitor is not None:
+            monitor.start()
         for session, sinks in sessions:
             session.open(sinks)
         ended = crew.run(notice)
@@ -70,6 +82,8 @@ def run_all(
         ended = "interrupted"
     finally:
         end_ns = stopwatch_ns() + to_ns(PATIENCE_S)
+        if monitor is not None:
+            monitor.stop()
         for session, _ in sessions:
             session.feed.stop()
         crew.close()
@@ -92,6 +106,9 @@ def _close(
 
 def _tell(sessions: Sequence[Session], notice: Callable[[str], object]) -> None:
     for session in sessions:
+        if session.telemetry is not None:
+            for line in session.telemetry.take_notices():
+                notice(line)
         while session.notices:
             line = session.notices.popleft()
             notice(f"{session.name}: {line}" if session.name else line)

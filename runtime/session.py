@@ -31,6 +31,7 @@ from fusedge.runtime.pipeline import Loader, Pipeline
 from fusedge.runtime.sinks.lane import SinkLane
 from fusedge.runtime.sinks.sink import Sink
 from fusedge.runtime.swap import BundleWatch, Swap
+from fusedge.runtime.telemetry import Telemetry
 
 Opener = Callable[[str, Wanted, Callable[[], int]], Source]
 """As `open_source`: a URI, the wanted modalities, the clock for arrivals."""
@@ -47,7 +48,8 @@ HANG_S = 2.0
 class SessionReport:
     """What a session did. `summary` is repeatable to the bit on a virtual clock; `timing` is not.
 
-    `ended` is `end of input` or `interrupted`. `problem` is empty, or says in a line what could not
+    `timing` has the machine's `telemetry` where time was real, see Telemetry.snapshot. `ended` is
+    `end of input` or `interrupted`. `problem` is empty, or says in a line what could not
     be read, used or written, though the session went on without it.
     """
 
@@ -106,6 +108,8 @@ class Session:
         self.clock = clock
         self.hang_s = hang_s
         self.chaos = chaos
+        self.telemetry: Telemetry | None = None
+        """What watches the machine meanwhile, for all sessions that run together."""
         self._open_uri = open_uri if chaos is None else chaos.opener(open_uri)
         self._backend, self._loaders = backend, loaders
         self._loader_of: WeakKeyDictionary[Pipeline, PartLoader] = WeakKeyDictionary()
@@ -454,6 +458,8 @@ class Session:
 
         left = [f"source {uri}" for uri in self.feed.join(left_s())]
         left += [f"sink {lane.sink.name}" for lane in self.lanes if not lane.join(left_s())]
+        if self.telemetry is not None and not self.telemetry.join(left_s()):
+            left.append("telemetry")
         if self._sink_errors:
             raise self._sink_errors[0]
         summary = {
@@ -469,6 +475,8 @@ class Session:
             "parts": self.pipeline.compute_time(),
             "left_behind": left,
         }
+        if self.telemetry is not None:
+            timing["telemetry"] = self.telemetry.snapshot()
         return SessionReport(summary["ended"], self.header, summary, timing, self._problem(summary))
 
     def _swap_reports(self) -> list[dict[str, Any]]:

@@ -1,23 +1,32 @@
-"""The GPU of this machine as a target, and the memory that is free to build for it."""
+"""This machine as a target: its GPU, its CPU, and the memory that is free to build for it."""
 
 from __future__ import annotations
 
 import importlib
 import re
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from fusedge.bundle.errors import FusedgeError, MissingExtraError
-from fusedge.devices.targets.detect import Gpu, Machine
+from fusedge.devices.targets.detect import detect
+from fusedge.devices.targets.machine import Machine
+from fusedge.devices.targets.machine_target import (
+    CPU,
+    cuda_runtime,
+    first_gpu,
+    gpu_here,
+    installed_flavour,
+    jetson_here,
+    local_cpu,
+    machine_target,
+)
 from fusedge.devices.targets.power_mode import read_power_modes
-from fusedge.devices.targets.rows import Flavour
-from fusedge.devices.targets.table import Target, generations, target_names
+from fusedge.devices.targets.system_files import read_text
+from fusedge.devices.targets.table import Target, find_target, generations
 
-# Compute capability by what a Jetson's device tree says, which NVML cannot tell on all of them; from
-# developer.nvidia.com/cuda-gpus.
-_JETSONS = (("Thor", "11.0"), ("Orin", "8.7"), ("Xavier", "7.2"))
+LOCAL = "local"
 
 
 @dataclass(frozen=True)
@@ -35,6 +44,18 @@ class LocalGpu:
         return f"{self.name}; driver {self.driver}; power mode {self.power_mode}"
 
 
+def resolve_target(name: str, machine: Machine | None = None) -> Target:
+    """The target that a user means: `local` is this machine's GPU, or its CPU where it has none, `cpu` its
+    CPU, and any other name one of the tables.
+
+    `machine` is what `detect` says of this one, which is asked for where it is needed and not given.
+    Raises FusedgeError for an unknown name, and where CUDA alone could tell which of several GPUs is meant.
+    """
+    if name == LOCAL:
+        return machine_target(machine or detect())
+    return local_cpu(machine or detect()) if name == CPU else find_target(name)
+
+
 def local_gpu(
     machine: Machine,
     root: Path = Path("/"),
@@ -42,104 +63,49 @@ def local_gpu(
 ) -> LocalGpu:
     """The GPU to build for on `machine`, whose files are under `root`; with the flavour that is installed.
 
-    `load` imports cuda.bindings, which knows which of several GPUs is used. Raises FusedgeError where
+    Its target is named without a power mode. For `load` see `machine_target`. Raises FusedgeError where
     there is no GPU, or none that is surely the first, or no TensorRT for it.
     """
     if machine.jetson is not None:
-        name = machine.jetson.model
-        capability = next((cc for word, cc in _JETSONS if word in name), None)
-        driver = machine.jetson.l4t and f"L4T {machine.jetson.l4t}"
+        target = jetson_here(machine.jetson, machine)
+        name, driver = machine.jetson.model, machine.jetson.l4t and f"L4T {machine.jetson.l4t}"
     else:
-        gpu = _first_gpu(machine, load)
-        name, capability, driver = gpu.name, gpu.compute_capability, machine.gpu_driver
-    if capability is None:
+        gpu = first_gpu(machine, load)
+        if gpu is None:
+            raise FusedgeError(
+                f"this machine has no NVIDIA GPU to build for: {machine.gpu_note}",
+                where="target local",
+                hint="--target rtx-4090, or another desktop RTX GPU, is built for without one",
+            )
+        target, name, driver = gpu_here(gpu, machine), gpu.name, machine.gpu_driver
+    if target.compute_capability is None:
         raise FusedgeError(
             f"the compute capability of {name} is unknown",
             where="target local",
             hint="pip install nvidia-ml-py",
         )
-    flavour = _flavour(machine, capability)
-    target = Target(_target_name(name, machine), flavour, capability, "found on this machine")
-    return LocalGpu(target, name, driver, read_power_modes(root).current)
+    _check_tensorrt(machine, target.compute_capability)
+    plain = target.row.name if target.row else target.name
+    return LocalGpu(replace(target, name=plain), name, driver, read_power_modes(root).current)
 
 
-def _first_gpu(machine: Machine, load: Callable[[str], Any]) -> Gpu:
-    """The GPU that CUDA puts first, by CUDA_VISIBLE_DEVICES; NVML has another order, and all of them."""
-    runtime = _cuda(load)
-    if runtime is not None:
-        error, found = runtime.cudaGetDeviceProperties(0)
-        if error == runtime.cudaError_t.cudaSuccess:
-            return Gpu(
-                name=found.name.decode().rstrip("\0"),
-                memory_bytes=found.totalGlobalMem,
-                compute_capability=f"{found.major}.{found.minor}",
-            )
-    if not machine.gpus:
-        raise FusedgeError(
-            f"this machine has no NVIDIA GPU to build for: {machine.gpu_note}",
-            where="target local",
-            hint="--target rtx-4090, or another desktop RTX GPU, is built for without one",
-        )
-    if runtime is not None:
-        raise FusedgeError(
-            f"CUDA can use none of the GPUs of this machine: {error.name}",
-            where="target local",
-            hint="see that the driver is new enough, and what CUDA_VISIBLE_DEVICES says",
-        )
-    if len({(gpu.name, gpu.compute_capability) for gpu in machine.gpus}) > 1:
-        raise FusedgeError(
-            "this machine has several kinds of GPU, and which is the first is for CUDA to say",
-            where="target local",
-            hint="pip install cuda-bindings",
-        )
-    return machine.gpus[0]
-
-
-def _cuda(load: Callable[[str], Any]) -> Any:
-    """CUDA's runtime; None without the package."""
-    try:
-        return load("cuda.bindings.runtime")
-    except ImportError:
-        return None
-
-
-def _has_rtx(capability: str) -> bool:
-    return capability in generations() and generations()[capability].tensorrt_rtx
-
-
-def _flavour(machine: Machine, capability: str) -> Flavour:
-    if "tensorrt" in machine.tensorrt:
-        return "tensorrt"
-    if machine.jetson is None and _has_rtx(capability):
-        if "tensorrt_rtx" in machine.tensorrt:
-            return "tensorrt_rtx"
-        raise MissingExtraError("tensorrt-rtx", "rtx", "building engines for this GPU")
-    if machine.jetson is not None:
-        raise FusedgeError(
-            "TensorRT is not installed, or not for this Python",
-            where=machine.jetson.model,
-            hint="it comes with JetPack: apt install python3-libnvinfer, and a virtual environment "
-            "with --system-site-packages",
-        )
-    raise MissingExtraError("tensorrt", "tensorrt", "building engines for this GPU")
-
-
-def _target_name(name: str, machine: Machine) -> str:
-    """The table's name of a GPU where it has one, else one made of its own name."""
-    words = re.sub(
-        r"\b(nvidia|geforce|developer|kit|laptop|gpu|engineering|reference)\b", " ", name.lower()
+def _check_tensorrt(machine: Machine, capability: str) -> None:
+    """Raises where the TensorRT is lacking that builds for this capability."""
+    if installed_flavour(machine, capability):
+        return
+    if machine.jetson is None:
+        if capability in generations() and generations()[capability].tensorrt_rtx:
+            raise MissingExtraError("tensorrt-rtx", "rtx", "building engines for this GPU")
+        raise MissingExtraError("tensorrt", "tensorrt", "building engines for this GPU")
+    found, pythons = machine.tensorrt_system, ""
+    if found and found.pythons:
+        pythons = f" for this Python {machine.python}, only for {', '.join(found.pythons)}"
+    raise FusedgeError(
+        f"TensorRT is not installed{pythons}",
+        where=machine.jetson.model,
+        hint="it comes with JetPack: apt install python3-libnvinfer, and a virtual environment of the "
+        "system's Python with --system-site-packages",
     )
-    plain = "-".join(re.findall(r"[a-z0-9]+", words))
-    if plain in target_names() or machine.jetson is None:
-        return plain or "gpu"
-    plain = plain if plain.startswith("jetson-") else f"jetson-{plain}"
-    # The kit's name leaves the memory out, of which modules have 4 GB times a power of two, less what is
-    # reserved.
-    sizes = [4, 8, 16, 32, 64, 128]
-    memory = (machine.memory_bytes or 0) / 1e9
-    size = next((gb for gb in sizes if memory <= gb * 1.08), None)
-    sized = f"{plain}-{size}gb"
-    return sized if sized in target_names() else plain
 
 
 def free_memory_bytes(
@@ -151,11 +117,8 @@ def free_memory_bytes(
     that cannot be asked is left out.
     """
     free = {}
-    try:
-        text = (root / "proc/meminfo").read_text("utf-8")
-    except OSError:
-        text = ""
-    if found := re.search(r"^MemAvailable:\s*(\d+) kB", text, re.M):
+    text = read_text(root / "proc/meminfo")
+    if found := re.search(r"^MemAvailable:\s*(\d{1,15}) kB", text, re.M):
         free["memory"] = int(found[1]) * 1024
     with_nvml = _free_on_gpu(load)
     if with_nvml is not None:
@@ -170,7 +133,7 @@ def _free_on_gpu(load: Callable[[str], Any]) -> int | None:
     except Exception:  # no package, or no driver: NVMLError is in the package
         return None
     try:
-        free: int = nvml.nvmlDeviceGetMemoryInfo(_nvml_handle(nvml, _cuda(load))).free
+        free: int = nvml.nvmlDeviceGetMemoryInfo(nvml_gpu(nvml, load)).free
         return free
     except nvml.NVMLError:  # a Jetson's GPU has no memory of its own
         return None
@@ -178,8 +141,12 @@ def _free_on_gpu(load: Callable[[str], Any]) -> int | None:
         nvml.nvmlShutdown()
 
 
-def _nvml_handle(nvml: Any, runtime: Any) -> Any:
-    """NVML's handle of CUDA's first GPU: their orders differ, the PCI address does not."""
+def nvml_gpu(nvml: Any, load: Callable[[str], Any] = importlib.import_module) -> Any:
+    """NVML's handle of CUDA's first GPU: their orders differ, the PCI address does not.
+
+    `nvml` is pynvml after `nvmlInit`; `load` imports cuda.bindings, without which it is NVML's first one.
+    """
+    runtime = cuda_runtime(load)
     if runtime is not None:
         error, address = runtime.cudaDeviceGetPCIBusId(32, 0)
         if error == runtime.cudaError_t.cudaSuccess:

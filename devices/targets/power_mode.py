@@ -11,11 +11,14 @@ from pathlib import Path
 from typing import NamedTuple
 
 from fusedge.bundle.errors import FusedgeError
+from fusedge.devices.targets.system_files import read_text
 
 STATUS = "var/lib/nvpmodel/status"
 CONFIGURATION = "etc/nvpmodel.conf"
-_CURRENT = re.compile(r"^\s*pmode:(\d{1,4})\b", re.M)
-_MODEL = re.compile(r"^\s*<\s*POWER_MODEL\s+ID=(\d{1,4})\s+NAME=([\w.+\-]+)\s*>", re.M)
+_CURRENT = re.compile(r"^[ \t]*pmode:(\d{1,4})\b", re.M)
+_MODEL = re.compile(
+    r"^[ \t]*<[ \t]*POWER_MODEL[ \t]+ID=(\d{1,4})[ \t]+NAME=([\w.+\-]{1,64})[ \t]*>", re.M
+)
 
 
 class PowerModes(NamedTuple):
@@ -27,8 +30,8 @@ class PowerModes(NamedTuple):
 
 def read_power_modes(root: Path = Path("/")) -> PowerModes:
     """Of the machine whose files are under `root`; without nvpmodel there are none. Never raises."""
-    names = {int(number): name for number, name in _MODEL.findall(_read(root / CONFIGURATION))}
-    current = _CURRENT.search(_read(root / STATUS))
+    names = {int(number): name for number, name in _MODEL.findall(read_text(root / CONFIGURATION))}
+    current = _CURRENT.search(read_text(root / STATUS))
     return PowerModes(names.get(int(current[1])) if current else None, names)
 
 
@@ -51,10 +54,3 @@ def power_mode_warning(asked: str, root: Path = Path("/")) -> str:
         f"the machine is in power mode {modes.current or 'unknown'}, not {asked}: engines are tuned for "
         f"the mode they are built in; change it with: sudo nvpmodel -m {number}"
     )
-
-
-def _read(path: Path) -> str:
-    try:
-        return path.read_text("utf-8", errors="replace")
-    except OSError:
-        return ""

@@ -13,12 +13,17 @@ class KindRate:
     """Of one kind: seconds to start a kernel, operations a second by precision, bytes a second.
 
     A precision that is not there is not known. `source`: where the numbers come from.
+
+    A kernel that is too small to fill the device loses `fill_factor` times the time that its operations
+    would take, but `fill_s` at most.
     """
 
     overhead_s: float
     operations_per_s: Mapping[str, float]
     bytes_per_s: float
     source: str
+    fill_s: float = 0.0
+    fill_factor: float = 0.0
 
 
 @dataclass(frozen=True)

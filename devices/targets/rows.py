@@ -10,7 +10,8 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
-Flavour = Literal["tensorrt", "tensorrt_rtx"]
+from fusedge.devices.targets.tensorrt_api import Flavour
+
 Computation = Literal["fp32", "fp16", "bf16", "int8", "fp8", "fp4"]
 # Jetson Linux has two sets of power modes for Orin Nano and Orin NX: since JetPack 6.2, the "super" ones.
 Configuration = Literal["standard", "super"]
@@ -65,20 +66,28 @@ class Gpu(_Row):
     flavour: Flavour = Field(description="the TensorRT that its engines are built with by default")
     multiprocessors: MaybeCount
     boost_mhz: MaybePositive
-    memory_gb: MaybePositive = Field(description="10^9 bytes")
+    tensor_mhz: MaybePositive = Field(
+        default=None, description="of the tensor cores, where they never reach the boost clock"
+    )
+    memory_gib: MaybePositive
+    memory_is_shared: bool = Field(default=False, description="with the computer's processor")
     bandwidth_gb_s: MaybePositive
     watts: MaybePositive = Field(description="of the whole board")
+    operations: dict[Computation, MaybePositive] = Field(
+        default_factory=dict, description="as its generation has them, where this chip differs"
+    )
     tflops: dict[Computation, Positive] = Field(default_factory=dict)
 
 
-class PowerMode(_Row):
+class PowerMode(BaseModel):
     """A power mode of a Jetson, by the name that nvpmodel gives it.
 
-    Clocks are the most that the mode allows. `bandwidth` follows from `emc_mhz`. Of MAXN, which has no
-    budget, `watts` is the module's limit.
+    Clocks are the most that the mode allows, `dla_mhz` that of the first DLA. Bandwidth follows from
+    `emc_mhz`. Of MAXN, which has no budget, `watts` is the module's limit.
     """
 
-    name: str = Field(pattern=r"^[A-Z0-9][A-Z0-9_]*$|^MODE_\w+$")
+    model_config = ConfigDict(extra="forbid", frozen=True)
+    name: str = Field(pattern=r"^[A-Z0-9][A-Z0-9_]*$")
     configuration: Configuration = "standard"
     default: bool = False
     cpus: MaybeCount
@@ -88,6 +97,10 @@ class PowerMode(_Row):
     emc_mhz: MaybePositive
     dla_mhz: MaybePositive = None
     watts: MaybePositive
+    jetpack_first: Version | None = Field(
+        default=None,
+        description="the first release that has it; left out: all of the configuration",
+    )
 
 
 class Jetson(_Row):
@@ -111,6 +124,7 @@ class Jetson(_Row):
         default=None, description="left out: the newest one is for it"
     )
     modes: tuple[PowerMode, ...] = Field(min_length=1)
+    modes_source: Source
 
     @model_validator(mode="after")
     def _one_default(self) -> Jetson:
@@ -128,7 +142,7 @@ class JetPack(_Row):
     """A release of JetPack, and what comes with it. `capabilities` are those of the devices it is for."""
 
     name: Version
-    l4t: tuple[Version, ...] = Field(min_length=1)
+    l4t: tuple[Version, ...] = Field(description="empty where it is not known")
     cuda: MaybeText
     cudnn: MaybeText
     tensorrt: Version
@@ -136,6 +150,9 @@ class JetPack(_Row):
     ubuntu: MaybeText
     capabilities: tuple[Capability, ...] = Field(min_length=1)
     dla: bool = Field(description="whether its TensorRT builds for the DLA where there is one")
+    tensorrt_optional: Version | None = Field(
+        default=None, description="a newer one to install on AGX Orin, with its DLA, and on Thor"
+    )
     configuration: Configuration = "standard"
 
 

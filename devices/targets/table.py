@@ -7,7 +7,7 @@ that a power mode has its own.
 from __future__ import annotations
 
 import functools
-from collections.abc import Mapping
+from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType
@@ -23,7 +23,6 @@ from fusedge.devices.targets.rows import (
     Computer,
     Configuration,
     DlaOperators,
-    Flavour,
     Generation,
     Gpu,
     JetPack,
@@ -33,10 +32,12 @@ from fusedge.devices.targets.rows import (
     Wheel,
     _Row,
 )
+from fusedge.devices.targets.tensorrt_api import Flavour
 
 _DATA = Path(__file__).with_name("data")
 
 RowT = TypeVar("RowT", bound=_Row)
+KeyT = TypeVar("KeyT", bound=Hashable)
 
 
 @dataclass(frozen=True)
@@ -86,18 +87,20 @@ class Target:
 def find_target(name: str, configuration: Configuration | None = None) -> Target:
     """The target of that name, which a power mode may follow: `jetson-orin-nano-8gb:15W`.
 
-    Without one, a Jetson is in the mode that it starts in. `configuration` is the set of power modes that
-    its JetPack has; None: the newest. Raises UnknownNameError with the closest match.
+    Without one, a Jetson is in the mode that it starts in. A mode may be written in small letters and
+    without the MODE_ that some boards have before it, but not as a number. `configuration` is the set of
+    power modes that its JetPack has; None: the newest, or that which has the mode. Raises FusedgeError,
+    for an unknown name with the closest match.
     """
     plain, _, mode = name.partition(":")
     if plain == "cpu":
         found = Target("cpu", None, None, "ONNX Runtime's CPU provider")
+    elif plain.startswith("jetson-") and plain in jetsons():
+        return jetson_target(jetsons()[plain], mode, configuration)
     elif plain in gpus():
         found = gpu_target(gpus()[plain])
     elif plain in computers():
         found = _computer_target(computers()[plain])
-    elif plain in jetsons():
-        return jetson_target(jetsons()[plain], mode, configuration)
     else:
         raise UnknownNameError("target", plain, target_names())
     if mode:
@@ -115,13 +118,16 @@ def jetson_target(
 ) -> Target:
     """A Jetson in a power mode, without `mode` in its default; see `find_target`."""
     modes = power_modes(row, configuration)
-    if mode and mode not in modes:
-        raise UnknownNameError(f"power mode of {row.name}", mode, modes)
-    chosen = modes[mode] if mode else next(each for each in modes.values() if each.default)
+    if mode:
+        # Where none was asked for, both are known: devices with the older one are in use.
+        known = modes if configuration else {each.name: each for each in row.modes} | modes
+        chosen = _named_mode(row, mode.upper(), known)
+    else:
+        chosen = next(each for each in modes.values() if each.default)
     generation = generations()[row.compute_capability]
     sms = _product(chosen.tpcs, row.multiprocessors_per_tpc)
     return Target(
-        name=f"{row.name}:{mode}" if mode else row.name,
+        name=f"{row.name}:{chosen.name}" if mode else row.name,
         flavour="tensorrt",
         compute_capability=row.compute_capability,
         source=row.source,
@@ -166,6 +172,19 @@ def power_modes(row: Jetson, configuration: Configuration | None = None) -> dict
     return {mode.name: mode for mode in row.modes if mode.configuration == wanted}
 
 
+def _named_mode(row: Jetson, name: str, known: Mapping[str, PowerMode]) -> PowerMode:
+    if name.isdecimal():
+        raise FusedgeError(
+            f"power mode {name} is a number, and the numbers of power modes differ from board to board",
+            where=row.name,
+            hint=f"say one by its name: {', '.join(known)}",
+        )
+    found = known.get(name) or known.get(f"MODE_{name}")
+    if found is None:
+        raise UnknownNameError(f"power mode of {row.name}", name, known)
+    return found
+
+
 def _max_opset(row: Jetson) -> int | None:
     """Of the newest JetPack for the module; newer modules get newer ones yet, so nothing limits them."""
     if row.jetpack_last is None:
@@ -173,19 +192,67 @@ def _max_opset(row: Jetson) -> int | None:
     return max_opset(jetpacks()[row.jetpack_last].tensorrt)
 
 
+def jetson_by_part(part: str) -> Jetson | None:
+    """The module of a part number such as `p3767-0005`, as a device tree has it."""
+    return next((row for row in jetsons().values() if part in row.parts), None)
+
+
+def processor_by_part(part: str) -> Processor | None:
+    """The core of an implementer and part such as `0x41:0xd42`, as /proc/cpuinfo has them on ARM."""
+    return next((row for row in processors().values() if part in row.parts), None)
+
+
+def jetpack_of_l4t(l4t: str) -> JetPack | None:
+    """The JetPack of exactly this release of Jetson Linux (`36.4.3`); None for one that is not listed."""
+    return next((row for row in jetpacks().values() if l4t in row.l4t), None)
+
+
+def jetpacks_for(row: Jetson) -> list[JetPack]:
+    """The releases that are for a module, the newest last."""
+    names = list(jetpacks())
+    first = names.index(row.jetpack_first)
+    last = names.index(row.jetpack_last) if row.jetpack_last else len(names) - 1
+    return [
+        jetpacks()[name]
+        for name in names[first : last + 1]
+        if row.compute_capability in jetpacks()[name].capabilities
+    ]
+
+
+def gpu_by_title(title: str, memory_bytes: float | None = None) -> Gpu | None:
+    """The GPU that the driver calls so; of several that differ in memory, the nearest to `memory_bytes`."""
+    rows = [row for row in gpus().values() if _plain(row.title) == _plain(title)]
+    if memory_bytes is None:
+        return rows[0] if len(rows) == 1 else None
+    return min(
+        rows, key=lambda row: abs((row.memory_gib or 0) * 2**30 - memory_bytes), default=None
+    )
+
+
+def _plain(title: str) -> str:
+    """Without the maker's name, which only newer drivers put before all of them."""
+    return title.lower().removeprefix("nvidia ")
+
+
 def gpu_target(row: Gpu) -> Target:
     """A graphics card."""
-    generation = generations()[row.compute_capability]
+    operations = {**generations()[row.compute_capability].operations, **row.operations}
+    fp32: dict[Computation, float | None] = {"fp32": operations.get("fp32")}
     return Target(
         name=row.name,
         flavour=row.flavour,
         compute_capability=row.compute_capability,
         source=row.source,
         compute=Compute(
-            peak=_peaks(generation.operations, row.multiprocessors, row.boost_mhz),
+            peak=MappingProxyType(
+                {
+                    **_peaks(operations, row.multiprocessors, row.tensor_mhz or row.boost_mhz),
+                    **_peaks(fp32, row.multiprocessors, row.boost_mhz),
+                }
+            ),
             bandwidth_bytes_per_s=_product(row.bandwidth_gb_s, 1e9),
-            memory_bytes=_product(row.memory_gb, 1e9),
-            memory_is_shared=False,
+            memory_bytes=_product(row.memory_gib, 2**30),
+            memory_is_shared=row.memory_is_shared,
             multiprocessors=row.multiprocessors,
             watts=row.watts,
         ),
@@ -249,63 +316,76 @@ def _product(*factors: float | None) -> float | None:
     return product
 
 
-def _read(kind: type[RowT], file: str) -> list[RowT]:
+def _table(kind: type[RowT], file: str, key: Callable[[RowT], KeyT]) -> Mapping[KeyT, RowT]:
+    """The rows of a table by their keys, of which each is there once."""
+    rows: dict[KeyT, RowT] = {}
+    for row in _rows(kind, file):
+        if key(row) in rows:
+            raise FusedgeError(f"has two rows of {key(row)}", where=f"table {file}")
+        rows[key(row)] = row
+    return MappingProxyType(rows)
+
+
+def _rows(kind: type[RowT], file: str) -> list[RowT]:
     where = f"table {file}"
-    content = (_DATA / file).read_bytes()
+    content = load_yaml((_DATA / file).read_bytes(), where)
+    if not isinstance(content, list):
+        raise FusedgeError("is no list of rows", where=where)
     rows = []
-    for number, raw in enumerate(load_yaml(content, where)):
+    for number, raw in enumerate(content, 1):
         try:
             rows.append(kind.model_validate(raw))
         except ValidationError as error:
+            name = raw.get("name", number) if isinstance(raw, dict) else number
             first = error.errors()[0]
-            place = ".".join(str(step) for step in first["loc"])
-            raise FusedgeError(f"row {number}: {place}: {first['msg']}", where=where) from None
+            place = [f"row {name}", ".".join(str(step) for step in first["loc"]), first["msg"]]
+            raise FusedgeError(": ".join(filter(None, place)), where=where) from None
     return rows
 
 
 @functools.cache
 def generations() -> Mapping[str, Generation]:
     """GPU generations by compute capability."""
-    return {row.compute_capability: row for row in _read(Generation, "generations.yaml")}
+    return _table(Generation, "generations.yaml", lambda row: row.compute_capability)
 
 
 @functools.cache
 def gpus() -> Mapping[str, Gpu]:
     """Graphics cards by name."""
-    return {row.name: row for row in _read(Gpu, "gpus.yaml")}
+    return _table(Gpu, "gpus.yaml", lambda row: row.name)
 
 
 @functools.cache
 def jetsons() -> Mapping[str, Jetson]:
     """Jetson modules by name."""
-    return {row.name: row for row in _read(Jetson, "jetsons.yaml")}
+    return _table(Jetson, "jetsons.yaml", lambda row: row.name)
 
 
 @functools.cache
 def jetpacks() -> Mapping[str, JetPack]:
     """Releases of JetPack by name, the oldest first."""
-    return {row.name: row for row in _read(JetPack, "jetpacks.yaml")}
+    return _table(JetPack, "jetpacks.yaml", lambda row: row.name)
 
 
 @functools.cache
 def processors() -> Mapping[str, Processor]:
     """Kinds of CPU core by name."""
-    return {row.name: row for row in _read(Processor, "processors.yaml")}
+    return _table(Processor, "processors.yaml", lambda row: row.name)
 
 
 @functools.cache
 def computers() -> Mapping[str, Computer]:
     """Computers without an NVIDIA GPU by name."""
-    return {row.name: row for row in _read(Computer, "computers.yaml")}
+    return _table(Computer, "computers.yaml", lambda row: row.name)
 
 
 @functools.cache
 def onnxruntime_wheels() -> tuple[Wheel, ...]:
     """Wheels of ONNX Runtime."""
-    return tuple(_read(Wheel, "onnxruntime_wheels.yaml"))
+    return tuple(_rows(Wheel, "onnxruntime_wheels.yaml"))
 
 
 @functools.cache
 def dla_operators() -> Mapping[int, DlaOperators]:
     """What the DLA runs, by its version."""
-    return {row.dla_version: row for row in _read(DlaOperators, "dla_operators.yaml")}
+    return _table(DlaOperators, "dla_operators.yaml", lambda row: row.dla_version)

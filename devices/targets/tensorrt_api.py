@@ -27,10 +27,14 @@ from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
 from fusedge.bundle.errors import FusedgeError, MissingExtraError
-from fusedge.devices.targets.detect import TENSORRT
 from fusedge.devices.targets.opsets import max_opset
 
 Flavour = Literal["tensorrt", "tensorrt_rtx"]
+# What brings each flavour; a wheel is named for its CUDA, a JetPack package is not.
+DISTRIBUTIONS: Mapping[str, tuple[str, ...]] = {
+    "tensorrt": ("tensorrt", "tensorrt-cu13", "tensorrt-cu12"),
+    "tensorrt_rtx": ("tensorrt-rtx", "tensorrt-rtx-cu13", "tensorrt-rtx-cu12"),
+}
 
 
 class _Package(NamedTuple):
@@ -136,7 +140,7 @@ def make_logger(trt: Any) -> Any:
 
 def installed_version(flavour: str) -> str:
     """The version of an installed flavour, without importing it where its package tells."""
-    for name in TENSORRT[flavour]:
+    for name in DISTRIBUTIONS[flavour]:
         with suppress(importlib.metadata.PackageNotFoundError):
             return importlib.metadata.version(name)
     version: str = load(flavour).__version__

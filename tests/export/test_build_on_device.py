@@ -20,15 +20,15 @@ from fusedge.bundle.built_here import FILE, built_here
 from fusedge.bundle.errors import BundleError, FusedgeError, MissingExtraError
 from fusedge.bundle.keys import load_private_key, load_public_key, new_key, trust
 from fusedge.bundle.signature import SignatureState, sign_bundle, signature_state
-from fusedge.devices.targets.detect import Gpu, Jetson, Machine
 from fusedge.devices.targets.local import LocalGpu, free_memory_bytes, local_gpu
+from fusedge.devices.targets.machine import Gpu, Jetson, Machine
 from fusedge.devices.targets.power_mode import (
     CONFIGURATION,
     STATUS,
     power_mode_warning,
     read_power_modes,
 )
-from fusedge.devices.targets.table import Target, target_names
+from fusedge.devices.targets.table import Target
 from fusedge.devices.targets.tensorrt_api import EngineOptions
 from fusedge.export import build as building
 from fusedge.export import engine
@@ -37,7 +37,9 @@ from fusedge.export.cache import Cache
 from tests.tiny_bundle import write_tiny_bundle
 
 RTX_4090 = Gpu(name="NVIDIA GeForce RTX 4090", compute_capability="8.9")
-ORIN_NANO = Jetson(model="NVIDIA Jetson Orin Nano Developer Kit", l4t="36.4.3")
+ORIN_NANO = Jetson(
+    model="NVIDIA Jetson Orin Nano Developer Kit", l4t="36.4.3", module="jetson-orin-nano-8gb"
+)
 PLENTY = {"memory": 1 << 40}
 PARTS = ("fast_encoder", "slow_encoder", "head")
 
@@ -46,14 +48,13 @@ def machine(
     *gpus: Gpu,
     jetson: Jetson | None = None,
     tensorrt: tuple[str, ...] = ("tensorrt_rtx",),
-    memory_gb: float = 64,
 ) -> Machine:
     return Machine(
         processor=None,
         architecture="x86_64",
         cores=2,
         usable_cores=2,
-        memory_bytes=int(memory_gb * 1e9),
+        memory_bytes=64_000_000_000,
         os="",
         python="3",
         jetson=jetson,
@@ -135,18 +136,28 @@ def test_another_power_mode_than_asked_for_is_a_warning_that_says_how_to_change_
             "tensorrt",
         ),
         (
-            machine(jetson=ORIN_NANO, tensorrt=("tensorrt",), memory_gb=7.99),
+            machine(jetson=ORIN_NANO, tensorrt=("tensorrt",)),
             "jetson-orin-nano-8gb",
             "8.7",
             "tensorrt",
         ),
         (
             machine(
-                jetson=Jetson(model="NVIDIA Jetson AGX Orin Developer Kit"),
+                jetson=Jetson(model="A carrier board", module="jetson-agx-orin-64gb"),
                 tensorrt=("tensorrt",),
-                memory_gb=65.8,
             ),
             "jetson-agx-orin-64gb",
+            "8.7",
+            "tensorrt",
+        ),
+        (
+            machine(
+                jetson=Jetson(
+                    model="NVIDIA Jetson AGX Orin Developer Kit", compute_capability="8.7"
+                ),
+                tensorrt=("tensorrt",),
+            ),
+            "jetson-agx-orin",  # no part number: 32 or 64 GB is not guessed
             "8.7",
             "tensorrt",
         ),
@@ -160,7 +171,9 @@ def test_the_gpu_of_this_machine_is_a_target(
     assert (local.target.compute_capability, local.target.flavour) == (capability, flavour)
 
 
-H200 = SimpleNamespace(name=b"NVIDIA H200\0", major=9, minor=0, totalGlobalMem=1 << 37)
+H200 = SimpleNamespace(
+    name=b"NVIDIA H200\0", major=9, minor=0, totalGlobalMem=1 << 37, multiProcessorCount=132
+)
 
 
 def cuda(error: str = "cudaSuccess") -> Any:
@@ -535,7 +548,7 @@ def jetpack(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_jetson_gets_engines_for_each_power_mode_it_is_put_in(
     bundle: Bundle, tmp_path: Path
 ) -> None:
-    found = machine(jetson=ORIN_NANO, tensorrt=("tensorrt",), memory_gb=7.99)
+    found = machine(jetson=ORIN_NANO, tensorrt=("tensorrt",))
     root, cache = tmp_path / "root", Cache(tmp_path / "cache")
 
     def build_in(mode: str) -> BuildReport:
@@ -564,16 +577,3 @@ def test_a_jetson_gets_engines_for_each_power_mode_it_is_put_in(
     # the measurements of each mode are kept apart
     kept = [path.read_bytes()[32:] for path in (tmp_path / "cache/timing").iterdir()]
     assert kept == [b"measured", b"measured"]
-
-
-def test_all_jetsons_of_the_table_are_found_by_their_names() -> None:
-    for name in target_names():
-        if name.startswith("jetson-") and name.endswith("gb"):
-            words, size = name.removeprefix("jetson-").rsplit("-", 1)
-            model = f"NVIDIA Jetson {words.replace('-', ' ').title()} Developer Kit"
-            found = machine(
-                jetson=Jetson(model=model),
-                tensorrt=("tensorrt",),
-                memory_gb=int(size[:-2]) * 1.073 - 0.6,
-            )
-            assert local_gpu(found, load=absent).target.name == name

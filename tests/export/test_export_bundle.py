@@ -230,6 +230,12 @@ def test_an_old_jetson_lowers_the_opset(traced: list[int], tmp_path: Path) -> No
     assert {row.complete for row in done.audit.rows} == {True, False}
 
 
+def test_a_target_too_old_for_any_export_is_named(tmp_path: Path) -> None:
+    options = ExportOptions(targets=("rtx-4090", "jetson-nano-4gb"), precision="fp32")
+    with pytest.raises(FusedgeError, match="target jetson-nano-4gb: its TensorRT reads opset 13"):
+        export_bundle(tiny(), tmp_path / "bundle", options)
+
+
 def test_parts_that_miss_float16_stay_float32_and_are_told(
     traced: list[int], tmp_path: Path
 ) -> None:

@@ -29,8 +29,9 @@ from fusedge.bundle.manifest import (
     Provenance,
     TensorSpec,
 )
+from fusedge.bundle.noise import MAX_INPUT_BYTES
 from fusedge.bundle.signature import SIGNATURE, SignatureState
-from fusedge.export.node_cost import MAX_INPUT_BYTES, NodeCost, measure_graph
+from fusedge.export.node_cost import NodeCost, measure_graph
 from fusedge.export.report import ExportRecord, Report, make_report, read_record
 from tests.cli.command import fusedge
 from tests.tiny_bundle import write_tiny_bundle

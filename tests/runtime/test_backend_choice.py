@@ -184,14 +184,17 @@ def test_a_hardware_compatible_engine_is_for_later_gpus_too(tmp_path: Path, plai
         assert load(bundle, ALLOWED, trt).chosen["head"].backend == backend
 
 
-def test_another_power_mode_than_the_one_it_was_tuned_in_is_told(
+def test_another_power_mode_than_the_one_it_was_tuned_in_is_a_warning(
     tmp_path: Path, plain: Bundle, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     bundle = with_engines(plain, tmp_path / "x.fusedge", power_mode="15W")
     modes = PowerModes("MAXN", {0: "15W", 2: "MAXN"})
     monkeypatch.setattr("fusedge.runtime.backend.read_power_modes", lambda: modes)
-    reason = load(bundle, ALLOWED).chosen["head"].reason
-    assert reason.endswith("(Double), tuned in power mode 15W, and this is MAXN")
+    (warning,) = load(bundle, ALLOWED).warnings()
+    assert warning.startswith(
+        "fast_encoder, slow_encoder, head: the engine was tuned in power mode 15W, and this machine "
+        "is in MAXN: fusedge build"
+    )
 
 
 def test_an_engine_that_fails_when_it_is_tried_out_is_not_taken(bundle: Bundle) -> None:

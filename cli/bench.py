@@ -1,0 +1,198 @@
+"""`fusedge bench`: how fast this machine runs a bundle's parts, and a profile for later estimates."""
+
+from __future__ import annotations
+
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, get_args
+
+import typer
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.table import Table
+from rich.text import Text
+
+from fusedge.bundle.errors import FusedgeError, UnknownNameError
+from fusedge.bundle.lookup import open_bundle
+from fusedge.bundle.manifest import Precision
+from fusedge.cli.console import console, print_json
+from fusedge.cli.options import AllowEnginesOption, BundleArgument, JsonOption
+
+if TYPE_CHECKING:
+    from fusedge.bundle.archive import Bundle
+    from fusedge.devices.targets.profile import MeasuredPart, Profile
+
+_MIB = 1 << 20
+_BUSY = 0.5  # load average above which others are likely to disturb
+
+
+def bench(
+    bundle: BundleArgument,
+    backend: Annotated[
+        str,
+        typer.Option(
+            help="native: the bundle's engines; onnx: ONNX Runtime; auto: all that there is here."
+        ),
+    ] = "auto",
+    provider: Annotated[
+        str,
+        typer.Option(
+            help="Of ONNX Runtime: cpu, cuda, tensorrt, tensorrt-rtx, several with commas; auto: all here."
+        ),
+    ] = "auto",
+    precision: Annotated[
+        str, typer.Option(help="fp32, fp16, bf16, int8, mixed; auto: all that the bundle has.")
+    ] = "auto",
+    batch: Annotated[
+        list[int] | None,
+        typer.Option(
+            min=1,
+            help="Rows in a run; several times for more. Default: 1, 2, 4 and 8, as it takes.",
+        ),
+    ] = None,
+    budget: Annotated[
+        float,
+        typer.Option(
+            min=0.1, max=600, metavar="SECONDS", help="For each part, provider and precision."
+        ),
+    ] = 2.0,
+    out: Annotated[
+        Path | None,
+        typer.Option("-o", "--out", metavar="FILE", help="Write the profile here as well."),
+    ] = None,
+    allow_unsigned_engines: AllowEnginesOption = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Measure a bundle's parts on this machine, and learn what estimates for it must multiply by.
+
+    Each part runs as `fusedge run` runs it, on one thread, in a process of its own: median and slow runs,
+    throughput by batch, memory, and energy where a counter can be read. Then small graphs of one kind of
+    node each are measured, so that `fusedge plan` can estimate other bundles for this machine too. The
+    profile is kept, and used by `fusedge plan` here from then on. With `-o` it is a file to carry along.
+
+    Leave the machine alone meanwhile, and set a Jetson's power mode first. Exit status 1 if a part fails.
+
+    Examples:
+
+    - `fusedge bench driving`
+    - `fusedge bench driving.fusedge --provider cpu --batch 1 --budget 5`
+    - `fusedge bench driving.fusedge -o orin.json`, and at the desk:
+      `fusedge plan other.fusedge --target jetson-orin-nano-8gb --profile orin.json`
+    """
+    opened = open_bundle(bundle)
+    known = (*get_args(Precision), "mixed")
+    if precision != "auto" and precision not in known:
+        raise UnknownNameError("precision", precision, ("auto", *known))
+    from fusedge.cli.machine_bench import Wanted, bench_machine
+    from fusedge.devices.targets.profile import profile_path, with_earlier, write_profile
+    from fusedge.runtime.bench import BATCHES
+
+    wanted = Wanted(
+        providers=_providers(opened, backend, provider),
+        precision=None if precision == "auto" else precision,
+        batches=batch or BATCHES,
+        budget_s=budget,
+        allow_unsigned_engines=allow_unsigned_engines,
+    )
+    hidden = as_json or not console.is_terminal
+    columns = (TextColumn("{task.description:<40}"), BarColumn(), TimeElapsedColumn())
+    with Progress(*columns, console=console, transient=True, disable=hidden) as bar:
+        line = bar.add_task("look", total=1.0)
+        benched = bench_machine(
+            opened,
+            wanted,
+            datetime.now(timezone.utc).strftime("%Y-%m-%d %H:%M UTC"),
+            lambda what, share: bar.update(line, description=what, completed=share),
+        )
+    found = benched.profile
+    kept = profile_path(found.machine)
+    write_profile(with_earlier(found), kept)
+    if out is not None:
+        write_profile(found, out)
+    if as_json:
+        print_json(
+            {
+                **found.model_dump(mode="json"),
+                "notes": benched.notes,
+                "written": [str(path) for path in (kept, out) if path is not None],
+            }
+        )
+    else:
+        console.print(_table(found.parts))
+        _print_notes(found, benched.notes)
+        console.print(_written(found, out or kept), markup=False, soft_wrap=True)
+    failed = [part for part in found.parts if part.problem]
+    if failed:
+        first = failed[0]
+        more = f"; and {len(failed) - 1} more failed" if len(failed) > 1 else ""
+        raise FusedgeError(
+            f"does not run on {first.provider}, {first.precision}: {first.problem}{more}",
+            where=f"{opened.path}: part {first.part}",
+        )
+
+
+def _providers(bundle: Bundle, backend: str, provider: str) -> list[str]:
+    """What to measure on; raises FusedgeError for names that are unknown or do not go together."""
+    from fusedge.devices.targets.profile import NATIVE
+    from fusedge.runtime.backend import AUTO, BackendSetting
+    from fusedge.runtime.bench import providers_here
+
+    setting = BackendSetting(backend, provider)
+    if backend == NATIVE:
+        return [NATIVE]
+    if provider != AUTO:
+        return list(dict.fromkeys(setting.providers))
+    here = providers_here(bundle)
+    return here if backend == AUTO else [name for name in here if name != NATIVE]
+
+
+def _table(parts: tuple[MeasuredPart, ...]) -> Table:
+    table = Table(title="one run, in µs; rows a second by batch", title_justify="left")
+    for column in ("part", "on", "precision"):
+        table.add_column(column)
+    for column in ("p50", "p90", "p99", "by table", "rows/s", "memory", "energy"):
+        table.add_column(column, justify="right")
+    for part in parts:
+        place = part.part, part.provider, part.precision
+        if part.problem:
+            table.add_row(*place, Text("failed", "bold red"))
+            continue
+        first = part.times[0]
+        table.add_row(
+            *place,
+            *(f"{seconds * 1e6:.0f}" for seconds in (first.p50_s, first.p90_s, first.p99_s)),
+            "" if part.estimated_s is None else f"{part.estimated_s * 1e6:.0f}",
+            "\n".join(f"{each.batch}: {each.rows_per_s:,.0f}" for each in part.times),
+            _memory(part),
+            "" if part.energy_j is None else f"{part.energy_j * 1e3:.3g} mJ",
+        )
+    return table
+
+
+def _memory(part: MeasuredPart) -> str:
+    sizes = (part.memory_bytes, ""), (part.gpu_memory_bytes, " GPU")
+    return "\n".join(f"{size / _MIB:.0f} MiB{where}" for size, where in sizes if size is not None)
+
+
+def _print_notes(profile: Profile, notes: tuple[str, ...]) -> None:
+    conditions = profile.conditions
+    lines = dict.fromkeys([*notes, *(note for part in profile.parts for note in part.notes)])
+    if conditions.load_average is not None and conditions.load_average > _BUSY:
+        lines[
+            f"the load average was {conditions.load_average:g} on {conditions.cores} cores: "
+            "other programs may have made it slower"
+        ] = None
+    if conditions.governor not in (None, "performance"):
+        lines[f"the CPU's governor is {conditions.governor}: clocks change while it measures"] = (
+            None
+        )
+    for line in lines:
+        console.print(f"note: {line}", style="yellow", markup=False, soft_wrap=True)
+
+
+def _written(profile: Profile, path: Path) -> str:
+    told = "; ".join(
+        f"{each.provider} {each.precision}: {len(each.kinds)} kinds of nodes from {each.graphs} graphs, "
+        f"expected error {(each.error - 1) * 100:.0f} %"
+        for each in profile.calibrations
+    )
+    return f"wrote {path}: {told or 'measured times alone, no rates'}"

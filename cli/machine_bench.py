@@ -1,0 +1,255 @@
+"""A bundle's parts measured on this machine, and the rates that follow, for `fusedge bench`.
+
+Export counts what a graph has to compute, the runtime runs it; the two meet here.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import cast, get_args
+
+from fusedge.bundle.archive import Bundle
+from fusedge.bundle.errors import FusedgeError, MissingExtraError
+from fusedge.bundle.manifest import Part
+from fusedge.devices.targets.calibration import Observation, calibrate
+from fusedge.devices.targets.default_rates import default_rates
+from fusedge.devices.targets.detect import detect
+from fusedge.devices.targets.kernels import Backend
+from fusedge.devices.targets.local import resolve_target
+from fusedge.devices.targets.machine import Machine
+from fusedge.devices.targets.profile import (
+    FORMAT_VERSION,
+    NATIVE,
+    Calibration,
+    KindCost,
+    MeasuredPart,
+    Profile,
+    identity_of,
+)
+from fusedge.devices.targets.rates import Rates
+from fusedge.devices.targets.roofline import estimate_part
+from fusedge.devices.targets.table import Target
+from fusedge.devices.targets.work import PartWork
+from fusedge.export.packages import needs_extra
+from fusedge.runtime.bench import (
+    BATCHES,
+    Item,
+    Measured,
+    batches_of,
+    conditions,
+    measure_apart,
+    precisions_of,
+)
+
+PROBE_S = 0.1  # for each probe, in ten turns
+_PROBES_AT_ONCE = 16  # in one process: a crash takes no more with it
+_PROBE_SHARE = 0.3  # of the progress, beside the parts
+
+Progress = Callable[[str, float], None]
+"""What is measured now, and the share that is done."""
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """What is measured: on these providers, at one precision or (None) all that there are.
+
+    `budget_s` is for a part on one provider at one precision, and all of `batches` that it takes.
+    """
+
+    providers: Sequence[str]
+    precision: str | None = None
+    batches: Sequence[int] = BATCHES
+    budget_s: float = 2.0
+    allow_unsigned_engines: bool = False
+
+
+@dataclass(frozen=True)
+class Benched:
+    """What was measured, and why a calibration is missing where it is."""
+
+    profile: Profile
+    notes: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class _Run:
+    """A part on one provider at one precision."""
+
+    part: Part
+    provider: str
+    precision: str
+
+    def __str__(self) -> str:
+        return f"{self.part.name} on {self.provider}, {self.precision}"
+
+
+def bench_machine(bundle: Bundle, wanted: Wanted, date: str, progress: Progress) -> Benched:
+    """Measure all parts of a bundle, then probes, and fit the rates of this machine.
+
+    Raises FusedgeError where there is nothing to measure. A part that does not run is in the result.
+    """
+    runs = _runs(bundle, wanted)
+    machine, before = detect(), conditions()
+    target = resolve_target("local", machine)
+    notes: dict[str, None] = {}  # each once, in order
+    parts: list[MeasuredPart] = []
+    observed: dict[tuple[str, str], list[Observation]] = {}
+    for number, run in enumerate(runs):
+        progress(str(run), (1 - _PROBE_SHARE) * number / len(runs))
+        result = _measured(bundle, run, wanted)
+        works: list[PartWork] = []
+        try:
+            works = _works(bundle, run, [times.batch for times in result.times])
+        except MissingExtraError as error:
+            notes[f"no calibration: {error.line()}"] = None
+        except FusedgeError as error:
+            notes[f"not counted: {error.line()}"] = None
+        table = _table_rates(run.provider, machine, target)
+        parts.append(_row(bundle, run, result, works, table))
+        # A lower bound is no estimate.
+        observed.setdefault((run.provider, run.precision), []).extend(
+            Observation(work, times.p50_s, "part")
+            for work, times in zip(works, result.times, strict=False)
+            if not work.unknown
+        )
+    calibrations = []
+    known = {key: each for key, each in observed.items() if each}
+    for number, ((provider, precision), observations) in enumerate(known.items()):
+        share = (1 - _PROBE_SHARE) + _PROBE_SHARE * number / len(known)
+        try:
+            observations.extend(_probed(provider, precision, lambda text: progress(text, share)))  # noqa: B023
+        except FusedgeError as error:
+            notes[f"no probes on {provider}, {precision}: {error.line()}"] = None
+        table = _table_rates(provider, machine, target)
+        calibrations.append(_calibration(provider, precision, observations, table))
+    power_mode = target.power_mode.name if target.power_mode else None
+    profile = Profile(
+        format_version=FORMAT_VERSION,
+        machine=identity_of(
+            machine, target.row.name if target.row else target.name.partition(":")[0], power_mode
+        ),
+        date=date,
+        conditions=before,
+        parts=tuple(parts),
+        calibrations=tuple(calibrations),
+    )
+    return Benched(profile, tuple(notes))
+
+
+def _runs(bundle: Bundle, wanted: Wanted) -> list[_Run]:
+    runs = [
+        _Run(part, provider, precision)
+        for provider in wanted.providers
+        for part in bundle.manifest.parts
+        for precision in precisions_of(part, provider)
+        if wanted.precision in (None, precision)
+    ]
+    if not runs:
+        precision = f" at {wanted.precision}" if wanted.precision else ""
+        raise FusedgeError(
+            f"has nothing{precision} to run on {', '.join(wanted.providers) or 'this machine'}",
+            where=str(bundle.path),
+            hint="fusedge inspect BUNDLE shows the precisions and engines that it has",
+        )
+    return runs
+
+
+def _measured(bundle: Bundle, run: _Run, wanted: Wanted) -> Measured:
+    item = Item(str(bundle.path), run.part.name, batches_of(run.part, wanted.batches))
+    (result,) = measure_apart(
+        [item],
+        run.provider,
+        run.precision,
+        wanted.budget_s,
+        allow_unsigned_engines=wanted.allow_unsigned_engines,
+    )
+    return result
+
+
+def _works(bundle: Bundle, run: _Run, batches: Sequence[int]) -> list[PartWork]:
+    """What the part computes at each batch. An engine's work is that of the graph it was built from."""
+    with needs_extra("plan", "calibrating"):
+        from fusedge.export.part_work import part_work
+
+    graphs = {graph.precision for graph in run.part.graphs}
+    precision = run.precision if run.precision in graphs else "fp32"
+    return [part_work(bundle, run.part, precision, batch) for batch in batches]
+
+
+def _row(
+    bundle: Bundle, run: _Run, result: Measured, works: Sequence[PartWork], table: Rates | None
+) -> MeasuredPart:
+    estimated = None
+    if works and table is not None:
+        estimated = estimate_part(works[0], table, _backend(run.provider)).seconds
+    return MeasuredPart(
+        bundle=bundle.manifest.name,
+        part=run.part.name,
+        provider=run.provider,
+        precision=run.precision,
+        estimated_s=estimated,
+        **result._asdict(),
+    )
+
+
+def _probed(provider: str, precision: str, tell: Callable[[str], None]) -> Iterator[Observation]:
+    """Measure the probes; engines have none, since each would have to be built first."""
+    from fusedge.export import probes
+
+    if provider == NATIVE or precision not in get_args(probes.ProbePrecision):
+        return
+    chosen = cast("probes.ProbePrecision", precision)
+    with tempfile.TemporaryDirectory(prefix="fusedge-bench-") as folder:
+        bundles = [
+            probes.write_probe(probe, chosen, Path(folder) / f"{number}.fusedge")
+            for number, probe in enumerate(probes.probes(chosen))
+        ]
+        for start in range(0, len(bundles), _PROBES_AT_ONCE):
+            tell(f"probes on {provider}, {precision}: {start} of {len(bundles)}")
+            some = bundles[start : start + _PROBES_AT_ONCE]
+            items = [Item(str(bundle.path), probes.PART, (1,)) for bundle in some]
+            results = measure_apart(items, provider, precision, PROBE_S * len(items))
+            for bundle, result in zip(some, results, strict=True):
+                if not result.problem:
+                    run = _Run(bundle.manifest.parts[0], provider, precision)
+                    (work,) = _works(bundle, run, [1])
+                    yield Observation(work, result.times[0].p50_s, "probe")
+
+
+def _calibration(
+    provider: str, precision: str, observations: Sequence[Observation], table: Rates | None
+) -> Calibration:
+    """With probes on a CPU it starts from nothing; a few parts on a GPU need the table to start from."""
+    backend = _backend(provider)
+    fit = calibrate(observations, backend, None if backend == "cpu" else table)
+    return Calibration(
+        provider=provider,
+        precision=precision,
+        kinds={
+            kind: KindCost(
+                overhead_s=rate.overhead_s,
+                operations_per_s=dict(rate.operations_per_s),
+                bytes_per_s=rate.bytes_per_s,
+                source=rate.source,
+            )
+            for kind, rate in fit.rates.kinds.items()
+        },
+        run_s=fit.rates.run_s,
+        tensor_s=fit.tensor_s,
+        error=fit.rates.error,
+        graphs=fit.graphs,
+        kernels=fit.kernels,
+    )
+
+
+def _backend(provider: str) -> Backend:
+    return "cpu" if provider == "cpu" else "gpu"
+
+
+def _table_rates(provider: str, machine: Machine, target: Target) -> Rates | None:
+    """Of a machine like this one, before anything is measured."""
+    device = resolve_target("cpu", machine) if provider == "cpu" else target
+    return default_rates(device.compute, _backend(provider), device.compute_capability)

@@ -1,0 +1,250 @@
+"""What a machine is as a target: the row of a table, or a description of what no table has."""
+
+from __future__ import annotations
+
+import importlib
+import re
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+from fusedge.bundle.errors import FusedgeError
+from fusedge.devices.targets.machine import CoreKind, Gpu, Jetson, Machine
+from fusedge.devices.targets.rows import Gpu as GpuRow
+from fusedge.devices.targets.rows import PowerMode, Processor
+from fusedge.devices.targets.table import (
+    Compute,
+    Target,
+    computers,
+    cpu_compute,
+    find_target,
+    generations,
+    gpu_by_title,
+    gpu_target,
+    jetson_cpu,
+    jetson_target,
+    jetsons,
+    power_modes,
+    processors,
+)
+from fusedge.devices.targets.tensorrt_api import Flavour
+
+CPU = "cpu"
+_FOUND = "found on this machine"
+
+
+def machine_target(
+    machine: Machine, load: Callable[[str], Any] = importlib.import_module
+) -> Target:
+    """What a machine computes parts with, in the power mode that it is in.
+
+    Its Jetson module or GPU, else the computer that its device tree names, else its CPU. A device that no
+    table has is described with what is known of it. `load` imports cuda.bindings, which knows which of
+    several GPUs is used. Raises FusedgeError where there are several kinds and it is not there.
+    """
+    if machine.jetson is not None:
+        return jetson_here(machine.jetson, machine)
+    if (gpu := first_gpu(machine, load)) is not None:
+        return gpu_here(gpu, machine)
+    found = _computer(machine.board.model if machine.board else None, machine)
+    if found is None:
+        return local_cpu(machine)
+    return replace(found, compute=_as_here(found.compute, machine))
+
+
+def local_cpu(machine: Machine) -> Target:
+    """The CPU of a machine, as the target `cpu`: its largest cores, at the clock that they may have.
+
+    Where there is no such clock (a virtual machine), it is the one that the cores have now. Bandwidth and
+    watts are those of a computer in the table with the same board, or else the same processor.
+    """
+    board = _computer(machine.board.model if machine.board else None, machine)
+    jetson = jetson_here(machine.jetson, machine) if machine.jetson else None
+    source = _FOUND
+    if board is not None:
+        compute = board.compute
+    elif jetson and jetson.row:
+        compute = jetson_cpu(jetson)
+    else:
+        kind = max(machine.core_kinds, key=_speed, default=None)
+        alike = _computer(machine.processor, machine)
+        if alike is not None:
+            source += f"; bandwidth and watts as of {alike.name}"
+        compute = cpu_compute(
+            _processor(kind),
+            cores=_big_cores(machine, kind),
+            cpu_mhz=_clock(kind),
+            memory_bytes=None,
+            bandwidth_bytes_per_s=alike.compute.bandwidth_bytes_per_s if alike else None,
+            watts=alike.compute.watts if alike else None,
+        )
+    return replace(find_target(CPU), source=source, compute=_as_here(compute, machine))
+
+
+def jetson_here(jetson: Jetson, machine: Machine) -> Target:
+    """By part number, or a model that is named as in the table; in its power mode."""
+    plain = f"jetson-{_slug(jetson.model, 'jetson')}"
+    row = jetsons().get(jetson.module or plain)
+    if row is None:
+        memory = machine.usable_memory_bytes
+        compute = Compute(memory_bytes=memory, cores=machine.usable_cores)
+        return Target(plain, "tensorrt", jetson.compute_capability, _FOUND, compute=compute)
+    modes = power_modes(row, jetson.configuration)
+    if jetson.power_mode in modes:
+        return jetson_target(row, jetson.power_mode, jetson.configuration)
+    # a mode of the user's own, or an unknown one: what is allowed now
+    found = _mode_as_found(jetson, machine)
+    target = jetson_target(row.model_copy(update={"modes": (found,)}))
+    return replace(target, row=row, source=_FOUND)
+
+
+def _mode_as_found(jetson: Jetson, machine: Machine) -> PowerMode:
+    return PowerMode.model_construct(
+        name=jetson.power_mode or "unknown",
+        configuration=jetson.configuration or "standard",
+        default=True,
+        cpus=sum(kind.count for kind in machine.core_kinds) or None,
+        cpu_mhz=max((kind.max_mhz for kind in machine.core_kinds if kind.max_mhz), default=None),
+        tpcs=None,
+        gpu_mhz=jetson.gpu_max_mhz,
+        emc_mhz=jetson.emc_cap_mhz,
+        dla_mhz=None,
+        watts=None,
+        source=_FOUND,
+    )
+
+
+def gpu_here(gpu: Gpu, machine: Machine) -> Target:
+    """By the name that its driver gives it, else what is known of it."""
+    row, capability = gpu_by_title(gpu.name, gpu.memory_bytes), gpu.compute_capability
+    known = row is not None and capability in (None, row.compute_capability)
+    if row is None or not known:
+        if capability is None or capability not in generations():
+            compute = Compute(memory_bytes=gpu.memory_bytes, memory_is_shared=False)
+            return Target(_slug(gpu.name) or "gpu", None, capability, _FOUND, compute=compute)
+        row = GpuRow(
+            name=_slug(gpu.name) or "gpu",
+            title=gpu.name,
+            compute_capability=capability,
+            flavour="tensorrt_rtx" if generations()[capability].tensorrt_rtx else "tensorrt",
+            multiprocessors=gpu.multiprocessors,
+            boost_mhz=gpu.gpu_mhz,
+            memory_gib=None,
+            bandwidth_gb_s=_bandwidth_gb_s(gpu),
+            watts=None,
+            source=_FOUND,
+        )
+    target = gpu_target(row)
+    compute = replace(
+        target.compute,
+        memory_bytes=gpu.memory_bytes or target.compute.memory_bytes,
+        watts=gpu.watts or target.compute.watts,
+    )
+    flavour = installed_flavour(machine, row.compute_capability) or target.flavour
+    return replace(target, flavour=flavour, compute=compute, row=row if known else None)
+
+
+def _bandwidth_gb_s(gpu: Gpu) -> float | None:
+    """Two transfers a clock, as NVML counts the memory's clock."""
+    if gpu.memory_mhz is None or not gpu.memory_bus_bits:
+        return None
+    return gpu.memory_mhz * 2e6 * gpu.memory_bus_bits / 8 / 1e9
+
+
+def _slug(name: str, *drop: str) -> str:
+    """A target's name made of a device's own one. A laptop's GPU keeps that word: it is a slower one."""
+    words = re.findall("[a-z0-9]+", name.lower())
+    usual = ("nvidia", "geforce", "gpu", "developer", "kit", "engineering", "reference")
+    return "-".join(word for word in words if word not in (*usual, *drop))[:64].strip("-")
+
+
+def _computer(model: str | None, machine: Machine) -> Target | None:
+    """The computer in the table with the longest name that this one begins with, and its memory."""
+    named = [(name, row) for row in computers().values() for name in row.models]
+    fitting = [(name, row) for name, row in named if model and model.startswith(name)]
+    longest = max((len(name) for name, _ in fitting), default=0)
+    memory_gib = (machine.memory_bytes or 0) / 2**30
+    rows = [row for name, row in fitting if len(name) == longest]
+    row = min(rows, key=lambda row: abs((row.memory_gib or 0) - memory_gib), default=None)
+    return find_target(row.name) if row else None
+
+
+def _as_here(compute: Compute, machine: Machine) -> Compute:
+    """With the memory and cores that this process may use."""
+    cores = [count for count in (compute.cores, machine.usable_cores) if count]
+    return replace(
+        compute,
+        memory_bytes=machine.usable_memory_bytes or compute.memory_bytes,
+        cores=min(cores, default=None),
+    )
+
+
+def _clock(kind: CoreKind | None) -> float | None:
+    return (kind.max_mhz or kind.mhz) if kind else None
+
+
+def _processor(kind: CoreKind | None) -> Processor | None:
+    return processors()[kind.processor] if kind and kind.processor else None
+
+
+def _speed(kind: CoreKind) -> tuple[float, float]:
+    row, clock = _processor(kind), _clock(kind) or 0.0
+    fp32 = row.operations.get("fp32") if row else None
+    return (fp32 or 0.0) * clock, clock
+
+
+def _big_cores(machine: Machine, kind: CoreKind | None) -> int | None:
+    """Of the largest kind; hyperthreads of a core share what it computes with."""
+    return min(kind.count, machine.physical_cores or kind.count) if kind else None
+
+
+def first_gpu(machine: Machine, load: Callable[[str], Any]) -> Gpu | None:
+    """The GPU that CUDA puts first, by CUDA_VISIBLE_DEVICES; NVML has another order, and all of them.
+
+    None where there is none.
+    """
+    # of a GPU that is split, the instances are what CUDA sees
+    listed = [each for gpu in machine.gpus for each in (gpu.instances if gpu.mig else (gpu,))]
+    runtime = cuda_runtime(load)
+    if runtime is not None:
+        error, found = runtime.cudaGetDeviceProperties(0)
+        if error == runtime.cudaError_t.cudaSuccess:
+            name, capability = found.name.decode().rstrip("\0"), f"{found.major}.{found.minor}"
+            same = (gpu for gpu in listed if gpu.name == name)
+            described = next(same, None) or Gpu(
+                name=name,
+                memory_bytes=found.totalGlobalMem,
+                multiprocessors=found.multiProcessorCount,
+            )
+            return described.model_copy(update={"compute_capability": capability})
+    if not listed:
+        return None
+    if runtime is not None:
+        raise FusedgeError(
+            f"CUDA can use none of the GPUs of this machine: {error.name}",
+            where="target local",
+            hint="see that the driver is new enough, and what CUDA_VISIBLE_DEVICES says",
+        )
+    if len({(gpu.name, gpu.compute_capability) for gpu in listed}) > 1:
+        raise FusedgeError(
+            "this machine has several kinds of GPU, and which is the first is for CUDA to say",
+            where="target local",
+            hint="pip install cuda-bindings",
+        )
+    return listed[0]
+
+
+def installed_flavour(machine: Machine, capability: str) -> Flavour | None:
+    """The TensorRT of this Python that builds for a GPU of this capability; `tensorrt` before the other."""
+    if "tensorrt" in machine.tensorrt:
+        return "tensorrt"
+    rtx = capability in generations() and generations()[capability].tensorrt_rtx
+    return "tensorrt_rtx" if rtx and "tensorrt_rtx" in machine.tensorrt else None
+
+
+def cuda_runtime(load: Callable[[str], Any]) -> Any:
+    """CUDA's runtime; None without the package."""
+    try:
+        return load("cuda.bindings.runtime")
+    except ImportError:
+        return None

@@ -1,0 +1,253 @@
+"""The profile of a machine: what `fusedge bench` measured on it, and the rates that follow from it.
+
+A profile is one JSON file. It is made on the device and may be carried to the desk, so it is read as what
+somebody else wrote.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import secrets
+from pathlib import Path
+from typing import Annotated, get_args
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+from fusedge.bundle.built_here import cache_folder, make_private
+from fusedge.bundle.errors import FusedgeError
+from fusedge.bundle.manifest import Name, Text
+from fusedge.bundle.regular_file import is_file, read_file
+from fusedge.devices.targets.machine import Machine
+from fusedge.devices.targets.rates import KindRate, Rates
+from fusedge.devices.targets.work import Kind
+
+FORMAT_VERSION = 1
+MAX_BYTES = 4 << 20
+_TENSORS = 4  # inputs and outputs of a usual part
+NATIVE = "native"  # the provider's place is taken by the bundle's engines
+
+Seconds = Annotated[float, Field(ge=0, le=1e5, allow_inf_nan=False)]
+PerSecond = Annotated[float, Field(gt=0, le=1e18, allow_inf_nan=False)]
+Count = Annotated[int, Field(ge=0, le=1 << 50)]
+_Short = Annotated[str, Field(max_length=40, pattern=r"^[A-Za-z0-9_.\-]+$")]
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+class MachineIdentity(_Strict):
+    """All that rates depend on. Another clock, driver or version of a library is another machine."""
+
+    processor: Text | None
+    target: Text = Field(description="as `fusedge plan --target` takes it, or `cpu`")
+    power_mode: Text | None
+    gpu_driver: Text | None
+    onnxruntime: Text | None
+    tensorrt: dict[_Short, Text] = Field(max_length=8)
+
+    @property
+    def hash(self) -> str:
+        """Of the file in which its profile is kept."""
+        return hashlib.sha256(self.model_dump_json().encode()).hexdigest()[:32]
+
+
+class Conditions(_Strict):
+    """What else went on while it was measured. `load_average` is that of one minute, at the start."""
+
+    load_average: float | None = Field(ge=0)
+    governor: Text | None = Field(description="of the CPU's clock; None where it cannot be read")
+    cores: int | None = Field(ge=1)
+
+
+class BatchTimes(_Strict):
+    """How long runs with a number of rows took."""
+
+    batch: int = Field(ge=1, le=1 << 16)
+    runs: int = Field(ge=1)
+    p50_s: Seconds
+    p90_s: Seconds
+    p99_s: Seconds
+
+    @property
+    def rows_per_s(self) -> float:
+        """Throughput of one run after the other."""
+        return self.batch / max(self.p50_s, 1e-9)
+
+
+class MeasuredPart(_Strict):
+    """A part on a provider (`native`: an engine of the bundle) at a precision.
+
+    `times` are for rising batches, the least one first. `memory_bytes` is what loading it and running
+    that least batch took beyond the libraries, `energy_j` is of one run of it. What could not be read
+    is None, and `notes` say why. `problem` is why the part does not run; then there are no times.
+    """
+
+    bundle: Name
+    part: Name
+    provider: _Short
+    precision: _Short
+    times: tuple[BatchTimes, ...] = Field(default=(), max_length=64)
+    memory_bytes: Count | None = None
+    gpu_memory_bytes: Count | None = None
+    energy_j: float | None = Field(default=None, gt=0)
+    estimated_s: Seconds | None = Field(
+        default=None, description="before this calibration, at the least batch"
+    )
+    notes: tuple[Text, ...] = Field(default=(), max_length=16)
+    problem: Text = ""
+
+
+class KindCost(_Strict):
+    """Of one kind of work: see fusedge.devices.targets.rates.KindRate."""
+
+    overhead_s: Seconds
+    operations_per_s: dict[_Short, PerSecond] = Field(max_length=16)
+    bytes_per_s: PerSecond
+    source: Text
+
+
+class Calibration(_Strict):
+    """What estimates for a provider at a precision rest on: see fusedge.devices.targets.rates.Rates.
+
+    `graphs` and `kernels` are how many it was fitted to.
+    """
+
+    provider: _Short
+    precision: _Short
+    kinds: dict[Kind, KindCost] = Field(max_length=len(get_args(Kind)))
+    run_s: Seconds
+    tensor_s: Seconds = Field(description="for each input and output, beside run_s")
+    error: float = Field(ge=1, le=1e3, description="expected error of a part, as a factor")
+    graphs: int = Field(ge=1)
+    kernels: int = Field(ge=1)
+
+
+class Profile(_Strict):
+    """Measured on one machine, in one power mode."""
+
+    format_version: int = Field(ge=FORMAT_VERSION, le=FORMAT_VERSION)
+    machine: MachineIdentity
+    date: Text
+    conditions: Conditions
+    parts: tuple[MeasuredPart, ...] = Field(max_length=10_000)
+    calibrations: tuple[Calibration, ...] = Field(max_length=100)
+
+    @field_validator("date")
+    @classmethod
+    def _is_date(cls, text: str) -> str:
+        if len(text) > 40:
+            raise ValueError("a date has at most 40 characters")
+        return text
+
+    @model_validator(mode="after")
+    def _once(self) -> Profile:
+        keys = [(each.provider, each.precision) for each in self.calibrations]
+        if len(set(keys)) != len(keys):
+            raise ValueError("a provider and precision is calibrated twice")
+        return self
+
+
+def identity_of(machine: Machine, target: str, power_mode: str | None) -> MachineIdentity:
+    """Of the machine that was detected; `target` as it is called in the table, or `cpu`."""
+    return MachineIdentity(
+        processor=machine.processor,
+        target=target,
+        power_mode=power_mode,
+        gpu_driver=machine.gpu_driver,
+        onnxruntime=machine.onnxruntime,
+        tensorrt=dict(sorted(machine.tensorrt.items())),
+    )
+
+
+def load_profile(path: Path) -> Profile:
+    """Read a profile; raises FusedgeError in one line where it is none, or of another version."""
+    content = read_file(path, MAX_BYTES)
+    try:
+        return Profile.model_validate_json(content, strict=True)
+    except ValidationError as error:
+        first = error.errors()[0]
+        place = ".".join(str(step)[:80] for step in first["loc"])
+        raise FusedgeError(
+            f"is no profile: {place + ': ' if place else ''}{first['msg']}",
+            where=str(path),
+            hint="make one on the device: fusedge bench BUNDLE -o FILE",
+        ) from None
+
+
+def profile_path(machine: MachineIdentity, folder: Path | None = None) -> Path:
+    """Where the profile of a machine is kept; `folder` instead of the user's cache."""
+    return (folder or cache_folder()) / "profiles" / f"{machine.hash}.json"
+
+
+def profile_for(
+    machine: MachineIdentity, provider: str, folder: Path | None = None
+) -> Profile | None:
+    """The kept profile of this very machine, None where there is none with rates of the provider.
+
+    A kept file that cannot be read is as none: `fusedge bench` writes it again.
+    """
+    path = profile_path(machine, folder)
+    if not is_file(path):
+        return None
+    try:
+        found = load_profile(path)
+    except FusedgeError:
+        return None
+    fits = found.machine == machine and provider in {c.provider for c in found.calibrations}
+    return found if fits else None
+
+
+def rates_of(profile: Profile, provider: str, precision: str) -> Rates | None:
+    """What an estimate multiplies by; None where the profile says nothing of the provider and precision.
+
+    `provider` is `cpu`, `cuda`, `tensorrt`, `tensorrt-rtx` or `native`.
+    """
+    for found in profile.calibrations:
+        if (found.provider, found.precision) == (provider, precision):
+            return Rates(
+                kinds={kind: KindRate(**dict(cost)) for kind, cost in found.kinds.items()},
+                run_s=found.run_s + _TENSORS * found.tensor_s,
+                error=found.error,
+                measured=True,
+                source=f"measured on {profile.machine.target}, {profile.date}",
+            )
+    return None
+
+
+def with_earlier(new: Profile, folder: Path | None = None) -> Profile:
+    """With the rates that an earlier run on this machine found for other providers and precisions."""
+    path = profile_path(new.machine, folder)
+    if not is_file(path):
+        return new
+    try:
+        old = load_profile(path)
+    except FusedgeError:
+        return new
+    if old.machine != new.machine:
+        return new
+    known = {(each.provider, each.precision) for each in new.calibrations}
+    kept = [each for each in old.calibrations if (each.provider, each.precision) not in known]
+    return new.model_copy(update={"calibrations": (*new.calibrations, *kept)})
+
+
+def write_profile(profile: Profile, path: Path) -> None:
+    """Write it whole or not at all; raises FusedgeError where it cannot be written."""
+    partial = path.with_name(f".{path.name[:100]}.{secrets.token_hex(4)}")
+    try:
+        make_private(path.parent)
+        try:
+            with partial.open("x", encoding="utf-8") as file:
+                file.write(profile.model_dump_json(indent=1) + "\n")
+                file.flush()
+                os.fsync(file.fileno())
+            partial.replace(path)
+        finally:
+            partial.unlink(missing_ok=True)
+    except OSError as error:
+        raise FusedgeError(
+            f"cannot be written: {error.strerror or error}",
+            where=str(path),
+            hint="choose another -o FILE",
+        ) from None

@@ -1,0 +1,379 @@
+"""`fusedge plan` as a user runs it: what it prints, the exit status, and one line for what is wrong."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click.testing import Result
+from onnx import TensorProto, helper
+from typer.testing import CliRunner
+
+from fusedge.bundle.archive import file_entry, write_bundle
+from fusedge.bundle.errors import FusedgeError
+from fusedge.bundle.lookup import open_bundle
+from fusedge.cli.app import app
+from fusedge.devices.targets.profile import (
+    FORMAT_VERSION,
+    BatchTimes,
+    Calibration,
+    Conditions,
+    KindCost,
+    MachineIdentity,
+    MeasuredPart,
+    Profile,
+    write_profile,
+)
+from fusedge.devices.targets.work import Kind
+from tests.cli.command import fusedge
+from tests.devices.test_bundle_plan import plain
+from tests.tiny_bundle import modality, tiny_manifest, write_tiny_bundle
+
+ORIN = "jetson-orin-nano-8gb"
+
+
+@pytest.fixture(autouse=True)
+def _wide(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("COLUMNS", "200")
+    monkeypatch.setenv("FUSEDGE_CACHE", str(tmp_path / "cache"))
+
+
+def plan(*words: str) -> Result:
+    """In this process; an error of one line is in `exception`."""
+    return CliRunner().invoke(app, ["plan", *words])
+
+
+def planned(*words: str) -> dict[str, Any]:
+    """What `--json` tells of the one target."""
+    done = plan(*words, "--json")
+    assert done.exit_code == 0, done.exception
+    (row,) = json.loads(done.stdout)["targets"]
+    assert isinstance(row, dict)
+    return row
+
+
+def refusal(*words: str) -> str:
+    """The one line of an error."""
+    done = plan(*words)
+    assert isinstance(done.exception, FusedgeError), done.output
+    return done.exception.line()
+
+
+def test_a_target_that_it_runs_on_is_told_whole() -> None:
+    done = fusedge("plan", "driving", "--target", f"{ORIN}:15W", "--jetpack", "6.2")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == ""
+    said = " ".join(done.stderr.split())
+    for expected in (
+        f"driving on {ORIN}:15W: TensorRT 10.3.0.30 of JetPack 6.2, Python 3.10",
+        "15 W",
+        "memory",
+        "bound by",
+        "launch",
+        "decision latency",
+        "energy of a decision",
+        "expected error",
+        "ignored",
+        "estimates: from efficiencies of a table",
+    ):
+        assert expected in said
+    assert said.endswith("will run")
+
+
+def test_a_target_that_it_does_not_run_on_is_refused_with_the_way_out() -> None:
+    done = plan("driving", "--target", "jetson-xavier-nx-8gb")
+    assert done.exit_code == 1
+    lines = done.stderr.splitlines()
+    first = next(line for line in lines if line.startswith("refused"))
+    assert "Python 3.8" in first
+    assert lines[lines.index(first) + 1].startswith("  way out: ")
+    assert lines[-1].startswith("will not run: ")
+
+
+def test_machines_are_told_all_that_people_are() -> None:
+    row = planned("driving", "--target", f"{ORIN}:15W")
+    manifest = open_bundle("driving").manifest
+    assert (row["target"], row["power_mode"], row["will_run"]) == (f"{ORIN}:15W", "15W", True)
+    assert row["compute"]["watts"] == 15
+    assert {finding["verdict"] for finding in row["findings"]} <= {"warning", "unknown", "fits"}
+    memory = row["memory"]
+    needed = sum(each["bytes"] for each in memory["rows"])
+    assert memory["places"]["memory"]["needed"] == needed < memory["places"]["memory"]["capacity"]
+    assert [part["part"] for part in row["parts"]] == [part.name for part in manifest.parts]
+    for part in row["parts"]:
+        assert part["seconds"] == pytest.approx(sum(part["by_bound"].values()))
+        assert part["operations"] > 0
+        assert part["bytes"] > 0
+        assert part["share"] == pytest.approx(part["seconds"] * part["rate_hz"])
+    whole = row["plan"]
+    assert whole["load"] == pytest.approx(sum(part["share"] for part in row["parts"]))
+    assert whole["worst_s"] == pytest.approx(sum(part["seconds"] for part in row["parts"]))
+    assert whole["error"] > 1
+    assert not any(rates["measured"] for rates in row["rates"].values())
+
+
+def test_a_lower_power_mode_is_slower() -> None:
+    slow, fast = (planned("driving", "--target", f"{ORIN}:{mode}") for mode in ("7W", "MAXN_SUPER"))
+    assert slow["plan"]["load"] > fast["plan"]["load"]
+    assert slow["plan"]["worst_s"] > fast["plan"]["worst_s"]
+
+
+def test_several_targets_have_a_row_each_and_one_that_is_refused_decides() -> None:
+    targets = ("rtx-4090", "raspberry-pi-5-8gb", "jetson-nano-4gb")
+    words = [word for target in targets for word in ("--target", target)]
+    done = plan("driving", *words)
+    assert done.exit_code == 1
+    for target in targets:
+        (line,) = (line for line in done.stderr.splitlines() if f"│ {target} " in line)
+        assert ("will not run" in line) == (target == "jetson-nano-4gb")
+    assert "bound by" not in done.stderr
+    told = json.loads(plan("driving", *words, "--json").stdout)
+    assert [row["will_run"] for row in told["targets"]] == [True, True, False]
+    assert told["fit"] is None
+
+
+def test_more_streams_are_more_load() -> None:
+    one, eight = (
+        planned("driving", "--target", ORIN, "--streams", str(streams)) for streams in (1, 8)
+    )
+    assert one["plan"]["load"] < eight["plan"]["load"] < 8 * one["plan"]["load"]
+    assert {part["batch"] for part in eight["parts"] if part["part"] != "head"} == {8}
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        (
+            ["--target", f"{ORIN}:16W"],
+            "unknown power mode of jetson-orin-nano-8gb '16W' (did you mean",
+        ),
+        (["--target", "rtx-4091"], "unknown target 'rtx-4091' (did you mean 'rtx-4090'?)"),
+        (["--target", "rtx-4090:15W"], "rtx-4090: has no power modes (say --target rtx-4090)"),
+        (["--target", ORIN, "--jetpack", "6.9"], "unknown JetPack '6.9'"),
+        (["--target", "rtx-4090", "--jetpack", "6.2"], "is for Jetson modules only"),
+        (["--precision", "fp17"], "unknown precision 'fp17' (did you mean 'fp16'?)"),
+        (["--backend", "tensorrt"], "unknown backend 'tensorrt'"),
+        (["--batch", "4"], "the batch of a fusion model follows from its streams (--streams N)"),
+        (["--plot", "plan.jpg"], "plan.jpg: is no name for the picture (--plot NAME.png)"),
+        (["--profile", "none.json"], "none.json: "),
+    ],
+)
+def test_what_is_wrong_is_one_line(words: list[str], expected: str) -> None:
+    assert expected in refusal("driving", *words)
+
+
+@pytest.mark.parametrize(
+    "words", [["--streams", "0"], ["--load", "101"], ["--latency", "0"], ["--batch", "x"], []]
+)
+def test_a_wrong_use_is_status_2(words: list[str]) -> None:
+    assert plan(*(["driving"] if words else []), *words).exit_code == 2
+
+
+def test_a_precision_that_the_bundle_lacks_is_refused() -> None:
+    done = plan("driving", "--target", "rtx-4090", "--precision", "int8", "--json")
+    assert done.exit_code == 1
+    (row,) = json.loads(done.stdout)["targets"]
+    assert (row["plan"], row["parts"]) == (None, [])
+    assert "int8" in row["verdict"]
+
+
+def test_without_onnx_the_extra_is_named() -> None:
+    code = (
+        "import sys; sys.modules['onnx'] = None; from fusedge.cli.main import main; "
+        "sys.argv[1:] = ['plan', 'driving', '--target', 'rtx-4090']; main()"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=False, timeout=60
+    )
+    assert done.returncode == 1
+    (line,) = done.stderr.splitlines()
+    assert "needs the package 'onnx'" in line
+    assert "pip install 'fusedge[plan]'" in line
+
+
+def test_a_graph_that_cannot_be_counted_is_one_line_with_its_part(tmp_path: Path) -> None:
+    specs = (modality("fast"), modality("slow"))
+    files = dict.fromkeys(("parts/fast.onnx", "parts/slow.onnx", "parts/head.onnx"), b"no graph")
+    bundle = write_bundle(tmp_path / "x.fusedge", tiny_manifest(specs, files), files)
+    assert "part fast_encoder, fp32" in refusal(str(bundle.path), "--target", "rtx-4090")
+
+
+def onnx_of(node: Any, opsets: dict[str, int]) -> bytes:
+    """A graph of one node between two float32 tensors of `[batch, 64]`."""
+    tensors = [
+        helper.make_tensor_value_info(name, TensorProto.FLOAT, ["batch", 64]) for name in ("a", "b")
+    ]
+    graph = helper.make_graph([node], "one", [tensors[0]], [tensors[1]])
+    imports = [helper.make_opsetid(*pair) for pair in opsets.items()]
+    content: bytes = helper.make_model(
+        graph, opset_imports=imports, ir_version=9
+    ).SerializeToString()
+    return content
+
+
+def plain_bundle(folder: Path, node: Any = None, **opsets: int) -> str:
+    """A plain model of one node, 2 to 32 rows."""
+    content = onnx_of(node or helper.make_node("Tanh", ["a"], ["b"]), {"": 18, **opsets})
+    manifest = plain().model_dump()
+    spec = {"dtype": "float32", "shape": ("batch", 64), "modality": None}
+    part = {
+        **manifest["parts"][0],
+        "inputs": ({**spec, "name": "a", "role": "input"},),
+        "outputs": ({**spec, "name": "b", "role": "output"},),
+        "state": (),
+        "graphs": ({"file": "m.onnx", "precision": "fp32", "opset": 18, "nodes": 1},),
+    }
+    fields = {**manifest, "parts": (part,), "files": {"m.onnx": file_entry(content)}}
+    made = type(plain()).model_validate({**fields, "signature": None})
+    return str(write_bundle(folder / "plain.fusedge", made, {"m.onnx": content}).path)
+
+
+def test_a_plain_model_has_latency_and_throughput_at_its_batch(tmp_path: Path) -> None:
+    path = plain_bundle(tmp_path)
+    row = planned(path, "--target", "rtx-4090", "--batch", "16")
+    assert row["parts"][0]["batch"] == 16
+    whole = row["plan"]
+    assert whole["throughput_hz"] == pytest.approx(16 / whole["worst_s"])
+    assert whole["load"] is None
+    said = plan(path, "--target", "rtx-4090").stderr
+    assert "throughput" in said
+    assert "decision" not in said
+    assert "a batch of 64 cannot be: the model takes 2 to 32" in refusal(path, "--batch", "64")
+
+
+def test_an_unknown_operator_is_counted_as_unknown(tmp_path: Path) -> None:
+    node = helper.make_node("Mystery", ["a"], ["b"], domain="some.where")
+    path = plain_bundle(tmp_path, node, **{"some.where": 1})
+    row = planned(path, "--target", "raspberry-pi-5-8gb")
+    assert sum(row["parts"][0]["unknown"].values()) == 1
+    assert row["plan"]["lower_bound"]
+    assert "at least" in plan(path, "--target", "raspberry-pi-5-8gb").stderr
+
+
+def test_a_fit_recommends_the_mode_of_fewest_watts_and_draws_all(tmp_path: Path) -> None:
+    first, second = tmp_path / "a.png", tmp_path / "b.png"
+    done = plan("driving", "--target", ORIN, "--plot", str(first))
+    assert done.exit_code == 0, done.exception
+    assert f"recommended: {ORIN}:7W with fp32, rates as they are" in done.stderr
+    told = json.loads(plan("driving", "--target", ORIN, "--plot", str(second), "--json").stdout)
+    rows = told["fit"]["rows"]
+    assert [row["mode"] for row in rows] == [
+        f"{ORIN}:{mode}" for mode in ("7W", "15W", "25W", "MAXN_SUPER")
+    ]
+    assert all(row["fits"] and row["streams"] >= 1 for row in rows)
+    assert first.read_bytes()[:4] == b"\x89PNG"
+    assert first.read_bytes() == second.read_bytes()
+
+
+def test_a_fit_of_one_power_mode_is_of_that_one() -> None:
+    told = json.loads(plan("driving", "--target", f"{ORIN}:15W", "--fit", "--json").stdout)
+    assert [row["mode"] for row in told["fit"]["rows"]] == [f"{ORIN}:15W"]
+
+
+def test_where_nothing_fits_the_status_is_1(tmp_path: Path) -> None:
+    done = plan("driving", "--target", ORIN, "--fit", "--latency", "0.001")
+    assert done.exit_code == 1
+    assert "at any rate" in done.stderr
+    assert done.stderr.splitlines()[-1] == "nothing fits"
+
+
+def profile(path: Path, **changes: Any) -> str:
+    """Of an Orin Nano at 15 W whose every kernel takes a millisecond, at 3 W while it computes."""
+    cost = KindCost(
+        overhead_s=1e-3,
+        operations_per_s={"fp32": 1e15, "fp16": 1e15},
+        bytes_per_s=1e15,
+        source="test",
+    )
+    kinds: tuple[Kind, ...] = (
+        "convolution", "depthwise", "product", "recurrent", "attention", "normalisation", "pooling",
+        "elementwise", "movement",
+    )  # fmt: skip
+    fields: dict[str, Any] = {
+        "format_version": FORMAT_VERSION,
+        "machine": MachineIdentity(
+            processor="Cortex-A78AE",
+            target=ORIN,
+            power_mode="15W",
+            gpu_driver=None,
+            onnxruntime=None,
+            tensorrt={},
+        ),
+        "date": "2026-11-30",
+        "conditions": Conditions(load_average=0, governor=None, cores=6),
+        "parts": tuple(
+            MeasuredPart(
+                bundle="driving",
+                part=part.name,
+                provider="native",
+                precision="fp16",
+                times=(BatchTimes(batch=1, runs=10, p50_s=0.01, p90_s=0.01, p99_s=0.01),),
+                energy_j=0.03,
+            )
+            for part in open_bundle("driving").manifest.parts
+        ),
+        "calibrations": (
+            Calibration(
+                provider="native",
+                precision="fp16",
+                kinds=dict.fromkeys(kinds, cost),
+                run_s=0,
+                tensor_s=0,
+                error=1.2,
+                graphs=1,
+                kernels=1,
+            ),
+        ),
+    }
+    write_profile(Profile(**{**fields, **changes}), path)
+    return str(path)
+
+
+def test_a_profile_takes_the_place_of_the_table(tmp_path: Path) -> None:
+    path = profile(tmp_path / "orin.json")
+    row = planned("driving", "--target", f"{ORIN}:15W", "--profile", path)
+    for part in row["parts"]:
+        assert part["seconds"] == pytest.approx(1e-3 * part["kernels"], rel=1e-3)
+        assert row["rates"][part["part"]]["measured"]
+    whole = row["plan"]
+    assert whole["error"] == 1.2
+    # 3 W for as long as it computes, a decision a second.
+    assert whole["energy_measured"]
+    assert whole["energy_j"] == pytest.approx(3 * whole["load"])
+    assert any("Cortex-A78AE, 2026-11-30" in note for note in row["notes"])
+
+
+def test_a_profile_is_converted_to_another_power_mode_by_the_clocks(tmp_path: Path) -> None:
+    path = profile(tmp_path / "orin.json")
+    measured, slower = (
+        planned("driving", "--target", f"{ORIN}:{mode}", "--profile", path)
+        for mode in ("15W", "7W")
+    )
+    ratio = slower["plan"]["load"] / measured["plan"]["load"]
+    assert ratio == pytest.approx(612 / 408, rel=0.05)
+    assert any("converted by the clocks" in note for note in slower["notes"])
+    assert not slower["plan"]["energy_measured"]
+
+
+def test_what_a_profile_lacks_comes_from_the_table_and_is_told(tmp_path: Path) -> None:
+    path = profile(tmp_path / "orin.json")
+    words = ("--target", f"{ORIN}:15W", "--profile", path, "--precision", "fp32")
+    row = planned("driving", *words)
+    assert not any(rates["measured"] for rates in row["rates"].values())
+    assert any("it has nothing for imu, gps, road and head" in note for note in row["notes"])
+
+
+def test_a_profile_of_another_device_is_refused(tmp_path: Path) -> None:
+    path = profile(tmp_path / "orin.json")
+    line = refusal("driving", "--target", "rtx-4090", "--profile", path)
+    assert f"the profile was measured on {ORIN}, which says nothing of rtx-4090" in line
+
+
+def test_this_machine_is_the_target_where_none_is_named(tmp_path: Path) -> None:
+    path = str(write_tiny_bundle(tmp_path / "tiny.fusedge").path)
+    here = planned(path, "--backend", "onnx")
+    assert here == planned(path, "--target", "local", "--backend", "onnx")

@@ -1,0 +1,130 @@
+"""A bundle planned on every target of the tables, and how what runs a part decides its estimate."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from fusedge.bundle.lookup import open_bundle
+from fusedge.devices.targets.fit import Limits, fit
+from fusedge.devices.targets.software import software_of
+from fusedge.devices.targets.table import (
+    find_target,
+    jetson_cpu,
+    jetsons,
+    power_modes,
+    target_names,
+)
+from fusedge.export.target_plan import Asked, Device, TargetPlan, Works, fit_modes, plan_target
+from tests.tiny_bundle import write_tiny_bundle
+
+
+@pytest.fixture(scope="module")
+def works() -> Works:
+    return Works(open_bundle("driving"))
+
+
+def device(name: str, jetpack: str | None = None) -> Device:
+    target = find_target(name)
+    return Device(target, software_of(target, jetpack, None))
+
+
+def planned(works: Works, name: str, **asked: object) -> TargetPlan:
+    return plan_target(works, device(name), Asked(**asked))  # type: ignore[arg-type]
+
+
+def test_every_target_in_every_power_mode_is_planned_and_what_is_missing_has_a_reason(
+    works: Works,
+) -> None:
+    names = [*target_names()]
+    names += [f"{row.name}:{mode}" for row in jetsons().values() for mode in power_modes(row)]
+    for name in names:
+        made = planned(works, name)
+        assert made.plan is not None
+        figures = (made.plan.load, made.plan.worst_s, made.plan.energy_j)
+        assert all(figure is None or 0 < figure < math.inf for figure in figures), name
+        assert (None not in figures) or made.plan.unknown, name
+        assert all(each.seconds is None or each.kernels > 0 for each in made.estimates.values())
+
+
+def test_what_no_engine_runs_is_estimated_on_the_processor(works: Works) -> None:
+    made = planned(works, "jetson-xavier-nx-8gb")
+    assert {route.device for route in made.preflight.routes.values()} == {"cpu"}
+    assert made.plan is not None
+    (processor,) = made.plan.devices
+    assert processor.device == "cpu"
+    cores = jetson_cpu(made.device.target).cores
+    assert cores is not None
+    assert processor.cores == min(cores, 4)
+
+
+def test_a_processor_of_which_nothing_is_known_is_unknown_and_not_the_gpu(works: Works) -> None:
+    card = device("rtx-4090")
+    route = planned(works, "jetson-xavier-nx-8gb").preflight.routes["imu"]
+    assert route.device == "cpu"
+    assert card.compute(route).multiprocessors == 0
+    assert card.rates_of(route) is None
+
+
+def test_the_dla_and_onnx_runtime_on_a_gpu_are_told_as_what_they_are_counted(works: Works) -> None:
+    assert planned(works, "rtx-4090").notes == ()
+    (onnx,) = planned(works, "rtx-4090", backend="onnx").notes
+    assert "counted as TensorRT" in onnx
+    assert "the DLA is counted as the GPU" in planned(works, "jetson-orin-nx-16gb", dla=True).notes
+
+
+def test_each_graph_is_counted_once(works: Works) -> None:
+    assert works.of("imu", "fp32", 2) is works.of("imu", "fp32", 2)
+
+
+def test_a_fit_has_all_power_modes_and_the_graphs_of_the_bundle(works: Works) -> None:
+    orin = device("jetson-orin-nx-16gb")
+    modes = fit_modes(works, orin, Asked())
+    row = jetsons()["jetson-orin-nx-16gb"]
+    assert [mode.name.partition(":")[2] for mode in modes] == list(power_modes(row))
+    for mode in modes:
+        assert not mode.alike
+        assert mode.precisions.keys() == works.parts.keys()
+        assert {name for found in mode.precisions.values() for name in found} == {"fp32", "fp16"}
+    (only,) = fit_modes(works, device("jetson-orin-nx-16gb:15W"), Asked(precision="fp16"))
+    assert {name for found in only.precisions.values() for name in found} == {"fp16"}
+
+
+def test_the_modes_are_those_of_the_jetpack(works: Works) -> None:
+    target = find_target("jetson-orin-nano-8gb", "standard")
+    old = Device(target, software_of(target, "6.1", None))
+    assert [m.name.partition(":")[2] for m in fit_modes(works, old, Asked())] == ["15W", "7W"]
+
+
+def test_onnx_runtime_has_one_precision_for_all_parts(works: Works) -> None:
+    for name, options in (("raspberry-pi-5-8gb", {}), ("rtx-4090", {"backend": "onnx"})):
+        (mode,) = fit_modes(works, device(name), Asked(**options))
+        assert mode.alike
+        (row,) = fit(works.bundle.manifest, [mode], Limits()).rows
+        assert len(set(row.precision.values())) == 1
+
+
+def test_no_more_streams_are_proposed_than_have_room_in_memory(works: Works) -> None:
+    small = device("raspberry-pi-5-8gb")
+    compute = small.target.compute
+    needed = [
+        plan_target(works, small, Asked(streams=n)).preflight.memory.needed("memory")
+        for n in (9, 10)
+    ]
+    room = replace(compute, memory_bytes=sum(needed) / 2)
+    tight = Device(replace(small.target, compute=room), small.software)
+    (mode,) = fit_modes(works, tight, Asked())
+    assert mode.most_streams == 9
+    (row,) = fit(works.bundle.manifest, [mode], Limits()).rows
+    assert row.streams == 9
+
+
+def test_a_bundle_without_engines_and_with_one_precision_is_planned_too(tmp_path: Path) -> None:
+    tiny = Works(write_tiny_bundle(tmp_path / "tiny.fusedge"))
+    made = planned(tiny, "rtx-5090", streams=3)
+    assert made.plan is not None
+    assert {work.batch for name, work in made.works.items() if name != "head"} == {3}
+    assert made.works["head"].batch == 3  # two modalities, each left out once
