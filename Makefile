@@ -61,7 +61,7 @@ format: .venv/ready
 	.venv/bin/ruff format .
 
 .venv-demo/ready: EXTRAS := cpu,plot
-.venv/ready: EXTRAS := cpu,export,train,rtx,plot,sign,record,camera,mic,can,gps,obd,dev
+.venv/ready: EXTRAS := cpu,export,train,rtx,plot,plan,telemetry,sign,record,camera,mic,can,gps,obd,dev
 .venv-demo/ready .venv/ready: pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(not (3, 10) <= sys.version_info < (3, 14))' || \
 	  { echo "Fusedge needs Python 3.10 to 3.13: make PYTHON=python3.12 (here: $(PYTHON), `$(PYTHON) -V 2>&1`)"; exit 1; }

@@ -186,10 +186,14 @@ FIGURES: tuple[Figure, ...] = (
     ),
 )
 
+MODES = (
+    ("jetson-orin-nano-8gb:15W", "jetson-orin-nano-8gb:7W"),
+    ("jetson-agx-orin-64gb:MAXN", "jetson-agx-orin-64gb:15W"),
+)
 # Where the search begins, and its bounds.
 _SEARCHED: dict[str, tuple[float, float, float]] = {
     "run_us": (30, 5, 60),
-    "start_cycles": (3000, 200, 2e4),
+    "start_cycles": (3000, 500, 6000),  # small kernels take some µs at about 1 GHz
     "fill_cycles": (6000, 200, 8e4),
     "unfilled_share": (0.15, 5e-3, 0.6),
     "bandwidth_share": (0.7, 0.3, 0.9),
@@ -304,6 +308,21 @@ def _cross(figures: Sequence[Figure], start: Efficiencies) -> tuple[list[float],
     return found, fit(figures, start)
 
 
+def between_modes() -> dict[str, float]:
+    """Estimated over published change of latency from one power mode of a Jetson to another, by run."""
+    found = {}
+    for fast, slow in MODES:
+        by_run = {(f.target, f.network, f.precision, f.batch): f for f in FIGURES}
+        for (target, *run), first in by_run.items():
+            second = by_run.get((slow, *run))
+            if target == fast and second is not None:
+                before, after = ratios([first, second], efficiencies()["integrated"])
+                found[f"{fast} to {slow.partition(':')[2]}: {' '.join(map(str, run))}"] = (
+                    after / before
+                )
+    return found
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
@@ -335,6 +354,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
                 for figure, ratio in zip(figures, found, strict=True)
             ],
         }
+    changes = between_modes()
+    for name, ratio in changes.items():
+        print(f"{name:<70} {ratio:5.2f}")
+    _print("from mode to mode", list(changes.values()))
+    report["between modes"] = {"summary": summary(list(changes.values())), "rows": changes}
     if chosen.json:
         chosen.json.parent.mkdir(parents=True, exist_ok=True)
         chosen.json.write_text(json.dumps(report, indent=1))

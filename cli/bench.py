@@ -147,12 +147,12 @@ def _providers(bundle: Bundle, backend: str, provider: str) -> list[str]:
 
 def _table(parts: tuple[MeasuredPart, ...]) -> Table:
     table = Table(title="one run, in µs; rows a second by batch", title_justify="left")
-    for column in ("part", "on", "precision"):
-        table.add_column(column)
+    table.add_column("part")
+    table.add_column("on", no_wrap=True)
     for column in ("p50", "p90", "p99", "by table", "rows/s", "memory", "energy"):
-        table.add_column(column, justify="right")
+        table.add_column(column, justify="right", no_wrap=column != "by table")
     for part in parts:
-        place = part.part, part.provider, part.precision
+        place = part.part, f"{part.provider} {part.precision}"
         if part.problem:
             table.add_row(*place, Text("failed", "bold red"))
             continue
@@ -161,7 +161,7 @@ def _table(parts: tuple[MeasuredPart, ...]) -> Table:
             *place,
             *(f"{seconds * 1e6:.0f}" for seconds in (first.p50_s, first.p90_s, first.p99_s)),
             "" if part.estimated_s is None else f"{part.estimated_s * 1e6:.0f}",
-            "\n".join(f"{each.batch}: {each.rows_per_s:,.0f}" for each in part.times),
+            "\n".join(f"{each.batch}: {each.rows_per_s:.0f}" for each in part.times),
             _memory(part),
             "" if part.energy_j is None else f"{part.energy_j * 1e3:.3g} mJ",
         )

@@ -44,7 +44,7 @@ from fusedge.runtime.bench import (
     precisions_of,
 )
 
-PROBE_S = 0.1  # for each probe, in ten turns
+_PROBE_BUDGET = 1 / 20  # of a part's, for each of about a hundred probes
 _PROBES_AT_ONCE = 16  # in one process: a crash takes no more with it
 _PROBE_SHARE = 0.3  # of the progress, beside the parts
 
@@ -119,8 +119,12 @@ def bench_machine(bundle: Bundle, wanted: Wanted, date: str, progress: Progress)
     known = {key: each for key, each in observed.items() if each}
     for number, ((provider, precision), observations) in enumerate(known.items()):
         share = (1 - _PROBE_SHARE) + _PROBE_SHARE * number / len(known)
+
+        def tell(text: str, share: float = share) -> None:
+            progress(text, share)
+
         try:
-            observations.extend(_probed(provider, precision, lambda text: progress(text, share)))  # noqa: B023
+            observations.extend(_probed(provider, precision, wanted.budget_s * _PROBE_BUDGET, tell))
         except FusedgeError as error:
             notes[f"no probes on {provider}, {precision}: {error.line()}"] = None
         table = _table_rates(provider, machine, target)
@@ -195,7 +199,9 @@ def _row(
     )
 
 
-def _probed(provider: str, precision: str, tell: Callable[[str], None]) -> Iterator[Observation]:
+def _probed(
+    provider: str, precision: str, budget_s: float, tell: Callable[[str], None]
+) -> Iterator[Observation]:
     """Measure the probes; engines have none, since each would have to be built first."""
     from fusedge.export import probes
 
@@ -211,7 +217,7 @@ def _probed(provider: str, precision: str, tell: Callable[[str], None]) -> Itera
             tell(f"probes on {provider}, {precision}: {start} of {len(bundles)}")
             some = bundles[start : start + _PROBES_AT_ONCE]
             items = [Item(str(bundle.path), probes.PART, (1,)) for bundle in some]
-            results = measure_apart(items, provider, precision, PROBE_S * len(items))
+            results = measure_apart(items, provider, precision, budget_s * len(items))
             for bundle, result in zip(some, results, strict=True):
                 if not result.problem:
                     run = _Run(bundle.manifest.parts[0], provider, precision)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import asdict
 from typing import Any
 
+from rich import box
 from rich.table import Table
 from rich.text import Text
 
@@ -121,14 +123,20 @@ def print_row(row: TargetRow) -> None:
 
 def print_rows(rows: list[TargetRow]) -> None:
     """A row for each target."""
-    table = _table("targets", "target", "", "precision", "load", "latency", "energy", "error")
+    columns = ("target", "verdict", "precision", "load", "latency", "energy", "error")
+    table = _table("targets", *columns, wrap=("verdict", "precision"))
     for row in rows:
         plan = row.planned.plan
         figures = _figures(plan) if plan else ("",) * 4
         style = _STYLES["fits" if row.will_run else "refused"]
-        cells = (Text(row.planned.device.target.name), Text(row.verdict, style))
+        verdict, _, _ = row.verdict.partition(":")
+        cells = (Text(row.planned.device.target.name), Text(verdict, style))
         table.add_row(*cells, row.precisions, *figures)
     console.print(table)
+    for row in rows:
+        if not row.will_run:
+            said = f"{row.planned.device.target.name}: {row.verdict}"
+            console.print(said, style=_STYLES["refused"], markup=False, soft_wrap=True)
 
 
 def print_fit(found: Fit) -> None:
@@ -136,11 +144,13 @@ def print_fit(found: Fit) -> None:
     latency = "one decision period"
     if found.limits.latency_s is not None:
         latency = _time(found.limits.latency_s)
-    title = f"fit: load up to {found.limits.load:.0%}, a decision at worst after {latency}"
-    table = _table(title, "mode", "W", "fits", "precision", "rates", "load", "latency", "energy")
-    table.add_column("streams")
+    title = f"fit: load up to {_percent(found.limits.load)}, a decision at worst after {latency}"
+    columns = ("mode", "W", "fits", "precision", "rates", "load", "latency", "energy", "streams")
+    table = _table(title, *columns, wrap=("mode", "fits", "precision", "rates"))
+    devices = {row.mode.partition(":")[0] for row in found.rows}
     for row in found.rows:
-        chosen = Text(row.mode, "bold" if row.mode == found.recommended else "")
+        name = row.mode if len(devices) > 1 else row.mode.rpartition(":")[2]
+        chosen = Text(name, "bold" if row.mode == found.recommended else "")
         watts = "unknown" if row.watts is None else f"{row.watts:g}"
         *figures, _ = _figures(row.plan)
         streams = str(row.streams) if row.fits else ""
@@ -152,8 +162,9 @@ def print_fit(found: Fit) -> None:
     said = "nothing fits"
     for row in found.rows:
         if row.mode == found.recommended:
-            precision, rates = (" ".join(f(row).split("\n")) for f in (_precision, _rates))
+            precision, rates = (f(row).replace("\n", ", ") for f in (_precision, _rates))
             said = f"recommended: {row.mode} with {precision}, rates {rates}, up to {row.streams} streams"
+            said += "" if row.sure else ", though not surely"
     style = _STYLES["fits" if found.recommended else "refused"]
     console.print(said, style=style, markup=False, soft_wrap=True)
 
@@ -209,7 +220,7 @@ def _print_findings(row: TargetRow) -> None:
 
 def _memory(row: TargetRow) -> Table:
     memory = row.planned.preflight.memory
-    table = _table("memory", "what", "size", "where", "source")
+    table = _table("memory", "what", "size", "where", "source", wrap=("what", "where", "source"))
     for place, capacity in memory.capacity.items():
         rows = [each for each in memory.rows if each.place == place]
         least = _SMALL * memory.needed(place)
@@ -227,16 +238,18 @@ def _memory(row: TargetRow) -> Table:
 
 
 def _parts(row: TargetRow) -> Table:
-    table = _table("parts", "part", "runs on", "rows", "operations", "bytes", "kernels", "latency")
-    for column in ("bound by", "rate", "load", "not counted"):
-        table.add_column(column)
-    for part in row.parts():
-        on = f"{part['device'].upper()}, {part['backend']}, {part['precision']}"
+    parts = row.parts()
+    columns = ("part", "runs on", "rows", "ops", "bytes", "kernels", "latency", "bound by")
+    columns = (*columns, *(("rate", "load") if row.manifest.fusion else ()))
+    unknown = any(part["unknown"] for part in parts)
+    columns = (*columns, *(("not counted",) if unknown else ()))
+    table = _table("parts", *columns, wrap=("part", "runs on", "bound by", "not counted"))
+    for part in parts:
+        on = f"{part['device'].upper()} {part['backend']} {part['precision']}"
         by_bound = part["by_bound"]
         most = max(by_bound, key=lambda bound: by_bound[bound], default="")
         bound = f"{most} {by_bound[most] / part['seconds']:.0%}" if part["seconds"] else ""
-        unknown = ", ".join(f"{count} {name}" for name, count in part["unknown"].items())
-        table.add_row(
+        cells: list[str | Text] = [
             part["part"],
             on,
             str(part["batch"]),
@@ -245,16 +258,19 @@ def _parts(row: TargetRow) -> Table:
             str(part["kernels"]),
             _time(part["seconds"]),
             bound,
-            f"{part['rate_hz']:.3g} Hz" if part["rate_hz"] else "",
-            _percent(part["share"]) if part["rate_hz"] else "",
-            Text(unknown, "yellow"),
-        )
+        ]
+        if row.manifest.fusion:
+            cells += [f"{part['rate_hz']:.3g} Hz", _percent(part["share"])]
+        if unknown:
+            said = ", ".join(f"{count} {name}" for name, count in part["unknown"].items())
+            cells.append(Text(said, "yellow"))
+        table.add_row(*cells)
     return table
 
 
 def _bundle(plan: BundlePlan) -> Table:
     title = "bundle" if plan.streams == 1 else f"bundle, {plan.streams} streams"
-    table = Table(title=title, title_justify="left", show_header=False)
+    table = _bare_table(title, show_header=False)
     least = "at least " if plan.lower_bound else ""
     for device in plan.devices:
         whole = "of the GPU"
@@ -289,7 +305,7 @@ def _bundle(plan: BundlePlan) -> Table:
 def _print_basis(row: TargetRow) -> None:
     """What the estimates rest on."""
     sources = dict.fromkeys(
-        f"{'measured' if rates.measured else 'from efficiencies of a table'}: {rates.source}"
+        rates.source if rates.measured else f"from efficiencies of a table: {rates.source}"
         for rates in row.planned.rates.values()
         if rates is not None
     )
@@ -329,11 +345,24 @@ def _rates(row: FitRow) -> str:
     )
 
 
-def _table(title: str, *columns: str) -> Table:
-    table = Table(title=title, title_justify="left")
+def _table(title: str, *columns: str, wrap: Collection[str]) -> Table:
+    """Narrow enough for 80 columns: only columns of words wrap, and no figure is cut."""
+    table = _bare_table(title)
     for column in columns:
-        table.add_column(column)
+        table.add_column(column, no_wrap=column not in wrap)
     return table
+
+
+def _bare_table(title: str, *, show_header: bool = True) -> Table:
+    return Table(
+        title=title,
+        title_justify="left",
+        box=box.SIMPLE,
+        padding=(0, 1, 0, 0),
+        pad_edge=False,
+        show_edge=False,
+        show_header=show_header,
+    )
 
 
 def _amount(value: float | None) -> str:
@@ -351,4 +380,4 @@ def _time(seconds: float | None) -> str:
 
 
 def _percent(share: float | None) -> str:
-    return "unknown" if share is None else f"{share * 100:.3g} %"
+    return "unknown" if share is None else f"{share * 100:.2g} %"

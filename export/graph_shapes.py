@@ -22,7 +22,7 @@ from onnx.reference import ReferenceEvaluator
 from fusedge.bundle.errors import FusedgeError
 from fusedge.export.graph import inner_graphs, values_read
 
-MAX_NODES = 100_000
+MAX_NODES = 20_000  # the largest encoders have some thousands
 MAX_NUMBERS = 1 << 40  # of one tensor: more than any device's memory holds
 _SMALL = 4096  # numbers of a tensor that may describe sizes
 _MAX_ROUNDS = 100

@@ -201,9 +201,9 @@ class _Counter:
         if count.kind in ("convolution", "depthwise", "product"):
             if node.op_type.endswith("Integer"):
                 return "int8"
-            first, second = (self._before.get(name) for name in node.input[:2])
-            if first is not None and first == second:
-                return first
+            stored = [self._before.get(name) for name in node.input[:2]]
+            if stored[0] is not None and stored == [stored[0]] * 2:
+                return stored[0]
         for name in (*node.output, *node.input):
             precision = _PRECISIONS.get(self._of(name).dtype)
             if precision:

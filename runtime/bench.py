@@ -37,7 +37,7 @@ from fusedge.runtime.onnx_part import PROVIDERS, provider_devices
 START_S = 120.0  # to import, and to load: TensorRT compiles kernels when it loads
 BATCHES = (1, 2, 4, 8)
 ROUNDS = 10  # turns
-MAX_RUNS = 20_000  # of one part at one batch
+MAX_TIMES = 5_000  # that are kept of one turn
 WARM_RUNS = 3  # the first allocates, the second of an engine captures a CUDA graph
 ENERGY_S = 0.5  # RAPL counts every ms, an INA3221 is read every 20 ms
 _START = (
@@ -130,13 +130,14 @@ def measure_apart(
     *,
     allow_unsigned_engines: bool = False,
     start_s: float = START_S,
-    measure: str = _MEASURE,
+    entry: str = _MEASURE,
 ) -> list[Measured]:
     """Measure items in a child process, together for about `budget_s`; a `Measured` for each, in order.
 
-    `measure` (`module:function`) is what runs in the child. It is killed when this is interrupted, or
-    when it takes longer than `start_s` beyond twice the budget.
+    `entry` (`module:function`) is what runs in the child. It is killed when this is interrupted, or when
+    it takes longer than `start_s` beyond twice the budget. Raises FusedgeError for an unknown provider.
     """
+    setting_of(provider, precision, allow_unsigned_engines=allow_unsigned_engines)
     task = {
         "items": [list(item) for item in items],
         "provider": provider,
@@ -146,7 +147,7 @@ def measure_apart(
     }
     limit_s = start_s + 2 * budget_s
     try:
-        answer, status = _run_child(json.dumps(task).encode(), measure, limit_s)
+        answer, status = _run_child(json.dumps(task).encode(), entry, limit_s)
     except subprocess.TimeoutExpired:
         return [Measured(problem=f"did not end within {limit_s:g} s")] * len(items)
     if status != 0 or not answer:
@@ -154,10 +155,10 @@ def measure_apart(
     return [_from_json(each) for each in json.loads(answer)]
 
 
-def _run_child(task: bytes, measure: str, limit_s: float) -> tuple[bytes, int]:
+def _run_child(task: bytes, entry: str, limit_s: float) -> tuple[bytes, int]:
     """What it answers, and its exit status."""
     process = subprocess.Popen(
-        [sys.executable, "-c", _START, json.dumps(sys.path), measure],
+        [sys.executable, "-c", _START, json.dumps(sys.path), entry],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,  # what native libraries write is no report
@@ -187,13 +188,13 @@ def _from_json(raw: Mapping[str, Any]) -> Measured:
     return Measured(**{**raw, "times": times, "notes": tuple(raw["notes"])})
 
 
-def main(measure: str) -> None:
+def main(entry: str) -> None:
     """The child: a task on standard input, the results on standard output, which is theirs alone."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     answers = os.dup(1)
     os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # native libraries write there
     task = json.loads(sys.stdin.buffer.read())
-    module, _, name = measure.partition(":")
+    module, _, name = entry.partition(":")
     function = getattr(importlib.import_module(module), name)
     results = function(
         [Item(bundle, part, tuple(batches)) for bundle, part, batches in task.pop("items")], **task
@@ -217,8 +218,11 @@ def measure(
 ) -> list[Measured]:
     """Measure items in this process, in turns, for about `budget_s` in all; a `Measured` for each."""
     setting = setting_of(provider, precision, allow_unsigned_engines=allow_unsigned_engines)
-    if provider != NATIVE:
-        onnxruntime()
+    try:
+        if provider != NATIVE:
+            onnxruntime()
+    except FusedgeError as error:
+        return [Measured(problem=error.line())] * len(items)
     memory = Memory(on_gpu=provider != "cpu")
     subjects = [_Subject(item, setting, now_ns, memory) for item in items]
     lanes = [lane for subject in subjects for lane in subject.lanes]
@@ -253,7 +257,8 @@ class Memory:
         self.host_bytes: int | None = None
         self.gpu_bytes: int | None = None
         self.notes: list[str] = []
-        self._process, self._nvml = process, None
+        self._process = process
+        self._nvml: Any = None
         with suppress(OSError):
             (process / "clear_refs").write_text("5")  # the peak begins anew
         self._before = self._status("VmRSS")
@@ -274,7 +279,10 @@ class Memory:
         else:
             self.host_bytes = max(0, peak - self._before)
         if self._nvml is not None:
-            self.gpu_bytes = max(0, self._gpu_used() - self._gpu_before)
+            try:
+                self.gpu_bytes = max(0, self._gpu_used() - self._gpu_before)
+            except Exception as error:  # NVMLError
+                self.notes.append(f"GPU memory cannot be read: {error}")
 
     def _status(self, name: str) -> int | None:
         try:
@@ -294,14 +302,14 @@ def _energy(lane: _Lane, provider: str, seconds: float, now_ns: Clock) -> tuple[
     meter = find_meter("cpu" if provider == "cpu" else "gpu")
     if isinstance(meter, NoMeter):
         return None, f"energy cannot be read: {meter.reason}"
-    runs = len(lane.times)
+    runs = lane.runs
     try:
         used = meter.during(lambda: lane.turn(seconds), now_ns)
     except OSError as error:
         return None, f"energy cannot be read: {error}"
     if used <= 0:
         return None, f"energy cannot be read: {meter.source} stands still"
-    return used / (len(lane.times) - runs), ""
+    return used / (lane.runs - runs), ""
 
 
 class _Lane:
@@ -312,6 +320,7 @@ class _Lane:
     ) -> None:
         self.loaded, self.feeds, self.batch = loaded, feeds, batch
         self.times: list[int] = []
+        self.runs = 0
         self.problem = ""
         self._now_ns = now_ns
         for _ in range(WARM_RUNS):
@@ -320,7 +329,7 @@ class _Lane:
     def turn(self, seconds: float) -> None:
         """Run for so long, and at least once."""
         now_ns, run, feeds, times = self._now_ns, self.loaded.run, self.feeds, self.times
-        end = now_ns() + round(seconds * 1e9)
+        end, most = now_ns() + round(seconds * 1e9), len(times) + MAX_TIMES
         while not self.problem:
             start = now_ns()
             try:
@@ -329,8 +338,10 @@ class _Lane:
                 self.problem = _line(error)
                 return
             done = now_ns()
-            times.append(done - start)
-            if done >= end or len(times) >= MAX_RUNS:
+            self.runs += 1
+            if len(times) < most:
+                times.append(done - start)
+            if done >= end:
                 return
 
     def result(self) -> BatchTimes:
@@ -338,7 +349,7 @@ class _Lane:
         p50, p90, p99 = np.percentile(self.times, (50, 90, 99)) / 1e9
         return BatchTimes(
             batch=self.batch,
-            runs=len(self.times),
+            runs=self.runs,
             p50_s=float(p50),
             p90_s=float(p90),
             p99_s=float(p99),

@@ -12,7 +12,7 @@ from collections import deque
 from typing import Any, Protocol
 
 from fusedge.bundle.window import NANOSECONDS
-from fusedge.devices.targets.telemetry.reading import Reading
+from fusedge.devices.targets.telemetry.reading import MAX_NAMES, Reading
 from fusedge.devices.targets.telemetry.sampler import Sampler
 from fusedge.runtime.clock import LiveClock, stopwatch_ns, thread_cpu_ns
 
@@ -159,7 +159,7 @@ class Telemetry:
             for name, value in values.items():
                 if name in ranges:
                     ranges[name].add(value)
-                else:
+                elif len(ranges) < MAX_NAMES:
                     ranges[name] = Range(value)
         for note in reading.notes:
             self._note(note)

@@ -235,6 +235,7 @@ def _unknown(
 
 
 def _ignored(devices: set[Device], *, plain: bool) -> Iterator[str]:
+    """What is left out; the figures are from docs/performance.md and docs/targets.md."""
     if not plain:
         yield "capture, decoding and what a modality's `prepare` names"
         yield "the pipeline's own work, less than 1 ms of a CPU core for each decision"
@@ -244,6 +245,7 @@ def _ignored(devices: set[Device], *, plain: bool) -> Iterator[str]:
         yield "that kernels of two parts may run at the same time"
     if "cpu" in devices:
         yield "that cores share caches and memory bandwidth"
+        yield "caches that are cold after a pause, up to 0.3 ms more for each run"
 
 
 def _latency(

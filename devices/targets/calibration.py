@@ -24,6 +24,7 @@ from numpy.typing import NDArray
 
 from fusedge.devices.targets.kernels import Backend, kernels_of
 from fusedge.devices.targets.rates import KindRate, Rates
+from fusedge.devices.targets.starts import tensor_count, view_count
 from fusedge.devices.targets.work import Kind, PartWork
 
 Floats = NDArray[np.float64]
@@ -126,20 +127,6 @@ class _Model:
         return matrix
 
 
-def tensor_count(work: PartWork) -> int:
-    """Inputs and outputs of a graph. An output that the graph reads itself is not seen as one."""
-    written = {use.name for node in work.nodes for use in node.writes if not use.constant}
-    read = {use.name for node in work.nodes for use in node.reads if not use.constant}
-    return len(read ^ written)
-
-
-def view_count(work: PartWork) -> int:
-    """Nodes that only look at a tensor in another way: no work, but ONNX Runtime starts them too."""
-    return sum(
-        node.kind == "free" and not all(use.constant for use in node.writes) for node in work.nodes
-    )
-
-
 def calibrate(
     observations: Sequence[Observation], backend: Backend, table: Rates | None = None
 ) -> Fit:
@@ -154,7 +141,7 @@ def calibrate(
     """
     probes = [each for each in observations if each.origin == "probe"]
     parts = [each for each in observations if each.origin == "part"]
-    model, logs, residuals = _fitted(observations, backend, table)
+    model, logs, residuals, scale = _fitted(observations, backend, table)
     spreads = [
         [
             abs(residual)
@@ -166,8 +153,9 @@ def calibrate(
     known = [float(np.exp(np.quantile(spread, 0.9))) for spread in spreads if spread]
     error = max(known, default=_NOT_TESTED)
     costs = dict(zip(model.costs, map(float, np.exp(logs)), strict=True))
+    unseen = {} if table is None else _scaled(table, scale)
     return Fit(
-        rates=_rates(costs, error),
+        rates=_rates(costs, error, unseen),
         tensor_s=costs[_Cost("tensor")],
         graphs=len(observations),
         kernels=model.kernels,
@@ -189,7 +177,7 @@ def _left_out(
             return
         # the model of both, so that it has all costs; what is left out has no weight
         together = [*known, *tested]
-        _, _, residuals = _fitted(together, backend, table, fitted=len(known))
+        _, _, residuals, _ = _fitted(together, backend, table, fitted=len(known))
         yield from residuals[len(known) :]
 
 
@@ -198,16 +186,21 @@ def _fitted(
     backend: Backend,
     table: Rates | None,
     fitted: int | None = None,
-) -> tuple[_Model, Floats, Floats]:
-    """The model, the logarithms of its costs, and residuals; only the first `fitted` are fitted to."""
+) -> tuple[_Model, Floats, Floats, float]:
+    """The model, the logarithms of its costs, residuals, and by what factor the table's times were off.
+
+    Only the first `fitted` are fitted to.
+    """
     model = _Model([each.work for each in observations], backend)
     start = np.array([np.log(_start(cost, table)) for cost in model.costs])
     measured = np.log([each.seconds for each in observations])
     weights = _weights(observations)
     if fitted is not None:
         weights[fitted:] = 0
+    shift = 0.0
     if table is not None:
-        start += np.median((measured - model(start)[0])[:fitted])
+        shift = float(np.median((measured - model(start)[0])[:fitted]))
+        start += shift
     prior = 1 / (_UNSURE if table is None else _UNSURE_OF_TABLE) ** 2
 
     def loss(residuals: Floats, logs: Floats) -> float:
@@ -241,7 +234,7 @@ def _fitted(
             damping *= 4
             if damping > 1e9:
                 break
-    return model, logs, estimated - measured
+    return model, logs, estimated - measured, float(np.exp(shift))
 
 
 def _weights(observations: Sequence[Observation]) -> Floats:
@@ -264,8 +257,21 @@ def _start(cost: _Cost, table: Rates | None) -> float:
     return 1 / known.get(cost.precision, known.get("fp32", _START_OPERATIONS))
 
 
-def _rates(found: Mapping[_Cost, float], error: float) -> Rates:
-    kinds: dict[Kind, KindRate] = {}
+def _scaled(table: Rates, factor: float) -> dict[Kind, KindRate]:
+    """Of kinds that no observation has: as in the table, but off by the same factor as the others."""
+    return {
+        kind: KindRate(
+            overhead_s=rate.overhead_s * factor,
+            operations_per_s={p: per_s / factor for p, per_s in rate.operations_per_s.items()},
+            bytes_per_s=rate.bytes_per_s / factor,
+            source=f"{rate.source}, scaled",
+        )
+        for kind, rate in table.kinds.items()
+    }
+
+
+def _rates(found: Mapping[_Cost, float], error: float, unseen: Mapping[Kind, KindRate]) -> Rates:
+    kinds = dict(unseen)
     for cost, launch_s in found.items():
         if cost.what != "launch" or not cost.kind:
             continue

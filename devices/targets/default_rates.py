@@ -8,6 +8,7 @@ far the estimates are off on devices that were not in the fit is `Rates.error`.
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -29,13 +30,17 @@ _Least = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 # Kinds whose sums matrix units do; others have the vector units, at fp32's peak in any precision.
 _MATRIX: frozenset[Kind] = frozenset(("convolution", "product", "recurrent", "attention"))
 _NEEDED = frozenset(get_args(Kind)) - {"free", "unknown"}
+# Between two power modes, ten published pairs of latencies differ by up to this factor from what is estimated
+# (benchmarks/published_latencies.py), half of them by less than 1.2.
+_CARRIED_OVER = 1.5
 
 
 class Efficiencies(BaseModel):
     """Of one kind of processor: the numbers of the formula in `roofline`.
 
     A kernel starts in `launch_us` and `start_cycles`, a part in `run_us`. One whose sums matrix units do
-    loses the time that its operations would take at `unfilled_share` of the peak, but `fill_cycles` at most.
+    loses the time that its operations would take at `unfilled_share` of the peak, but `fill_cycles` at
+    most.
 
     `error`: nine of ten estimates of devices that were not in the fit are off by less than this factor.
     """
@@ -130,9 +135,11 @@ def scaled_rates(rates: Rates, measured_on: Compute, wanted: Compute) -> Rates:
     """Rates that were measured in one power mode of a device, for another mode of it.
 
     Sums scale with the peak (in all precisions with fp32's: they differ by a factor that no mode changes),
-    bytes with the bandwidth, and overheads with the clock of the multiprocessors or cores. Raises
-    FusedgeError where one of these is not known.
+    bytes with the bandwidth, and overheads with the clock of the multiprocessors or cores. The expected
+    error grows. Raises FusedgeError where one of these is not known.
     """
+    if measured_on == wanted:
+        return rates
     peak = _ratio(measured_on.peak.get("fp32"), wanted.peak.get("fp32"), "the peak")
     bandwidth = _ratio(
         measured_on.bandwidth_bytes_per_s, wanted.bandwidth_bytes_per_s, "the bandwidth"
@@ -148,7 +155,8 @@ def scaled_rates(rates: Rates, measured_on: Compute, wanted: Compute) -> Rates:
         )
         for kind, rate in rates.kinds.items()
     }
-    return replace(rates, kinds=kinds, run_s=rates.run_s / clock)
+    error = math.exp(math.hypot(math.log(rates.error), math.log(_CARRIED_OVER)))
+    return replace(rates, kinds=kinds, run_s=rates.run_s / clock, error=error)
 
 
 def _relative_clock(compute: Compute) -> float | None:

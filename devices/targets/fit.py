@@ -86,7 +86,7 @@ def fit(manifest: Manifest, modes: Iterable[Mode], limits: Limits, *, streams: i
 
     Only graphs that the bundle has are proposed, since no other was proved. Windows stay on the grid:
     rates are divided by whole numbers, that of the costliest part first, and no modality gets so slow
-    that it would be missing from one window to the next.
+    that it would be missing from one window to the next, or events would be.
     """
     rows = tuple(_fit_mode(manifest, mode, limits, streams) for mode in modes)
     best = min((row for row in rows if row.fits), key=_price, default=None)
@@ -217,14 +217,17 @@ def _to_slow(
     late = not plan.keeps(math.inf, limits.latency_s)
     if late and limits.latency_s is not None:
         return None  # whatever is due at the same time takes as long at any rate
+    full = {
+        each.device for each in plan.devices if each.load is not None and each.load > limits.load
+    }
     by_share = sorted(plan.parts, key=lambda load: -(load.share or 0.0))
-    order = [head] if late else [load.part for load in by_share]
+    order = [head] if late else [load.part for load in by_share if load.device in full]
     return next((name for name in order if _may(manifest, plan, name, slower)), None)
 
 
 def _may(manifest: Manifest, plan: BundlePlan, name: str, slower: Mapping[str, int]) -> bool:
-    """Whether a part can be slowed down once more so that every embedding still counts in a decision, and
-    no modality is missing until its next one is there.
+    """Whether a part can be slowed down once more so that every embedding still counts in a decision, no
+    modality is missing until its next one is there, and no event lies between two windows.
     """
     factor = slower.get(name, 1) + 1
     part = next(part for part in manifest.parts if part.name == name)
@@ -236,7 +239,9 @@ def _may(manifest: Manifest, plan: BundlePlan, name: str, slower: Mapping[str, i
         hop_s = _with_hop(modality, factor).hop_s
     except ValidationError:  # more to keep than a modality may
         return False
-    return modality.delay_s + hop_s + (plan.worst_s or 0.0) <= modality.max_age_s
+    has_events = any(rule.modality == modality.name for rule in manifest.events)
+    seen = not has_events or hop_s <= max(modality.window_s, modality.hop_s)
+    return seen and modality.delay_s + hop_s + (plan.worst_s or 0.0) <= modality.max_age_s
 
 
 def _too_slow(as_it_is: BundlePlan, slowest: BundlePlan, limits: Limits) -> str:
@@ -244,4 +249,4 @@ def _too_slow(as_it_is: BundlePlan, slowest: BundlePlan, limits: Limits) -> str:
         return "a run takes longer than the latency that was asked for"
     if not slowest.keeps(math.inf, limits.latency_s):
         return "what is due at the same time takes longer than the latency allows, at any rate"
-    return "too much to compute, even at the lowest rates at which no modality goes missing"
+    return "too much to compute, even at the lowest rates at which nothing goes missing"

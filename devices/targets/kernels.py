@@ -12,7 +12,7 @@ several nodes become one; Q/DQ go into what they surround. All others run one by
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Literal
@@ -79,13 +79,14 @@ class Kernel:
 
 @dataclass
 class _Group:
-    nodes: list[NodeWork]
-    attention: bool = False
+    """Indices of nodes, in the order they are computed."""
 
-    @property
-    def kind(self) -> Kind:
-        kinds = {node.kind for node in self.nodes}
-        return "attention" if self.attention else next(kind for kind in _ORDER if kind in kinds)
+    kind: Kind
+    nodes: list[int]
+
+    def add(self, index: int, kind: Kind) -> None:
+        self.nodes.append(index)
+        self.kind = min(self.kind, kind, key=_ORDER.index)
 
 
 def kernels_of(work: PartWork, backend: Backend) -> list[Kernel]:
@@ -131,29 +132,35 @@ class _Fusion:
     def __init__(self, nodes: list[NodeWork]) -> None:
         self._nodes = nodes
         self._groups: list[_Group] = []
-        self._maker: dict[str, int] = {}  # the group that makes a tensor
-        self._readers = Counter(use.name for node in nodes for use in node.reads)
+        self._group_of: dict[int, int] = {}  # node to group
+        self._maker: dict[str, int] = {}  # tensor to node
+        self._readers: defaultdict[str, list[int]] = defaultdict(list)  # tensor to nodes
+        for index, node in enumerate(nodes):
+            for name in dict.fromkeys(use.name for use in node.reads):
+                self._readers[name].append(index)
 
     def group(self, joins: Callable[[NodeWork, _Group], bool], in_place: frozenset[str]) -> None:
         """Put each node into the latest group that it reads from, where it `joins` it, or into a new one.
 
         Operators `in_place` cost nothing where kernels make all that they read.
         """
-        for node in self._nodes:
-            makers = [self._maker[use.name] for use in node.reads if use.name in self._maker]
-            if node.operator in in_place and len(makers) == len(node.reads):
+        for index, node in enumerate(self._nodes):
+            made = [self._maker[use.name] for use in node.reads if use.name in self._maker]
+            if node.operator in in_place and len(made) == len(node.reads):
                 continue
-            index = max(makers, default=-1)
-            if index < 0 or not joins(node, self._groups[index]):
-                index = len(self._groups)
-                self._groups.append(_Group([]))
-            self._groups[index].nodes.append(node)
+            latest = max((self._group_of[each] for each in made), default=-1)
+            if latest >= 0 and joins(node, self._groups[latest]):
+                self._groups[latest].add(index, node.kind)
+            else:
+                latest = len(self._groups)
+                self._groups.append(_Group(node.kind, [index]))
+            self._group_of[index] = latest
             self._maker.update((use.name, index) for use in node.writes)
 
     def joins_on_cpu(self, node: NodeWork, group: _Group) -> bool:
         """By what ends a group so far, which nobody else may read."""
-        last = group.nodes[-1]
-        if group.kind not in _PRODUCTS or self._readers[last.writes[0].name] != 1:
+        last = self._nodes[group.nodes[-1]]
+        if group.kind not in _PRODUCTS or len(self._readers[last.writes[0].name]) != 1:
             return False
         if node.operator == "QuantizeLinear":
             return True
@@ -163,85 +170,86 @@ class _Fusion:
 
     def join_attention(self) -> None:
         """Make one group of two products with a softmax between them that nobody else reads."""
-        for index, group in enumerate(self._groups):
-            if not any(node.operator == "Softmax" for node in group.nodes):
+        for softmax, node in enumerate(self._nodes):
+            if node.operator != "Softmax":
                 continue
-            before = [each for each in self._sources(index) if self._may_attend(each)]
-            after = self._targets(index)
-            if len(before) != 1 or len(after) != 1 or self._targets(before[0]) != {index}:
+            middle = self._group_of[softmax]
+            first = [each for each in self._sources(middle) if self._may_attend(each)]
+            if len(first) != 1 or self._targets(first[0]) != {middle}:
                 continue
-            (last,) = after
-            if not self._may_attend(last):
-                continue
-            nodes = self._groups[before[0]].nodes + group.nodes
-            self._move(nodes, last)
-            self._groups[last].attention = True
+            last = self._targets(middle)
+            if len(last) == 1 and (target := last.pop()) is not None and self._may_attend(target):
+                self._move([*self._groups[first[0]].nodes, *self._groups[middle].nodes], target)
+                self._groups[target].kind = "attention"
 
     def join_written_out(self) -> None:
         """Make one group of nodes in a row that write out one operator."""
-        order = {
-            id(node): index for index, group in enumerate(self._groups) for node in group.nodes
-        }
-        for start, first in enumerate(self._nodes):
+        for start in range(len(self._nodes)):
             for operators in _WRITTEN_OUT:
-                row = self._nodes[start : start + len(operators)]
-                if [node.operator for node in row] != operators or len(
-                    self._groups[order[id(first)]].nodes
-                ) != 1:
+                row = range(start, start + len(operators))
+                nodes = self._nodes[start : row.stop]
+                if [node.operator for node in nodes] != operators:
                     continue
-                made = {use.name for node in row for use in node.writes}
-                if all(any(use.name in made for use in node.reads) for node in row[1:]):
-                    self._move(row[:-1], order[id(row[-1])])
-                break
+                made = {use.name for node in nodes for use in node.writes}
+                linked = all(any(use.name in made for use in node.reads) for node in nodes[1:])
+                alone = all(len(self._groups[self._group_of[index]].nodes) == 1 for index in row)
+                if linked and alone:
+                    self._move(list(row[:-1]), self._group_of[row[-1]])
 
     def kernels(self) -> list[Kernel]:
         """What the groups do, those without nodes left out."""
-        return [self._kernel(index) for index, group in enumerate(self._groups) if group.nodes]
+        return [self._kernel(group) for group in self._groups if group.nodes]
 
-    def _kernel(self, index: int) -> Kernel:
-        group = self._groups[index]
-        operations: Counter[str] = Counter()
+    def _kernel(self, group: _Group) -> Kernel:
+        own = set(group.nodes)
+        nodes = [self._nodes[index] for index in group.nodes]
+        operations: defaultdict[str, float] = defaultdict(float)
         reads: dict[str, int] = {}
-        inside = Counter(use.name for node in group.nodes for use in node.reads)
         written = 0
-        for node in group.nodes:
+        for node in nodes:
             if node.operations:
-                operations[node.precision] += node.operations  # type: ignore[assignment]
+                operations[node.precision] += node.operations
             for use in node.reads:
-                if self._maker.get(use.name) != index:
+                if self._maker.get(use.name) not in own:
                     reads[use.name] = max(reads.get(use.name, 0), use.bytes or 0)
-            written += sum(
-                use.bytes or 0
-                for use in node.writes
-                if self._readers[use.name] > inside[use.name] or not self._readers[use.name]
-            )
+            for use in node.writes:
+                readers = self._readers[use.name]
+                if not readers or any(reader not in own for reader in readers):
+                    written += use.bytes or 0
         return Kernel(
             kind=group.kind,
             operations=dict(operations),
             read_bytes=sum(reads.values()),
             written_bytes=written,
-            steps=max(node.steps for node in group.nodes),
-            names=tuple(node.name for node in group.nodes),
-            operators=tuple(node.operator for node in group.nodes),
+            steps=max(node.steps for node in nodes),
+            names=tuple(node.name for node in nodes),
+            operators=tuple(node.operator for node in nodes),
         )
 
-    def _sources(self, index: int) -> set[int]:
+    def _sources(self, group: int) -> set[int]:
         """The groups that one reads from."""
-        uses = (use.name for node in self._groups[index].nodes for use in node.reads)
-        return {self._maker[name] for name in uses if name in self._maker} - {index}
+        nodes = (self._nodes[index] for index in self._groups[group].nodes)
+        made = (self._maker.get(use.name) for node in nodes for use in node.reads)
+        return {self._group_of[each] for each in made if each is not None} - {group}
 
-    def _targets(self, index: int) -> set[int]:
-        """The groups that read from one."""
-        return {each for each in range(len(self._groups)) if index in self._sources(each)}
+    def _targets(self, group: int) -> set[int | None]:
+        """The groups that read from one; None stands for whoever takes an output or reads in place."""
+        found: set[int | None] = set()
+        for index in self._groups[group].nodes:
+            for use in self._nodes[index].writes:
+                readers = self._readers[use.name]
+                found |= {self._group_of.get(reader) for reader in readers} or {None}
+        return found - {group}
 
-    def _may_attend(self, index: int) -> bool:
-        group = self._groups[index]
-        return group.kind == "product" and group.nodes[0].precision != "fp32"
+    def _may_attend(self, group: int) -> bool:
+        found = self._groups[group]
+        return found.kind == "product" and self._nodes[found.nodes[0]].precision != "fp32"
 
-    def _move(self, nodes: list[NodeWork], index: int) -> None:
+    def _move(self, indices: list[int], target: int) -> None:
         """Put nodes before those of a later group."""
-        moved = {id(node) for node in nodes}
-        for group in self._groups:
-            group.nodes = [node for node in group.nodes if id(node) not in moved]
-        self._groups[index].nodes[:0] = nodes
-        self._maker.update((use.name, index) for node in nodes for use in node.writes)
+        for index in indices:
+            self._groups[self._group_of[index]].nodes.remove(index)
+            self._group_of[index] = target
+        self._groups[target].nodes[:0] = indices
+        kinds = (self._nodes[index].kind for index in self._groups[target].nodes)
+        self._groups[target].kind = min(kinds, key=_ORDER.index)

@@ -113,7 +113,7 @@ def _for_gpu(
     way = ""
     if index != "PyPI":
         url = index if index.startswith("https://") else f"https://{index}"
-        way = f"pip install {package} --extra-index-url {url}, for PyPI's is not for this GPU"
+        way = f"let pip take {package} from the index {url}: PyPI's is not for this GPU"
     yield Finding("onnxruntime", "fits", sentence, way)
 
 

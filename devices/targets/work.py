@@ -52,7 +52,8 @@ class PartWork:
     """A part's graph at one precision and at given sizes of its named dims, in the order it is computed.
 
     `weight_bytes` are the constants'; `activation_bytes` the most that tensors which live at the same
-    time take, None where a size is not known. `input_bytes` and `output_bytes` are what goes in and out.
+    time take, None where a size is not known. `input_bytes` and `output_bytes` are what goes in and out, as
+    far as sizes are known.
     """
 
     part: str

@@ -17,6 +17,8 @@ from fusedge.bundle.archive import file_entry, write_bundle
 from fusedge.bundle.errors import FusedgeError
 from fusedge.bundle.lookup import open_bundle
 from fusedge.cli.app import app
+from fusedge.devices.targets.detect import detect
+from fusedge.devices.targets.machine_target import machine_target
 from fusedge.devices.targets.profile import (
     FORMAT_VERSION,
     BatchTimes,
@@ -26,6 +28,8 @@ from fusedge.devices.targets.profile import (
     MachineIdentity,
     MeasuredPart,
     Profile,
+    identity_of,
+    profile_path,
     write_profile,
 )
 from fusedge.devices.targets.work import Kind
@@ -128,7 +132,7 @@ def test_several_targets_have_a_row_each_and_one_that_is_refused_decides() -> No
     done = plan("driving", *words)
     assert done.exit_code == 1
     for target in targets:
-        (line,) = (line for line in done.stderr.splitlines() if f"│ {target} " in line)
+        (line,) = (line for line in done.stderr.splitlines() if line.startswith(f"{target} "))
         assert ("will not run" in line) == (target == "jetson-nano-4gb")
     assert "bound by" not in done.stderr
     told = json.loads(plan("driving", *words, "--json").stdout)
@@ -258,7 +262,7 @@ def test_a_fit_recommends_the_mode_of_fewest_watts_and_draws_all(tmp_path: Path)
     first, second = tmp_path / "a.png", tmp_path / "b.png"
     done = plan("driving", "--target", ORIN, "--plot", str(first))
     assert done.exit_code == 0, done.exception
-    assert f"recommended: {ORIN}:7W with fp32, rates as they are" in done.stderr
+    assert f"recommended: {ORIN}:7W with " in done.stderr
     told = json.loads(plan("driving", "--target", ORIN, "--plot", str(second), "--json").stdout)
     rows = told["fit"]["rows"]
     assert [row["mode"] for row in rows] == [
@@ -281,7 +285,12 @@ def test_where_nothing_fits_the_status_is_1(tmp_path: Path) -> None:
     assert done.stderr.splitlines()[-1] == "nothing fits"
 
 
-def profile(path: Path, **changes: Any) -> str:
+def profile(
+    path: Path,
+    machine: MachineIdentity | None = None,
+    provider: str = "native",
+    precision: str = "fp16",
+) -> str:
     """Of an Orin Nano at 15 W whose every kernel takes a millisecond, at 3 W while it computes."""
     cost = KindCost(
         overhead_s=1e-3,
@@ -293,43 +302,45 @@ def profile(path: Path, **changes: Any) -> str:
         "convolution", "depthwise", "product", "recurrent", "attention", "normalisation", "pooling",
         "elementwise", "movement",
     )  # fmt: skip
-    fields: dict[str, Any] = {
-        "format_version": FORMAT_VERSION,
-        "machine": MachineIdentity(
-            processor="Cortex-A78AE",
-            target=ORIN,
-            power_mode="15W",
-            gpu_driver=None,
-            onnxruntime=None,
-            tensorrt={},
-        ),
-        "date": "2026-11-30",
-        "conditions": Conditions(load_average=0, governor=None, cores=6),
-        "parts": tuple(
-            MeasuredPart(
-                bundle="driving",
-                part=part.name,
-                provider="native",
-                precision="fp16",
-                times=(BatchTimes(batch=1, runs=10, p50_s=0.01, p90_s=0.01, p99_s=0.01),),
-                energy_j=0.03,
-            )
-            for part in open_bundle("driving").manifest.parts
-        ),
-        "calibrations": (
-            Calibration(
-                provider="native",
-                precision="fp16",
-                kinds=dict.fromkeys(kinds, cost),
-                run_s=0,
-                tensor_s=0,
-                error=1.2,
-                graphs=1,
-                kernels=1,
-            ),
-        ),
-    }
-    write_profile(Profile(**{**fields, **changes}), path)
+    orin = MachineIdentity(
+        processor="Cortex-A78AE",
+        target=ORIN,
+        power_mode="15W",
+        gpu_driver=None,
+        onnxruntime=None,
+        tensorrt={},
+    )
+    times = (BatchTimes(batch=1, runs=10, p50_s=0.01, p90_s=0.01, p99_s=0.01),)
+    parts = tuple(
+        MeasuredPart(
+            bundle="driving",
+            part=part.name,
+            provider=provider,
+            precision=precision,
+            times=times,
+            energy_j=0.03,
+        )
+        for part in open_bundle("driving").manifest.parts
+    )
+    calibration = Calibration(
+        provider=provider,
+        precision=precision,
+        kinds=dict.fromkeys(kinds, cost),
+        run_s=0,
+        tensor_s=0,
+        error=1.2,
+        graphs=1,
+        kernels=1,
+    )
+    made = Profile(
+        format_version=FORMAT_VERSION,
+        machine=machine or orin,
+        date="2026-11-30",
+        conditions=Conditions(load_average=0, governor=None, cores=6),
+        parts=parts,
+        calibrations=(calibration,),
+    )
+    write_profile(made, path)
     return str(path)
 
 
@@ -377,3 +388,16 @@ def test_this_machine_is_the_target_where_none_is_named(tmp_path: Path) -> None:
     path = str(write_tiny_bundle(tmp_path / "tiny.fusedge").path)
     here = planned(path, "--backend", "onnx")
     assert here == planned(path, "--target", "local", "--backend", "onnx")
+
+
+def test_what_was_measured_on_this_machine_is_used_by_itself() -> None:
+    machine = detect()
+    here = machine_target(machine)
+    name = here.row.name if here.row else here.name.partition(":")[0]
+    identity = identity_of(machine, name, here.power_mode.name if here.power_mode else None)
+    for kept in (False, True):
+        if kept:
+            profile(profile_path(identity), identity, "cpu", "fp32")
+        row = planned("driving", "--target", "cpu")
+        measured = [bool(rates and rates["measured"]) for rates in row["rates"].values()]
+        assert measured == [kept] * 4

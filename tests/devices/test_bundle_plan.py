@@ -31,9 +31,9 @@ QUAD = Compute(multiprocessors=0, cores=4, watts=10.0)
 
 
 def tiny(decision_rate_hz: float = 2, **fast: Any) -> Manifest:
-    """`fast` every 0.5 s, 0.1 s late; `slow` every second, 0.6 s late."""
+    """`fast` every 0.5 s, 0.1 s late; `slow` every second, 0.6 s late; no events."""
     modalities = (modality("fast", **fast), modality("slow"))
-    return tiny_manifest(modalities, FILES, decision_rate_hz)
+    return tiny_manifest(modalities, FILES, decision_rate_hz, events=())
 
 
 def estimate(part: str, seconds: float | None, batch: int, **changes: Any) -> PartEstimate:

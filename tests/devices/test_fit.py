@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 import pytest
 from hypothesis import given, settings
@@ -14,7 +15,8 @@ from fusedge.bundle.manifest import Manifest
 from fusedge.devices.targets.bundle_plan import plan_bundle, rows_of
 from fusedge.devices.targets.estimate import PartEstimate
 from fusedge.devices.targets.fit import Fit, FitRow, Limits, Mode, fit, with_slower_parts
-from tests.devices.test_bundle_plan import GPU, plain, tiny
+from tests.devices.test_bundle_plan import FILES, GPU, QUAD, plain, tiny
+from tests.tiny_bundle import modality, tiny_manifest
 
 PARTS = ("fast_encoder", "slow_encoder", "head")
 Seconds = Mapping[str, float | None]
@@ -128,10 +130,33 @@ def test_no_modality_gets_so_slow_that_it_goes_missing() -> None:
     seconds: dict[str, Seconds] = {**all_take(1e-6), "fast_encoder": {"fp32": 0.2}}
     row = only(fit(tiny(), [mode(seconds=seconds)], Limits(load=0.01)))
     assert not row.fits
-    assert "even at the lowest rates at which no modality goes missing" in row.reason
+    assert "even at the lowest rates at which nothing goes missing" in row.reason
     assert only(fit(tiny(), [mode(seconds=seconds)], Limits(load=0.14))).slower == {
         "fast_encoder": 3
     }
+
+
+def test_windows_in_which_events_are_looked_for_leave_no_gap() -> None:
+    seconds: dict[str, Seconds] = {**all_take(1e-6), "fast_encoder": {"fp32": 0.2}}
+    for window_s, slower in ((0.5, {}), (1.0, {"fast_encoder": 2}), (1.2, {"fast_encoder": 2})):
+        modalities = (modality("fast", window_s=window_s), modality("slow"))
+        manifest = tiny_manifest(modalities, FILES, 2)
+        assert [rule.modality for rule in manifest.events] == ["fast"]
+        row = only(fit(manifest, [mode(seconds=seconds)], Limits(load=0.21)))
+        assert row.slower == slower
+        assert row.fits == bool(slower)
+
+
+def test_only_what_runs_on_the_device_that_is_too_busy_is_slowed() -> None:
+    seconds: dict[str, Seconds] = {
+        "fast_encoder": {"fp32": 0.2},
+        "slow_encoder": {"fp32": 0.01},
+        "head": {"fp32": 0.15},
+    }
+    made = mode(seconds=seconds)
+    split = replace(made, precisions={**made.precisions, "head": {"fp32": QUAD}})
+    row = only(fit(tiny(), [split], Limits(load=0.35)))
+    assert row.slower == {"fast_encoder": 2}
 
 
 def test_decisions_are_slowed_where_they_take_longer_than_their_period() -> None:

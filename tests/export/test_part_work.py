@@ -38,12 +38,12 @@ def graph_bytes(
     functions: Sequence[onnx.FunctionProto] = (),
     **inputs: Sequence[int | str] | None,
 ) -> bytes:
-    """A model whose output is `y`."""
+    """A model whose inputs have one type and whose output is `y`."""
     graph = helper.make_graph(
         nodes,
         "graph",
         [value(name, shape, dtype) for name, shape in inputs.items()],
-        [value("y", None, dtype)],
+        [value("y", None)],
         [numpy_helper.from_array(array, name) for name, array in (constants or {}).items()],
     )
     domains = [helper.make_opsetid("", opset), helper.make_opsetid("own", 1)]
@@ -91,6 +91,7 @@ X = (2, 8, 10, 10)
         ("Gemm", [(4, 3)], [(5, 4)], {"transA": 1, "transB": 1}, "product", 2 * 3 * 4 * 5),
         ("MatMul", [(2, 1, 3, 4), (6, 4, 5)], [], {}, "product", 2 * (2 * 6) * 3 * 4 * 5),
         ("MatMul", [(4,), (4, 5)], [], {}, "product", 2 * 4 * 5),
+        ("Einsum", [(3, 4)], [], {"equation": "ij->i"}, "product", 2 * 12),
         ("Einsum", [(2, 3, 4), (2, 4, 5)], [], {"equation": "bij,bjk->bik"}, "product", 2 * 120),
         # two directions of 5 steps of a batch of 3: 3 gates of 6 numbers from 4 inputs and 6 before
         (

@@ -18,7 +18,7 @@ from rich.console import Console
 from fusedge.bundle.archive import Bundle
 from fusedge.bundle.recording import tracks_of
 from fusedge.cli.report import print_report
-from fusedge.devices.targets.telemetry.reading import Frequency, Memory, Reading
+from fusedge.devices.targets.telemetry.reading import MAX_NAMES, Frequency, Memory, Reading
 from fusedge.runtime.clock import LiveClock, PacedClock, VirtualClock
 from fusedge.runtime.replay import replay_exactly
 from fusedge.runtime.runner import run, run_all
@@ -206,10 +206,10 @@ def test_memory_that_is_nearly_full_is_told_once() -> None:
 
 
 def test_what_it_holds_does_not_grow() -> None:
-    notes = [Reading(temperatures_c={"cpu": 1.0}, notes=(f"note {n}",)) for n in range(500)]
-    snapshot, _ = watched(*notes)
+    many = [Reading(power_w={f"rail {n}": 1.0}, notes=(f"note {n}",)) for n in range(500)]
+    snapshot, _ = watched(*many)
     assert snapshot["readings"] >= 500
-    assert len(snapshot["notes"]) == 20 and len(json.dumps(snapshot)) < 2000
+    assert len(snapshot["notes"]) == 20 and len(snapshot["power_w"]) == MAX_NAMES
 
 
 def test_what_begins_is_told_while_sessions_run_once_for_all(bundle: Bundle) -> None:
