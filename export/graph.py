@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from typing import TYPE_CHECKING
 
 import onnx
 
 from fusedge.bundle.errors import FusedgeError
 from fusedge.bundle.manifest import TensorSpec
-from fusedge.export.part import ModulePart
+
+if TYPE_CHECKING:
+    from fusedge.export.part import ModulePart  # takes torch, which counting a graph does not need
 
 _DTYPES = {
     "float32": onnx.TensorProto.FLOAT,

@@ -30,8 +30,8 @@ _Least = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 # Kinds whose sums matrix units do; others have the vector units, at fp32's peak in any precision.
 _MATRIX: frozenset[Kind] = frozenset(("convolution", "product", "recurrent", "attention"))
 _NEEDED = frozenset(get_args(Kind)) - {"free", "unknown"}
-# Between two power modes, ten published pairs of latencies differ by up to this factor from what is estimated
-# (benchmarks/published_latencies.py), half of them by less than 1.2.
+# Ten published changes of latency from one power mode to another differ by up to this factor from what is
+# estimated, half of them by less than 1.2 (benchmarks/published_latencies.py).
 _CARRIED_OVER = 1.5
 
 
