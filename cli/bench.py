@@ -15,7 +15,12 @@ from fusedge.bundle.errors import FusedgeError, UnknownNameError
 from fusedge.bundle.lookup import open_bundle
 from fusedge.bundle.manifest import Precision
 from fusedge.cli.console import console, print_json
-from fusedge.cli.options import AllowEnginesOption, BundleArgument, JsonOption
+from fusedge.cli.options import (
+    AllowEnginesOption,
+    BundleArgument,
+    JsonOption,
+    writable_folder,
+)
 
 if TYPE_CHECKING:
     from fusedge.bundle.archive import Bundle
@@ -52,7 +57,10 @@ def bench(
     budget: Annotated[
         float,
         typer.Option(
-            min=0.1, max=600, metavar="SECONDS", help="For each part, provider and precision."
+            min=0.1,
+            max=600,
+            metavar="SECONDS",
+            help="For each part, provider and precision; each probe has a twentieth of it.",
         ),
     ] = 2.0,
     out: Annotated[
@@ -79,6 +87,8 @@ def bench(
       `fusedge plan other.fusedge --target jetson-orin-nano-8gb --profile orin.json`
     """
     opened = open_bundle(bundle)
+    if out is not None:
+        writable_folder(out.parent)  # not only after minutes
     known = (*get_args(Precision), "mixed")
     if precision != "auto" and precision not in known:
         raise UnknownNameError("precision", precision, ("auto", *known))
@@ -146,11 +156,14 @@ def _providers(bundle: Bundle, backend: str, provider: str) -> list[str]:
 
 
 def _table(parts: tuple[MeasuredPart, ...]) -> Table:
-    table = Table(title="one run, in µs; rows a second by batch", title_justify="left")
+    table = Table(
+        title="one run, in µs, and as it was estimated before; rows a second by batch",
+        title_justify="left",
+    )
     table.add_column("part")
     table.add_column("on", no_wrap=True)
-    for column in ("p50", "p90", "p99", "by table", "rows/s", "memory", "energy"):
-        table.add_column(column, justify="right", no_wrap=column != "by table")
+    for column in ("p50", "p90", "p99", "estimate", "rows/s", "memory", "energy"):
+        table.add_column(column, justify="right", no_wrap=True)
     for part in parts:
         place = part.part, f"{part.provider} {part.precision}"
         if part.problem:

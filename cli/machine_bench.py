@@ -6,15 +6,15 @@ Export counts what a graph has to compute, the runtime runs it; the two meet her
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import cast, get_args
 
 from fusedge.bundle.archive import Bundle
 from fusedge.bundle.errors import FusedgeError, MissingExtraError
 from fusedge.bundle.manifest import Part
-from fusedge.devices.targets.calibration import Observation, calibrate
+from fusedge.devices.targets.calibration import Fit, Observation, calibrate, scale_table
 from fusedge.devices.targets.default_rates import default_rates
 from fusedge.devices.targets.detect import detect
 from fusedge.devices.targets.kernels import Backend
@@ -28,6 +28,8 @@ from fusedge.devices.targets.profile import (
     MeasuredPart,
     Profile,
     identity_of,
+    profile_for,
+    rates_of,
 )
 from fusedge.devices.targets.rates import Rates
 from fusedge.devices.targets.roofline import estimate_part
@@ -94,6 +96,11 @@ def bench_machine(bundle: Bundle, wanted: Wanted, date: str, progress: Progress)
     runs = _runs(bundle, wanted)
     machine, before = detect(), conditions()
     target = resolve_target("local", machine)
+    identity = identity_of(
+        machine,
+        target.row.name if target.row else target.name.partition(":")[0],
+        target.power_mode.name if target.power_mode else None,
+    )
     notes: dict[str, None] = {}  # each once, in order
     parts: list[MeasuredPart] = []
     observed: dict[tuple[str, str], list[Observation]] = {}
@@ -107,14 +114,37 @@ def bench_machine(bundle: Bundle, wanted: Wanted, date: str, progress: Progress)
             notes[f"no calibration: {error.line()}"] = None
         except FusedgeError as error:
             notes[f"not counted: {error.line()}"] = None
-        table = _table_rates(run.provider, machine, target)
-        parts.append(_row(bundle, run, result, works, table))
+        earlier = profile_for(identity, run.provider)
+        rates = rates_of(earlier, run.provider, run.precision) if earlier else None
+        rates = rates or _table_rates(run.provider, machine, target)
+        parts.append(_row(bundle, run, result, works, rates))
         # A lower bound is no estimate.
         observed.setdefault((run.provider, run.precision), []).extend(
             Observation(work, times.p50_s, "part")
             for work, times in zip(works, result.times, strict=False)
             if not work.unknown
         )
+    calibrations = _calibrations(observed, wanted, machine, target, progress, notes)
+    profile = Profile(
+        format_version=FORMAT_VERSION,
+        machine=identity,
+        date=date,
+        conditions=before,
+        parts=tuple(parts),
+        calibrations=calibrations,
+    )
+    return Benched(profile, tuple(notes))
+
+
+def _calibrations(
+    observed: Mapping[tuple[str, str], list[Observation]],
+    wanted: Wanted,
+    machine: Machine,
+    target: Target,
+    progress: Progress,
+    notes: dict[str, None],
+) -> tuple[Calibration, ...]:
+    """Of each provider and precision; `notes` get why one is missing."""
     calibrations = []
     known = {key: each for key, each in observed.items() if each}
     for number, ((provider, precision), observations) in enumerate(known.items()):
@@ -128,19 +158,12 @@ def bench_machine(bundle: Bundle, wanted: Wanted, date: str, progress: Progress)
         except FusedgeError as error:
             notes[f"no probes on {provider}, {precision}: {error.line()}"] = None
         table = _table_rates(provider, machine, target)
-        calibrations.append(_calibration(provider, precision, observations, table))
-    power_mode = target.power_mode.name if target.power_mode else None
-    profile = Profile(
-        format_version=FORMAT_VERSION,
-        machine=identity_of(
-            machine, target.row.name if target.row else target.name.partition(":")[0], power_mode
-        ),
-        date=date,
-        conditions=before,
-        parts=tuple(parts),
-        calibrations=tuple(calibrations),
-    )
-    return Benched(profile, tuple(notes))
+        calibration = _calibration(provider, precision, observations, table)
+        if calibration is None:
+            notes[f"no rates for {provider}, {precision}: no probes, and no table knows it"] = None
+        else:
+            calibrations.append(calibration)
+    return tuple(calibrations)
 
 
 def _runs(bundle: Bundle, wanted: Wanted) -> list[_Run]:
@@ -184,11 +207,12 @@ def _works(bundle: Bundle, run: _Run, batches: Sequence[int]) -> list[PartWork]:
 
 
 def _row(
-    bundle: Bundle, run: _Run, result: Measured, works: Sequence[PartWork], table: Rates | None
+    bundle: Bundle, run: _Run, result: Measured, works: Sequence[PartWork], rates: Rates | None
 ) -> MeasuredPart:
+    """`rates` are what was known before."""
     estimated = None
-    if works and table is not None:
-        estimated = estimate_part(works[0], table, _backend(run.provider)).seconds
+    if works and rates is not None:
+        estimated = estimate_part(works[0], rates, _backend(run.provider)).seconds
     return MeasuredPart(
         bundle=bundle.manifest.name,
         part=run.part.name,
@@ -227,24 +251,22 @@ def _probed(
 
 def _calibration(
     provider: str, precision: str, observations: Sequence[Observation], table: Rates | None
-) -> Calibration:
-    """With probes on a CPU it starts from nothing; a few parts on a GPU need the table to start from."""
+) -> Calibration | None:
+    """From probes, or without them from the table of efficiencies; None where that is not known."""
     backend = _backend(provider)
-    fit = calibrate(observations, backend, None if backend == "cpu" else table)
+    fit: Fit | None = None
+    if any(each.origin == "probe" for each in observations):
+        fit = calibrate(observations, backend)
+    elif table is not None:
+        fit = scale_table(observations, backend, table)
+    if fit is None:
+        return None
     return Calibration(
         provider=provider,
         precision=precision,
-        kinds={
-            kind: KindCost(
-                overhead_s=rate.overhead_s,
-                operations_per_s=dict(rate.operations_per_s),
-                bytes_per_s=rate.bytes_per_s,
-                source=rate.source,
-            )
-            for kind, rate in fit.rates.kinds.items()
-        },
+        kinds={kind: KindCost(**asdict(rate)) for kind, rate in fit.rates.kinds.items()},
         run_s=fit.rates.run_s,
-        tensor_s=fit.tensor_s,
+        tensor_s=fit.rates.tensor_s,
         error=fit.rates.error,
         graphs=fit.graphs,
         kernels=fit.kernels,

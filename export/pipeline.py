@@ -117,7 +117,7 @@ class _Export:
         for target in self._targets:
             if target.max_opset and target.max_opset < LOWEST:
                 raise FusedgeError(
-                    f"its TensorRT reads opset {target.max_opset} at most, and {LOWEST} is the lowest there is",
+                    f"its TensorRT reads opset {target.max_opset} at most, exports have {LOWEST} at least",
                     where=f"target {target.name}",
                     hint="leave it out: the ONNX parts run there with ONNX Runtime",
                 )

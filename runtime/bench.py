@@ -7,6 +7,7 @@ meanwhile falls on all of them.
 
 from __future__ import annotations
 
+import ctypes
 import importlib
 import json
 import os
@@ -42,8 +43,9 @@ WARM_RUNS = 3  # the first allocates, the second of an engine captures a CUDA gr
 ENERGY_S = 0.5  # RAPL counts every ms, an INA3221 is read every 20 ms
 _START = (
     "import json, sys; sys.path[:] = json.loads(sys.argv[1]); "
-    "from fusedge.runtime.bench import main; main(sys.argv[2])"
+    "from fusedge.runtime.bench import main; main(sys.argv[2], int(sys.argv[3]))"
 )
+_PR_SET_PDEATHSIG = 1  # linux/prctl.h
 _MEASURE = "fusedge.runtime.bench:measure"
 
 Clock = Callable[[], int]
@@ -158,7 +160,7 @@ def measure_apart(
 def _run_child(task: bytes, entry: str, limit_s: float) -> tuple[bytes, int]:
     """What it answers, and its exit status."""
     process = subprocess.Popen(
-        [sys.executable, "-c", _START, json.dumps(sys.path), entry],
+        [sys.executable, "-c", _START, json.dumps(sys.path), entry, str(os.getpid())],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,  # what native libraries write is no report
@@ -188,9 +190,12 @@ def _from_json(raw: Mapping[str, Any]) -> Measured:
     return Measured(**{**raw, "times": times, "notes": tuple(raw["notes"])})
 
 
-def main(entry: str) -> None:
+def main(entry: str, parent: int) -> None:
     """The child: a task on standard input, the results on standard output, which is theirs alone."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)  # to end with the parent
+    if os.getppid() != parent:  # which ended before that
+        os._exit(1)
     answers = os.dup(1)
     os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # native libraries write there
     task = json.loads(sys.stdin.buffer.read())

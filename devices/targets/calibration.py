@@ -8,6 +8,9 @@ a long one. So the logarithms of the costs are fitted to the logarithms of the t
 (damped, Levenberg and Marquardt) with Huber's loss, which lets a graph that the form does not fit count
 less. The batches of a part count together as one graph.
 
+That needs probes of all kinds. Where there are none, as for engines, parts alone tell by what factor the
+table of efficiencies is off on this device.
+
 Whole graphs are fitted, not nodes: ONNX Runtime's profile tells whole microseconds, adds more than one to
 each node, and the nodes of small encoders take 0.3. What no measurement tells stays where it started.
 """
@@ -15,8 +18,8 @@ each node, and the nodes of small encoders take 0.3. What no measurement tells s
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
@@ -24,15 +27,15 @@ from numpy.typing import NDArray
 
 from fusedge.devices.targets.kernels import Backend, kernels_of
 from fusedge.devices.targets.rates import KindRate, Rates
+from fusedge.devices.targets.roofline import estimate_part
 from fusedge.devices.targets.starts import tensor_count, view_count
 from fusedge.devices.targets.work import Kind, PartWork
 
 Floats = NDArray[np.float64]
 
-# Where a fit starts that nothing is known for: a core of a CPU, to a factor of 10.
-_START_RUN_S, _START_LAUNCH_S = 3e-6, 4e-7
-_START_OPERATIONS, _START_BYTES = 5e10, 3e10
-_UNSURE, _UNSURE_OF_TABLE = 2.3, 0.7  # standard deviations of logarithms: factors of 10 and of 2
+# Where a fit starts, in seconds: about a core of a CPU, and no surer than a factor of 10.
+_START = {"run": 3e-6, "tensor": 4e-7, "launch": 4e-7, "operation": 2e-11, "byte": 3e-11}
+_UNSURE = float(np.log(10))  # standard deviation of logarithms
 _NOISE = 0.05  # of a measured time, likewise
 _ROBUST = 2.0  # deviations beyond which a residual counts less
 _STEPS = 100
@@ -51,10 +54,9 @@ class Observation:
 
 @dataclass(frozen=True)
 class Fit:
-    """Rates, the time for each input and output beside `rates.run_s`, and what they rest on."""
+    """Rates, and what they rest on."""
 
     rates: Rates
-    tensor_s: float
     graphs: int
     kernels: int
 
@@ -127,81 +129,79 @@ class _Model:
         return matrix
 
 
-def calibrate(
-    observations: Sequence[Observation], backend: Backend, table: Rates | None = None
-) -> Fit:
-    """Rates that explain the observations; of one provider at one precision, at least one.
-
-    `table` is where it starts, as where there are no probes and the parts are too few to tell all: the
-    rates of a table for this device, which are then off by a common factor first of all.
+def calibrate(observations: Sequence[Observation], backend: Backend) -> Fit:
+    """Rates that explain the observations, probes among them; of one provider at one precision.
 
     The expected error is the larger of two, each of which nine of ten are within: that of the probes, and
-    that of the bundle's parts when they are estimated from the probes alone (where there are none: from
-    the other parts).
+    that of the bundle's parts when they are estimated from the probes alone.
     """
     probes = [each for each in observations if each.origin == "probe"]
     parts = [each for each in observations if each.origin == "part"]
-    model, logs, residuals, scale = _fitted(observations, backend, table)
-    spreads = [
-        [
-            abs(residual)
-            for residual, each in zip(residuals, observations, strict=True)
-            if each.origin == "probe"
-        ],
-        [abs(r) for r in _left_out(probes, parts, backend, table)],
-    ]
-    known = [float(np.exp(np.quantile(spread, 0.9))) for spread in spreads if spread]
-    error = max(known, default=_NOT_TESTED)
+    model, logs, residuals = _fitted([*probes, *parts], backend)
+    spreads = [residuals[: len(probes)]]
+    if parts:
+        # the model of all, so that it has all costs; what is left out has no weight
+        _, _, apart = _fitted([*probes, *parts], backend, fitted=len(probes))
+        spreads.append(apart[len(probes) :])
     costs = dict(zip(model.costs, map(float, np.exp(logs)), strict=True))
-    unseen = {} if table is None else _scaled(table, scale)
     return Fit(
-        rates=_rates(costs, error, unseen),
-        tensor_s=costs[_Cost("tensor")],
+        rates=_rates(costs, max(_within(spread) for spread in spreads)),
         graphs=len(observations),
         kernels=model.kernels,
     )
 
 
-def _left_out(
-    probes: Sequence[Observation],
-    parts: Sequence[Observation],
-    backend: Backend,
-    table: Rates | None,
-) -> Iterator[float]:
-    """Logarithms of estimated over measured, of parts that were not fitted to."""
-    names = dict.fromkeys(each.work.part for each in parts)
-    for name in names:
-        tested = [each for each in parts if each.work.part == name]
-        known = probes or [each for each in parts if each.work.part != name]
-        if not known:
-            return
-        # the model of both, so that it has all costs; what is left out has no weight
-        together = [*known, *tested]
-        _, _, residuals, _ = _fitted(together, backend, table, fitted=len(known))
-        yield from residuals[len(known) :]
+def scale_table(parts: Sequence[Observation], backend: Backend, table: Rates) -> Fit | None:
+    """The table's rates by the factor that these parts took longer; None where it has not all their kinds.
+
+    The expected error is that of each part by the factor of the others, 2 where there is one part.
+    """
+    logs: dict[str, list[float]] = {}
+    for each in parts:
+        estimated_s = estimate_part(each.work, table, backend).seconds
+        if estimated_s is None:
+            return None
+        logs.setdefault(each.work.part, []).append(float(np.log(each.seconds / estimated_s)))
+    by_part = [float(np.median(each)) for each in logs.values()]
+    factor = float(np.exp(np.median(by_part)))
+    error = _NOT_TESTED
+    if len(by_part) > 1:
+        others = [np.median(by_part[:i] + by_part[i + 1 :]) for i in range(len(by_part))]
+        error = _within(np.array(by_part) - others)
+    kinds = {
+        kind: replace(
+            rate,
+            overhead_s=rate.overhead_s * factor,
+            operations_per_s={p: per_s / factor for p, per_s in rate.operations_per_s.items()},
+            bytes_per_s=rate.bytes_per_s / factor,
+            fill_s=rate.fill_s * factor,
+            source=_SOURCE,
+        )
+        for kind, rate in table.kinds.items()
+    }
+    return Fit(
+        rates=Rates(kinds, table.run_s * factor, error, measured=True, source=_SOURCE),
+        graphs=len(parts),
+        kernels=sum(len(kernels_of(each.work, backend)) for each in parts),
+    )
+
+
+def _within(residuals: Floats) -> float:
+    """The factor that nine of ten are within."""
+    return float(np.exp(np.quantile(np.abs(residuals), 0.9)))
 
 
 def _fitted(
-    observations: Sequence[Observation],
-    backend: Backend,
-    table: Rates | None,
-    fitted: int | None = None,
-) -> tuple[_Model, Floats, Floats, float]:
-    """The model, the logarithms of its costs, residuals, and by what factor the table's times were off.
-
-    Only the first `fitted` are fitted to.
-    """
+    observations: Sequence[Observation], backend: Backend, fitted: int | None = None
+) -> tuple[_Model, Floats, Floats]:
+    """The model, the logarithms of its costs, and residuals; only the first `fitted` are fitted to."""
     model = _Model([each.work for each in observations], backend)
-    start = np.array([np.log(_start(cost, table)) for cost in model.costs])
+    start = np.log([_START[cost.what] for cost in model.costs])
     measured = np.log([each.seconds for each in observations])
     weights = _weights(observations)
     if fitted is not None:
         weights[fitted:] = 0
-    shift = 0.0
-    if table is not None:
-        shift = float(np.median((measured - model(start)[0])[:fitted]))
-        start += shift
-    prior = 1 / (_UNSURE if table is None else _UNSURE_OF_TABLE) ** 2
+    prior = 1 / _UNSURE**2
 
     def loss(residuals: Floats, logs: Floats) -> float:
         size = np.abs(residuals) / _NOISE
@@ -234,7 +234,7 @@ def _fitted(
             damping *= 4
             if damping > 1e9:
                 break
-    return model, logs, estimated - measured, float(np.exp(shift))
+    return model, logs, estimated - measured
 
 
 def _weights(observations: Sequence[Observation]) -> Floats:
@@ -245,33 +245,8 @@ def _weights(observations: Sequence[Observation]) -> Floats:
     )
 
 
-def _start(cost: _Cost, table: Rates | None) -> float:
-    rate = table.kinds.get(cost.kind) if table is not None and cost.kind else None
-    if cost.what == "run":
-        return table.run_s if table is not None and table.run_s > 0 else _START_RUN_S
-    if cost.what in ("tensor", "launch"):
-        return rate.overhead_s if rate is not None and rate.overhead_s > 0 else _START_LAUNCH_S
-    if cost.what == "byte":
-        return 1 / (rate.bytes_per_s if rate is not None else _START_BYTES)
-    known = rate.operations_per_s if rate is not None else {}
-    return 1 / known.get(cost.precision, known.get("fp32", _START_OPERATIONS))
-
-
-def _scaled(table: Rates, factor: float) -> dict[Kind, KindRate]:
-    """Of kinds that no observation has: as in the table, but off by the same factor as the others."""
-    return {
-        kind: KindRate(
-            overhead_s=rate.overhead_s * factor,
-            operations_per_s={p: per_s / factor for p, per_s in rate.operations_per_s.items()},
-            bytes_per_s=rate.bytes_per_s / factor,
-            source=f"{rate.source}, scaled",
-        )
-        for kind, rate in table.kinds.items()
-    }
-
-
-def _rates(found: Mapping[_Cost, float], error: float, unseen: Mapping[Kind, KindRate]) -> Rates:
-    kinds = dict(unseen)
+def _rates(found: Mapping[_Cost, float], error: float) -> Rates:
+    kinds: dict[Kind, KindRate] = {}
     for cost, launch_s in found.items():
         if cost.what != "launch" or not cost.kind:
             continue
@@ -283,12 +258,13 @@ def _rates(found: Mapping[_Cost, float], error: float, unseen: Mapping[Kind, Kin
                 for other, each_s in found.items()
                 if other.what == "operation" and other.kind == cost.kind
             },
-            bytes_per_s=_START_BYTES if byte_s is None else 1 / byte_s,  # None: a view moves none
+            bytes_per_s=1 / (byte_s or _START["byte"]),  # a view moves none
             source=_SOURCE,
         )
     return Rates(
         kinds=kinds,
         run_s=found[_Cost("run")],
+        tensor_s=found[_Cost("tensor")],
         error=error,
         measured=True,
         source=_SOURCE,

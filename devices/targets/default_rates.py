@@ -156,7 +156,13 @@ def scaled_rates(rates: Rates, measured_on: Compute, wanted: Compute) -> Rates:
         for kind, rate in rates.kinds.items()
     }
     error = math.exp(math.hypot(math.log(rates.error), math.log(_CARRIED_OVER)))
-    return replace(rates, kinds=kinds, run_s=rates.run_s / clock, error=error)
+    return replace(
+        rates,
+        kinds=kinds,
+        run_s=rates.run_s / clock,
+        tensor_s=rates.tensor_s / clock,
+        error=error,
+    )
 
 
 def _relative_clock(compute: Compute) -> float | None:

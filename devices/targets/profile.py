@@ -24,7 +24,6 @@ from fusedge.devices.targets.work import Kind
 
 FORMAT_VERSION = 1
 MAX_BYTES = 4 << 20
-_TENSORS = 4  # inputs and outputs of a usual part
 NATIVE = "native"  # the provider's place is taken by the bundle's engines
 
 Seconds = Annotated[float, Field(ge=0, le=1e5, allow_inf_nan=False)]
@@ -80,7 +79,7 @@ class MeasuredPart(_Strict):
     """A part on a provider (`native`: an engine of the bundle) at a precision.
 
     `times` are for rising batches, the least one first. `memory_bytes` is what loading it and running
-    that least batch took beyond the libraries, `energy_j` is of one run of it. What could not be read
+    that least batch took beyond ONNX Runtime itself, `energy_j` is of one run. What could not be read
     is None, and `notes` say why. `problem` is why the part does not run; then there are no times.
     """
 
@@ -106,6 +105,8 @@ class KindCost(_Strict):
     operations_per_s: dict[_Short, PerSecond] = Field(max_length=16)
     bytes_per_s: PerSecond
     source: Text
+    fill_s: Seconds = 0.0
+    fill_factor: float = Field(default=0.0, ge=0, le=1e6)
 
 
 class Calibration(_Strict):
@@ -208,7 +209,8 @@ def rates_of(profile: Profile, provider: str, precision: str) -> Rates | None:
         if (found.provider, found.precision) == (provider, precision):
             return Rates(
                 kinds={kind: KindRate(**dict(cost)) for kind, cost in found.kinds.items()},
-                run_s=found.run_s + _TENSORS * found.tensor_s,
+                run_s=found.run_s,
+                tensor_s=found.tensor_s,
                 error=found.error,
                 measured=True,
                 source=f"measured on {profile.machine.target}, {profile.date}",

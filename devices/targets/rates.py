@@ -28,7 +28,8 @@ class KindRate:
 
 @dataclass(frozen=True)
 class Rates:
-    """Of a device and a backend. `run_s` is the time that a part takes beside its kernels.
+    """Of a device and a backend. `run_s` is the time that a part takes beside its kernels, `tensor_s` that
+    for each of its inputs and outputs. Views are of the kind `free`; without a rate they cost nothing.
 
     `error`: the expected error of a part's estimate as a factor: 1.25 is a quarter either way. `measured`
     is False for what comes from a table of efficiencies and not from this device.
@@ -39,3 +40,4 @@ class Rates:
     error: float
     measured: bool
     source: str
+    tensor_s: float = 0.0

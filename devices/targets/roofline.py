@@ -1,6 +1,7 @@
 """How long a part takes on a device: for each kernel, the start and then the slower of sums and bytes.
 
-    seconds = run + Σ kernels (steps · overhead + max(sums, bytes / bandwidth))
+    seconds = run + tensors · tensor + views · view
+              + Σ kernels (steps · overhead + max(sums, bytes / bandwidth))
     sums = operations / rate + min(steps · fill, factor · operations / rate)
 
 The second part of the sums is what a kernel loses that is too small to fill the device: with a batch of
@@ -18,6 +19,7 @@ from collections import defaultdict
 from fusedge.devices.targets.estimate import PartEstimate
 from fusedge.devices.targets.kernels import Backend, Kernel, kernels_of
 from fusedge.devices.targets.rates import Rates
+from fusedge.devices.targets.starts import tensor_count, view_count
 from fusedge.devices.targets.work import Kind, PartWork
 
 # Done by units that are as many for any precision, so that fp32's rate stands in for one that is not known.
@@ -28,11 +30,11 @@ def estimate_part(work: PartWork, rates: Rates, backend: Backend) -> PartEstimat
     """Estimate one run of a part. A lower bound where the part has nodes of which nothing is known.
 
     `seconds` is None where `rates` does not know a kind of kernel that the part has, or its precision.
-    `run_s` of the rates is in `by_bound` under `launch`, and in no kind.
+    What a run takes beside its kernels is in `by_bound` under `launch`, and in no kind.
     """
     kernels = kernels_of(work, backend)
     by_kind: defaultdict[Kind, float] = defaultdict(float)
-    by_bound = {"compute": 0.0, "memory": 0.0, "launch": rates.run_s}
+    by_bound = {"compute": 0.0, "memory": 0.0, "launch": _beside_kernels_s(work, rates)}
     known = True
     for kernel in kernels:
         if kernel.kind == "unknown":
@@ -56,6 +58,12 @@ def estimate_part(work: PartWork, rates: Rates, backend: Backend) -> PartEstimat
         by_bound=by_bound if known else {},
         unknown=work.unknown,
     )
+
+
+def _beside_kernels_s(work: PartWork, rates: Rates) -> float:
+    views = rates.kinds.get("free")
+    views_s = view_count(work) * views.overhead_s if views else 0.0
+    return rates.run_s + tensor_count(work) * rates.tensor_s + views_s
 
 
 def kernel_seconds(kernel: Kernel, rates: Rates) -> tuple[float, float, float] | None:

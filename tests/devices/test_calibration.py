@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fusedge.devices.targets.calibration import Fit, Observation, calibrate
-from fusedge.devices.targets.kernels import kernels_of
+from fusedge.devices.targets.calibration import Fit, Observation, calibrate, scale_table
 from fusedge.devices.targets.rates import KindRate, Rates
 from fusedge.devices.targets.roofline import estimate_part
 from fusedge.devices.targets.starts import tensor_count, view_count
@@ -89,15 +89,9 @@ def part(name: str, scale: float = 1.0, batch: int = 1) -> Observation:
 
 
 def estimated(fit: Fit, work: PartWork) -> float:
-    """By the formula in the module's text."""
-    views = fit.rates.kinds["free"].overhead_s * view_count(work)
-    total = fit.rates.run_s + fit.tensor_s * tensor_count(work) + views
-    for kernel in kernels_of(work, "cpu"):
-        rate = fit.rates.kinds[kernel.kind]
-        computing = sum(n / rate.operations_per_s[p] for p, n in kernel.operations.items())
-        moving = kernel.bytes / rate.bytes_per_s
-        total += kernel.steps * rate.overhead_s + max(computing, moving)
-    return total
+    found = estimate_part(work, fit.rates, "cpu").seconds
+    assert found is not None
+    return found
 
 
 def test_rates_are_found_again_where_times_follow_from_them() -> None:
@@ -109,9 +103,10 @@ def test_rates_are_found_again_where_times_follow_from_them() -> None:
             truth.operations_per_s["fp32"], rel=0.02
         )
         assert found.bytes_per_s == pytest.approx(truth.bytes_per_s, rel=0.02)
-    assert fit.rates.run_s == pytest.approx(TRUTH.run_s, rel=0.05)
-    assert fit.tensor_s == pytest.approx(TENSOR_S, rel=0.05)
-    assert fit.rates.kinds["free"].overhead_s == pytest.approx(VIEW_S, rel=0.05)
+    # Seen in no graph alone, so less surely; it is their sum that counts.
+    assert fit.rates.run_s == pytest.approx(TRUTH.run_s, rel=0.25)
+    assert fit.rates.tensor_s == pytest.approx(TENSOR_S, rel=0.25)
+    assert fit.rates.kinds["free"].overhead_s == pytest.approx(VIEW_S, rel=0.1)
     assert fit.rates.measured and 1 <= fit.rates.error < 1.02
     assert fit.graphs == len(probe_works())
 
@@ -138,40 +133,59 @@ def test_noise_of_a_tenth_stays_about_a_tenth(factors: list[float]) -> None:
 
 
 def test_what_no_time_tells_stays_where_it_started() -> None:
-    table = Rates(
-        kinds={
-            **TRUTH.kinds,
-            "product": KindRate(8e-7, {"fp32": 2e11, "fp16": 4e11}, 123e9, "table"),
-        },
-        run_s=3e-6,
-        error=2.0,
-        measured=False,
-        source="table",
-    )
     works = [chain("product", 4, operations, 64) for operations in (10, 1e8, 3e8)]
-    fit = calibrate(observe(works), "cpu", table)
+    found = calibrate(observe(works), "cpu").rates.kinds["product"]
     # Every product here waits for its sums, none for its bytes.
-    assert fit.rates.kinds["product"].bytes_per_s == pytest.approx(123e9, rel=0.3)
+    assert found.operations_per_s["fp32"] == pytest.approx(2e11, rel=0.05)
+    assert found.bytes_per_s == pytest.approx(1 / 3e-11, rel=0.01)
 
 
-def test_a_table_that_is_off_by_a_factor_is_scaled() -> None:
+def table(factor: float) -> Rates:
+    """The truth, but slower."""
     kinds = {
         kind: KindRate(
-            3 * rate.overhead_s,
-            {p: r / 3 for p, r in rate.operations_per_s.items()},
-            rate.bytes_per_s / 3,
+            factor * rate.overhead_s,
+            {p: r / factor for p, r in rate.operations_per_s.items()},
+            rate.bytes_per_s / factor,
             "table",
+            fill_s=factor * 1e-6,
+            fill_factor=0.5,
         )
         for kind, rate in TRUTH.kinds.items()
     }
-    table = Rates(kinds, 3 * TRUTH.run_s, 2.0, measured=False, source="table")
-    fit = calibrate([part("one"), part("two", batch=4)], "cpu", table)
-    unseen = part("unseen", batch=2)
-    assert estimated(fit, unseen.work) == pytest.approx(unseen.seconds, rel=0.25)
-    # no part has a recurrent node: as in the table, with the factor that the others show
-    found = fit.rates.kinds["recurrent"]
-    assert found.bytes_per_s == pytest.approx(TRUTH.kinds["recurrent"].bytes_per_s, rel=0.1)
-    assert "scaled" in found.source
+    return Rates(kinds, factor * TRUTH.run_s, 2.0, measured=False, source="table")
+
+
+def engine(name: str, scale: float = 1.0, batch: int = 1) -> Observation:
+    """A part on a GPU, by the table's form."""
+    work = part(name, batch=batch).work
+    found = estimate_part(work, table(1.0), "gpu").seconds
+    assert found is not None
+    return Observation(work, found * scale, "part")
+
+
+def test_a_table_that_is_off_by_a_factor_is_scaled() -> None:
+    fit = scale_table([engine("one"), engine("two", batch=4)], "gpu", table(3.0))
+    assert fit is not None and fit.rates.error == pytest.approx(1) and fit.rates.measured
+    unseen = engine("unseen", batch=2)
+    found = estimate_part(unseen.work, fit.rates, "gpu").seconds
+    assert found == pytest.approx(unseen.seconds)
+    # no part has a recurrent node
+    truth = TRUTH.kinds["recurrent"]
+    assert fit.rates.kinds["recurrent"].bytes_per_s == pytest.approx(truth.bytes_per_s)
+
+
+def test_the_error_of_a_scaled_table_is_that_of_each_part_by_the_others() -> None:
+    fit = scale_table([engine("a"), engine("b"), engine("c", 1.5)], "gpu", table(3.0))
+    assert fit is not None and 1.3 < fit.rates.error <= 1.5
+    alone = scale_table([engine("a")], "gpu", table(3.0))
+    assert alone is not None and alone.rates.error == 2.0  # nothing to test it with
+
+
+def test_a_table_without_a_kind_of_the_parts_cannot_be_scaled() -> None:
+    without = table(1.0)
+    kinds = {kind: rate for kind, rate in without.kinds.items() if kind != "product"}
+    assert scale_table([engine("a")], "gpu", replace(without, kinds=kinds)) is None
 
 
 def test_the_expected_error_is_that_of_parts_that_were_not_fitted_to() -> None:
@@ -187,12 +201,6 @@ def test_the_batches_of_a_part_count_as_one_graph() -> None:
     often = calibrate([*observe(probe_works()), *batches], "cpu")
     work = part("a").work
     assert estimated(often, work) == pytest.approx(estimated(once, work), rel=1e-3)
-
-
-def test_without_probes_the_error_is_that_of_each_part_by_the_others() -> None:
-    fit = calibrate([part("a"), part("b"), part("c")], "cpu", TRUTH)
-    assert fit.rates.error < 1.3
-    assert calibrate([part("a")], "cpu", TRUTH).rates.error == 2.0  # nothing to test it with
 
 
 def test_nodes_of_which_nothing_is_known_are_left_out() -> None:
