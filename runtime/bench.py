@@ -29,6 +29,7 @@ from fusedge.bundle.inference import onnxruntime
 from fusedge.bundle.manifest import Part
 from fusedge.bundle.noise import noise
 from fusedge.devices.targets.energy import NoMeter, find_meter
+from fusedge.devices.targets.local import nvml_gpu
 from fusedge.devices.targets.profile import NATIVE, BatchTimes, Conditions
 from fusedge.runtime.backend import ONNX, BackendSetting, PartBackend, PartLoader
 from fusedge.runtime.clock import stopwatch_ns
@@ -271,6 +272,7 @@ class Memory:
             try:
                 self._nvml = load("pynvml")
                 self._nvml.nvmlInit()
+                self._gpu = nvml_gpu(self._nvml, load)
                 self._gpu_before = self._gpu_used()
             except Exception as error:  # no package, or NVMLError, whose class is in it
                 self.notes.append(f"GPU memory cannot be read: {error}")
@@ -298,8 +300,7 @@ class Memory:
         return int(found[1]) * 1024 if found else None
 
     def _gpu_used(self) -> int:
-        handle = self._nvml.nvmlDeviceGetHandleByIndex(0)
-        return int(self._nvml.nvmlDeviceGetMemoryInfo(handle).used)
+        return int(self._nvml.nvmlDeviceGetMemoryInfo(self._gpu).used)
 
 
 def _energy(lane: _Lane, provider: str, seconds: float, now_ns: Clock) -> tuple[float | None, str]:

@@ -6,7 +6,6 @@ Not run on a GPU or a Jetson by this project's tests: they read recorded trees a
 
 from __future__ import annotations
 
-import functools
 import importlib
 import itertools
 import threading
@@ -14,10 +13,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, Protocol
 
+from fusedge.devices.targets.local import nvml_gpu
+from fusedge.devices.targets.telemetry.rails import PowerRails
+from fusedge.devices.targets.telemetry.reading import BOARD_RAILS
+
 RAPL = "sys/class/powercap"
-HWMON = "sys/class/hwmon"
-# Rails that hold the whole module: Orin and Thor, and Xavier with its newer kernels.
-_MODULE_RAILS = ("VDD_IN", "VIN_SYS_5V0", "VIN")
 _SAMPLE_S = 0.02  # the INA3221 converts its three channels in about 7 ms, NVML in 20 to 100 ms
 
 
@@ -122,7 +122,7 @@ def find_meter(
     A Jetson's module rail is taken for both, since its memory and its GPU have no counter of their own.
     `load` imports pynvml. The reason why there is none is one line.
     """
-    module = _ina3221(root)
+    module = _module(root)
     if module is not None:
         return module
     return _rapl(root) if device == "cpu" else _nvml(load)
@@ -153,29 +153,20 @@ def _rapl(root: Path) -> RaplMeter | NoMeter:
     return RaplMeter(domains)
 
 
-def _ina3221(root: Path) -> PowerMeter | None:
-    """The power monitor of a Jetson: mV and mA by channel, with a label each."""
-    for device in sorted((root / HWMON).glob("hwmon*")):
-        if _text(device / "name") != "ina3221":
-            continue
-        rails = {_text(path): path for path in sorted(device.glob("in*_label"))}
-        for rail in _MODULE_RAILS:
-            if rail not in rails:
-                continue
-            channel = rails[rail].name.removeprefix("in").removesuffix("_label")
-            read_w = functools.partial(
-                _watts, device / f"in{channel}_input", device / f"curr{channel}_input"
-            )
-            try:
-                read_w()
-            except (OSError, ValueError):
-                continue
-            return PowerMeter(f"INA3221: {rail}", read_w)
-    return None
+def _module(root: Path) -> PowerMeter | None:
+    """The power monitor of a Jetson, where a rail feeds the whole module."""
+    rails = PowerRails(root)
+    name = next((name for name in BOARD_RAILS if name in rails.read(0)), None)
+    if name is None:
+        return None
 
+    def read_w() -> float:
+        watts = rails.read(0).get(name)
+        if watts is None:
+            raise OSError(f"rail {name} cannot be read any more")
+        return watts
 
-def _watts(millivolts: Path, milliamperes: Path) -> float:
-    return _number(millivolts) * _number(milliamperes) / 1e6
+    return PowerMeter(f"power monitor: {name}", read_w)
 
 
 def _nvml(load: Callable[[str], Any]) -> CounterMeter | PowerMeter | NoMeter:
@@ -186,7 +177,7 @@ def _nvml(load: Callable[[str], Any]) -> CounterMeter | PowerMeter | NoMeter:
         return NoMeter("the package nvidia-ml-py is not installed")
     try:
         nvml.nvmlInit()
-        handle = nvml.nvmlDeviceGetHandleByIndex(0)
+        handle = nvml_gpu(nvml, load)
         try:
             nvml.nvmlDeviceGetTotalEnergyConsumption(handle)
         except nvml.NVMLError:
@@ -203,10 +194,3 @@ def _nvml(load: Callable[[str], Any]) -> CounterMeter | PowerMeter | NoMeter:
 def _number(path: Path) -> int:
     """Raises OSError, and ValueError for what is no number."""
     return int(path.read_text("utf-8", errors="replace"))
-
-
-def _text(path: Path) -> str:
-    try:
-        return path.read_text("utf-8", errors="replace").strip()
-    except OSError:
-        return ""

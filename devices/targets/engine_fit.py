@@ -7,28 +7,42 @@ import re
 from fusedge.bundle.manifest import Engine
 
 
+# Of Jetsons: hardware compatibility is for graphics cards, and not supported with JetPack (TensorRT's
+# developer guide, "Hardware Compatibility").
+_JETSONS = ("7.2", "8.7", "11.0")
+
+
 def version_number(version: str) -> tuple[int, ...]:
     """The first three numbers of a version, for comparisons: (10, 3, 0) of `10.3.0.30`."""
-    return tuple(int(number) for number in re.findall(r"\d{1,9}", version)[:3])
+    return _numbers(version)[:3]
+
+
+def _numbers(version: str) -> tuple[int, ...]:
+    return tuple(int(number) for number in re.findall(r"\d{1,9}", version)[:4])
 
 
 def is_for_gpu(engine: Engine, capability: str) -> bool:
     """Whether it is for GPUs of this compute capability. A hardware-compatible engine is for Ampere (8.0)
-    and all that came after.
+    and all graphics cards that came after.
     """
-    later = "AMPERE_PLUS" in engine.flags and float(capability) >= 8.0
+    card = capability not in _JETSONS and not set(_JETSONS) & set(engine.compute_capabilities)
+    later = "AMPERE_PLUS" in engine.flags and card and float(capability) >= 8.0
     return later or capability in engine.compute_capabilities
 
 
 def is_for_version(engine: Engine, installed: str) -> bool:
     """Whether this version of its TensorRT loads it: the one that built it, or all later ones too.
 
-    TensorRT-RTX says itself which engines it can load.
+    All four numbers count: 8.6.1.6 does not load what 8.6.1.2 built (github.com/NVIDIA/TensorRT issue
+    3069). Some packages tell but three, and then these. TensorRT-RTX says itself which engines it can load.
     """
     if engine.flavour != "tensorrt":
         return True
-    built, here = version_number(engine.version), version_number(installed)
-    return here >= built if "VERSION_COMPATIBLE" in engine.flags else here == built
+    built, here = _numbers(engine.version), _numbers(installed)
+    told = min(len(built), len(here))
+    if "VERSION_COMPATIBLE" in engine.flags:
+        return here[:told] >= built[:told]
+    return told > 0 and here[:told] == built[:told]
 
 
 def dla_core(engine: Engine) -> int | None:

@@ -9,7 +9,7 @@ from fusedge.devices.targets.machine import Board, Jetson
 from fusedge.devices.targets.power_mode import PowerModes, read_power_modes
 from fusedge.devices.targets.rows import Configuration
 from fusedge.devices.targets.system_files import matching, read_number, read_text
-from fusedge.devices.targets.table import jetpack_of_l4t, jetson_by_part
+from fusedge.devices.targets.table import jetpack_of_l4t, jetson_by_part, jetsons
 
 _TREE = "proc/device-tree"
 _MOST_NAMES = 64  # in `compatible`; real ones have up to six
@@ -99,17 +99,18 @@ def _soc(root: Path, board: Board | None) -> str | None:
 
 
 def _part(root: Path, board: Board | None) -> str | None:
-    """The module's part number: the first of the board's that is in the table.
+    """The module's part number: the first of a module that the table has in any variant.
 
     What the boot loader read from the module's memory goes first, for 32 GB and 64 GB modules can have the
-    same device tree.
+    same device tree. A variant that the table does not have stays what it is: it is no other one.
     """
     names = [path.name for path in matching(root / _TREE, "chosen/plugin-manager/ids/*")]
     names.append(read_text(root / _TREE / "chosen/ids"))
     names += board.compatible if board else ()
     names.append(read_text(root / _TREE / "nvidia,dtsfilename").rpartition("/")[2])
+    modules = {part[:5] for row in jetsons().values() for part in row.parts}
     parts = (f"p{part}" for name in names for part in re.findall(r"(?<!\d)\d{4}-\d{4}(?!\d)", name))
-    return next((part for part in parts if jetson_by_part(part)), None)
+    return next((part for part in parts if part[:5] in modules), None)
 
 
 def _configuration(modes: PowerModes, board: Board | None) -> Configuration | None:

@@ -10,8 +10,9 @@ from typing import Any
 
 from fusedge.bundle.errors import FusedgeError
 from fusedge.devices.targets.machine import CoreKind, Gpu, Jetson, Machine
+from fusedge.devices.targets.rows import Computer, PowerMode, Processor
 from fusedge.devices.targets.rows import Gpu as GpuRow
-from fusedge.devices.targets.rows import PowerMode, Processor
+from fusedge.devices.targets.rows import Jetson as JetsonRow
 from fusedge.devices.targets.table import (
     Compute,
     Target,
@@ -46,10 +47,11 @@ def machine_target(
         return jetson_here(machine.jetson, machine)
     if (gpu := first_gpu(machine, load)) is not None:
         return gpu_here(gpu, machine)
-    found = _computer(machine.board.model if machine.board else None, machine)
-    if found is None:
+    board = _computer(machine.board.model if machine.board else None, machine)
+    if board is None:
         return local_cpu(machine)
-    return replace(found, compute=_as_here(found.compute, machine))
+    found = find_target(board.name)
+    return replace(found, compute=_cpu_here(found.compute, board.cpu, machine))
 
 
 def local_cpu(machine: Machine) -> Target:
@@ -62,12 +64,13 @@ def local_cpu(machine: Machine) -> Target:
     jetson = jetson_here(machine.jetson, machine) if machine.jetson else None
     source = _FOUND
     if board is not None:
-        compute = board.compute
-    elif jetson and jetson.row:
-        compute = jetson_cpu(jetson)
+        compute = _cpu_here(find_target(board.name).compute, board.cpu, machine)
+    elif jetson and isinstance(jetson.row, JetsonRow):
+        compute = _cpu_here(jetson_cpu(jetson), jetson.row.cpu, machine)
     else:
         kind = max(machine.core_kinds, key=_speed, default=None)
         alike = _computer(machine.processor, machine)
+        known = find_target(alike.name).compute if alike else Compute()
         if alike is not None:
             source += f"; bandwidth and watts as of {alike.name}"
         compute = cpu_compute(
@@ -75,43 +78,66 @@ def local_cpu(machine: Machine) -> Target:
             cores=_big_cores(machine, kind),
             cpu_mhz=_clock(kind),
             memory_bytes=None,
-            bandwidth_bytes_per_s=alike.compute.bandwidth_bytes_per_s if alike else None,
-            watts=alike.compute.watts if alike else None,
+            bandwidth_bytes_per_s=known.bandwidth_bytes_per_s,
+            watts=known.watts,
         )
-    return replace(find_target(CPU), source=source, compute=_as_here(compute, machine))
+        compute = _as_here(compute, machine)
+    return replace(find_target(CPU), source=source, compute=compute)
 
 
 def jetson_here(jetson: Jetson, machine: Machine) -> Target:
-    """By part number, or a model that is named as in the table; in its power mode."""
-    plain = f"jetson-{_slug(jetson.model, 'jetson')}"
+    """By part number, or a model that is named as in the table; in its power mode, with the memory that
+    this process may take.
+    """
+    # a part that the table does not have is none of its modules, whatever the model's name
+    plain = "jetson-" + _slug(f"{jetson.model} {jetson.part or ''}", "jetson")
     row = jetsons().get(jetson.module or plain)
     if row is None:
-        memory = machine.usable_memory_bytes
-        compute = Compute(memory_bytes=memory, cores=machine.usable_cores)
+        compute = _as_here(Compute(), machine)
         return Target(plain, "tensorrt", jetson.compute_capability, _FOUND, compute=compute)
     modes = power_modes(row, jetson.configuration)
     if jetson.power_mode in modes:
-        return jetson_target(row, jetson.power_mode, jetson.configuration)
-    # a mode of the user's own, or an unknown one: what is allowed now
-    found = _mode_as_found(jetson, machine)
-    target = jetson_target(row.model_copy(update={"modes": (found,)}))
-    return replace(target, row=row, source=_FOUND)
+        target = jetson_target(row, jetson.power_mode, jetson.configuration)
+    else:  # a mode of the user's own, or an unknown one: what is allowed now
+        found = _mode_as_found(jetson, row, machine)
+        target = jetson_target(row.model_copy(update={"modes": (found,)}))
+        target = replace(target, row=row, source=_FOUND)
+    return replace(target, compute=_as_here(target.compute, machine))
 
 
-def _mode_as_found(jetson: Jetson, machine: Machine) -> PowerMode:
+def _mode_as_found(jetson: Jetson, row: JetsonRow, machine: Machine) -> PowerMode:
     return PowerMode.model_construct(
         name=jetson.power_mode or "unknown",
         configuration=jetson.configuration or "standard",
         default=True,
         cpus=sum(kind.count for kind in machine.core_kinds) or None,
         cpu_mhz=max((kind.max_mhz for kind in machine.core_kinds if kind.max_mhz), default=None),
-        tpcs=None,
+        tpcs=_clusters(jetson, row),
         gpu_mhz=jetson.gpu_max_mhz,
         emc_mhz=jetson.emc_cap_mhz,
         dla_mhz=None,
         watts=None,
         source=_FOUND,
     )
+
+
+# How many clusters the mask of each capability is for, and the first of them is its lowest bit. In NVIDIA's
+# nvpmodel configurations (LineageOS/android_device_nvidia_concord and _galen) 128, 240, 248 and 252 go
+# with 7, 4, 3 and 2 clusters of an Orin, 1 and 5 with 3 and 2 of a Xavier.
+_MASKED = {"7.2": 4, "8.7": 8}
+
+
+def _clusters(jetson: Jetson, row: JetsonRow) -> int | None:
+    """Clusters of multiprocessors that are switched on, None where the mask does not surely tell.
+
+    Which clusters a module lacks can differ from chip to chip, so one of these may be masked as well.
+    """
+    mask, masked = jetson.tpc_mask, _MASKED.get(row.compute_capability)
+    if mask is None or masked is None or mask >= 1 << masked:
+        return None
+    most = max(mode.tpcs or 0 for mode in row.modes)
+    count = most if mask == 0 else masked - mask.bit_count()
+    return count if 0 < count <= most else None
 
 
 def gpu_here(gpu: Gpu, machine: Machine) -> Target:
@@ -158,15 +184,28 @@ def _slug(name: str, *drop: str) -> str:
     return "-".join(word for word in words if word not in (*usual, *drop))[:64].strip("-")
 
 
-def _computer(model: str | None, machine: Machine) -> Target | None:
+def _computer(model: str | None, machine: Machine) -> Computer | None:
     """The computer in the table with the longest name that this one begins with, and its memory."""
     named = [(name, row) for row in computers().values() for name in row.models]
     fitting = [(name, row) for name, row in named if model and model.startswith(name)]
     longest = max((len(name) for name, _ in fitting), default=0)
     memory_gib = (machine.memory_bytes or 0) / 2**30
     rows = [row for name, row in fitting if len(name) == longest]
-    row = min(rows, key=lambda row: abs((row.memory_gib or 0) - memory_gib), default=None)
-    return find_target(row.name) if row else None
+    return min(rows, key=lambda row: abs((row.memory_gib or 0) - memory_gib), default=None)
+
+
+def _cpu_here(compute: Compute, cpu: str, machine: Machine) -> Compute:
+    """A CPU of the table, at the clock that this machine lets such cores have."""
+    clocks = [_clock(kind) for kind in machine.core_kinds if kind.processor == cpu]
+    here = cpu_compute(
+        processors()[cpu],
+        cores=compute.cores,
+        cpu_mhz=max((mhz for mhz in clocks if mhz), default=compute.cpu_mhz),
+        memory_bytes=compute.memory_bytes,
+        bandwidth_bytes_per_s=compute.bandwidth_bytes_per_s,
+        watts=compute.watts,
+    )
+    return _as_here(here, machine)
 
 
 def _as_here(compute: Compute, machine: Machine) -> Compute:

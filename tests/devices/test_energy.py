@@ -29,7 +29,7 @@ def rapl(
 
 def ina3221(root: Path, *rails: str, name: str = "ina3221") -> Path:
     """The power monitor of an Orin: 5 V and 2, 3, 4 A at its channels."""
-    device = root / energy.HWMON / "hwmon4"
+    device = root / "sys/class/hwmon/hwmon4"
     device.mkdir(parents=True)
     (device / "name").write_text(f"{name}\n")
     for channel, rail in enumerate(rails, 1):
@@ -60,7 +60,13 @@ def nvml(**functions: Any) -> Callable[[str], Any]:
         nvmlDeviceGetPowerUsage=missing,
     )
     vars(double).update(functions)
-    return lambda name: double
+
+    def load(name: str) -> Any:
+        if name != "pynvml":
+            raise ImportError(name)
+        return double
+
+    return load
 
 
 def test_packages_and_memory_are_added_and_cores_are_not(tmp_path: Path) -> None:
@@ -132,7 +138,7 @@ def test_a_counter_for_root_only_says_how_to_open_it(
 def test_a_jetson_is_measured_at_its_module_rail(tmp_path: Path, device: Any) -> None:
     ina3221(tmp_path, "VDD_CPU_GPU_CV", "VDD_IN", "VDD_SOC")
     meter = find_meter(device, tmp_path)
-    assert not isinstance(meter, NoMeter) and meter.source == "INA3221: VDD_IN"
+    assert not isinstance(meter, NoMeter) and meter.source == "power monitor: VDD_IN"
     # The clock is asked at the start and the end: one second at 5 V and 3 A.
     assert meter.during(lambda: None, ticks()) == pytest.approx(15)
 

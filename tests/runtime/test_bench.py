@@ -233,7 +233,13 @@ def test_memory_of_the_gpu_is_what_came_since(tmp_path: Path) -> None:
         nvmlDeviceGetHandleByIndex=lambda index: index,
         nvmlDeviceGetMemoryInfo=lambda handle: SimpleNamespace(used=next(used)),
     )
-    memory = Memory(on_gpu=True, process=tmp_path, load=lambda name: nvml)
+
+    def load(name: str) -> object:
+        if name != "pynvml":
+            raise ImportError(name)
+        return nvml
+
+    memory = Memory(on_gpu=True, process=tmp_path, load=load)
     memory.read()
     assert memory.gpu_bytes == 250
 
