@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 MAX_LENGTH = 1000  # of each of a message's three texts; beyond any sentence and most paths
+MAX_OFFERED = 5  # close matches in a message
 
 
 def printable(text: str) -> str:
@@ -38,12 +39,31 @@ class BundleError(FusedgeError):
 
 
 class UnknownNameError(FusedgeError):
-    """A name that is in no table; the message offers the closest match, or else the whole table."""
+    """A name that is in no table; the message offers the closest match, or else the whole table.
 
-    def __init__(self, kind: str, name: str, choices: Iterable[str]) -> None:
+    Who knows better what is close says so by `close`, the best first; `listing` is where to find a table
+    that is too long for a line.
+    """
+
+    def __init__(
+        self,
+        kind: str,
+        name: str,
+        choices: Iterable[str],
+        *,
+        close: Sequence[str] | None = None,
+        listing: str = "",
+    ) -> None:
         known = sorted(choices)
-        close = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
-        hint = f"did you mean {close[0]!r}?" if close else f"known: {', '.join(known) or 'none'}"
+        if close is None:
+            close = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+        if close:
+            *others, last = map(repr, close[:MAX_OFFERED])
+            hint = f"did you mean {', '.join(others)}{' or ' if others else ''}{last}?"
+            if listing and len(close) > MAX_OFFERED:
+                hint += f" Or {listing}"
+        else:
+            hint = listing or f"known: {', '.join(known) or 'none'}"
         super().__init__(f"unknown {kind} {name!r}", hint=hint)
 
 

@@ -52,6 +52,7 @@ Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 Dim = Annotated[int, Field(ge=1)] | Name
 Precision = Literal["fp32", "fp16", "bf16", "int8"]
 GraphPrecision = Precision | Literal["mixed"]
+Flavour = Literal["tensorrt", "tensorrt_rtx"]
 Dtype = Literal["float32", "uint8", "int32", "int64", "bool"]
 
 
@@ -256,7 +257,7 @@ class Engine(_Strict):
 
     file: Text
     targets: tuple[Text, ...] = Field(min_length=1)
-    flavour: Literal["tensorrt", "tensorrt_rtx"]
+    flavour: Flavour
     version: Text
     compute_capabilities: tuple[Text, ...] = Field(min_length=1)
     precision_requested: GraphPrecision

@@ -62,7 +62,7 @@ def bench(
             metavar="SECONDS",
             help="For each part, provider and precision; each probe has a twentieth of it.",
         ),
-    ] = 2.0,
+    ] = 1.0,
     out: Annotated[
         Path | None,
         typer.Option("-o", "--out", metavar="FILE", help="Write the profile here as well."),
@@ -73,9 +73,10 @@ def bench(
     """Measure a bundle's parts on this machine, and learn what estimates for it must multiply by.
 
     Each part runs as `fusedge run` runs it, on one thread, in a process of its own: median and slow runs,
-    throughput by batch, memory, and energy where a counter can be read. Then small graphs of one kind of
-    node each are measured, so that `fusedge plan` can estimate other bundles for this machine too. The
-    profile is kept, and used by `fusedge plan` here from then on. With `-o` it is a file to carry along.
+    runs after a pause (caches are cold then, as in a session), throughput by batch, memory, and energy
+    where a counter can be read. Then small graphs of one kind of node each are measured, so that
+    `fusedge plan` can estimate other bundles for this machine too. The profile is kept, and used by
+    `fusedge plan` here from then on. With `-o` it is a file to carry along.
 
     Leave the machine alone meanwhile, and set a Jetson's power mode first. Exit status 1 if a part fails.
 
@@ -162,7 +163,7 @@ def _table(parts: tuple[MeasuredPart, ...]) -> Table:
     )
     table.add_column("part")
     table.add_column("on", no_wrap=True)
-    for column in ("p50", "p90", "p99", "estimate", "rows/s", "memory", "energy"):
+    for column in ("one run", "estimate", "rows/s", "memory", "energy"):
         table.add_column(column, justify="right", no_wrap=True)
     for part in parts:
         place = part.part, f"{part.provider} {part.precision}"
@@ -170,9 +171,12 @@ def _table(parts: tuple[MeasuredPart, ...]) -> Table:
             table.add_row(*place, Text("failed", "bold red"))
             continue
         first = part.times[0]
+        runs = {"p50": first.p50_s, "p90": first.p90_s, "p99": first.p99_s}
+        if part.paused is not None:
+            runs["after a pause"] = part.paused.p50_s
         table.add_row(
             *place,
-            *(f"{seconds * 1e6:.0f}" for seconds in (first.p50_s, first.p90_s, first.p99_s)),
+            "\n".join(f"{name} {seconds * 1e6:.0f}" for name, seconds in runs.items()),
             "" if part.estimated_s is None else f"{part.estimated_s * 1e6:.0f}",
             "\n".join(f"{each.batch}: {each.rows_per_s:.0f}" for each in part.times),
             _memory(part),

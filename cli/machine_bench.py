@@ -38,16 +38,20 @@ from fusedge.devices.targets.work import PartWork
 from fusedge.export.packages import needs_extra
 from fusedge.runtime.bench import (
     BATCHES,
+    MOST_PAUSE_S,
     Item,
     Measured,
     batches_of,
     conditions,
     measure_apart,
+    pause_of,
     precisions_of,
 )
 
 _PROBE_BUDGET = 1 / 20  # of a part's, for each of about a hundred probes
-_PROBES_AT_ONCE = 16  # in one process: a crash takes no more with it
+_PROBES_AT_ONCE = 32  # in one process: a crash takes no more with it
+# Of which runs after a pause are measured: those with the most weights, the most nodes, the fewest nodes.
+_PAUSED_PROBES = 2  # of each
 _PROBE_SHARE = 0.3  # of the progress, beside the parts
 
 Progress = Callable[[str, float], None]
@@ -64,7 +68,7 @@ class Wanted:
     providers: Sequence[str]
     precision: str | None = None
     batches: Sequence[int] = BATCHES
-    budget_s: float = 2.0
+    budget_s: float = 1.0
     allow_unsigned_engines: bool = False
 
 
@@ -120,8 +124,8 @@ def bench_machine(bundle: Bundle, wanted: Wanted, date: str, progress: Progress)
         parts.append(_row(bundle, run, result, works, rates))
         # A lower bound is no estimate.
         observed.setdefault((run.provider, run.precision), []).extend(
-            Observation(work, times.p50_s, "part")
-            for work, times in zip(works, result.times, strict=False)
+            Observation(work, times.p50_s, "part", _paused_s(result) if number == 0 else None)
+            for number, (work, times) in enumerate(zip(works, result.times, strict=False))
             if not work.unknown
         )
     calibrations = _calibrations(observed, wanted, machine, target, progress, notes)
@@ -185,7 +189,8 @@ def _runs(bundle: Bundle, wanted: Wanted) -> list[_Run]:
 
 
 def _measured(bundle: Bundle, run: _Run, wanted: Wanted) -> Measured:
-    item = Item(str(bundle.path), run.part.name, batches_of(run.part, wanted.batches))
+    batches = batches_of(run.part, wanted.batches)
+    item = Item(str(bundle.path), run.part.name, batches, pause_of(bundle, run.part))
     (result,) = measure_apart(
         [item],
         run.provider,
@@ -237,16 +242,38 @@ def _probed(
             probes.write_probe(probe, chosen, Path(folder) / f"{number}.fusedge")
             for number, probe in enumerate(probes.probes(chosen))
         ]
-        for start in range(0, len(bundles), _PROBES_AT_ONCE):
-            tell(f"probes on {provider}, {precision}: {start} of {len(bundles)}")
-            some = bundles[start : start + _PROBES_AT_ONCE]
-            items = [Item(str(bundle.path), probes.PART, (1,)) for bundle in some]
+        runs = [_Run(bundle.manifest.parts[0], provider, precision) for bundle in bundles]
+        works = [_works(bundle, run, [1])[0] for bundle, run in zip(bundles, runs, strict=True)]
+        paused = _to_pause(works)
+        order = sorted(range(len(works)), key=lambda number: number not in paused)
+        for start in range(0, len(order), _PROBES_AT_ONCE):
+            tell(f"probes on {provider}, {precision}: {start} of {len(order)}")
+            some = order[start : start + _PROBES_AT_ONCE]
+            items = [
+                Item(
+                    str(bundles[number].path),
+                    probes.PART,
+                    (1,),
+                    MOST_PAUSE_S if number in paused else None,
+                )
+                for number in some
+            ]
             results = measure_apart(items, provider, precision, budget_s * len(items))
-            for bundle, result in zip(some, results, strict=True):
+            for number, result in zip(some, results, strict=True):
                 if not result.problem:
-                    run = _Run(bundle.manifest.parts[0], provider, precision)
-                    (work,) = _works(bundle, run, [1])
-                    yield Observation(work, result.times[0].p50_s, "probe")
+                    seconds = result.times[0].p50_s
+                    yield Observation(works[number], seconds, "probe", _paused_s(result))
+
+
+def _to_pause(works: Sequence[PartWork]) -> set[int]:
+    by_nodes = sorted(range(len(works)), key=lambda number: len(works[number].nodes))
+    by_weights = sorted(range(len(works)), key=lambda number: -works[number].weight_bytes)
+    most, fewest = by_nodes[-_PAUSED_PROBES:], by_nodes[:_PAUSED_PROBES]
+    return {*by_weights[:_PAUSED_PROBES], *most, *fewest}
+
+
+def _paused_s(result: Measured) -> float | None:
+    return result.paused.p50_s if result.paused else None
 
 
 def _calibration(
@@ -267,6 +294,9 @@ def _calibration(
         kinds={kind: KindCost(**asdict(rate)) for kind, rate in fit.rates.kinds.items()},
         run_s=fit.rates.run_s,
         tensor_s=fit.rates.tensor_s,
+        pause_s=fit.rates.pause_s,
+        pause_node_s=fit.rates.pause_node_s,
+        pause_byte_s=fit.rates.pause_byte_s,
         error=fit.rates.error,
         graphs=fit.graphs,
         kernels=fit.kernels,

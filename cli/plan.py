@@ -189,7 +189,7 @@ def _devices(names: list[str], jetpack: str | None, measured: Profile | None) ->
     machine: Machine | None = None
     devices = []
     for name in dict.fromkeys(names):
-        if name in _HERE:
+        if name.partition(":")[0] in _HERE:
             machine = machine or detect()
             target = resolve_target(name, machine)
             if target.row is not None:  # a fit is for all of its power modes
@@ -198,7 +198,7 @@ def _devices(names: list[str], jetpack: str | None, measured: Profile | None) ->
             device = Device(target, software, kept_profile(machine), local_cpu(machine).compute)
         else:
             release = jetpacks().get(jetpack or "")
-            target = find_target(name, release.configuration if release else None)
+            target = find_target(name, jetpack=release)
             device = Device(target, software_of(target, jetpack, None))
         if measured is not None:
             check_profile(measured, target)

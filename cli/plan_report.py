@@ -18,6 +18,10 @@ from fusedge.devices.targets.kernels import kernels_of
 from fusedge.export.target_plan import TargetPlan
 
 _STYLES = {"refused": "bold red", "unknown": "yellow", "warning": "yellow", "fits": "green"}
+_PREFIXES = (
+    *((1e15, "P"), (1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")),
+    *((1.0, ""), (1e-3, "m")),
+)
 _SMALL = 0.01  # of the memory that is needed: such rows are shown as one
 
 
@@ -64,6 +68,7 @@ class TargetRow:
                     "bytes": sum(each.bytes for each in kernels),
                     "kernels": estimate.kernels,
                     "seconds": estimate.seconds,
+                    "paused_s": estimate.paused_s,
                     "by_bound": dict(estimate.by_bound),
                     "by_kind": dict(estimate.by_kind),
                     "unknown": dict(estimate.unknown),
@@ -256,11 +261,12 @@ def _parts(row: TargetRow) -> Table:
             _amount(part["operations"]),
             f"{_amount(part['bytes'])}B",
             str(part["kernels"]),
-            _time(part["seconds"]),
+            _time(part["seconds"])
+            + (f"\n{_time(part['paused_s'])}" if part["paused_s"] is not None else ""),
             bound,
         ]
         if row.manifest.fusion:
-            cells += [f"{part['rate_hz']:.3g} Hz", _percent(part["share"])]
+            cells += [f"{_amount(part['rate_hz'])}Hz", _percent(part["share"])]
         if unknown:
             said = ", ".join(f"{count} {name}" for name, count in part["unknown"].items())
             cells.append(Text(said, "yellow"))
@@ -279,8 +285,11 @@ def _bundle(plan: BundlePlan) -> Table:
         load = "unknown" if device.load is None else f"{least}{_percent(device.load)} {whole}"
         table.add_row("load", load)
     if plan.throughput_hz is not None:
-        table.add_row("latency of a run", f"{least}{_time(plan.worst_s)}")
-        table.add_row("throughput", f"{plan.throughput_hz:.4g} rows/s")
+        paused_s = plan.parts[0].paused_s
+        after = "" if paused_s is None else f", {least}{_time(paused_s)} after a pause"
+        table.add_row("latency of a run", f"{least}{_time(plan.worst_s)}{after}")
+        digits = 0 if plan.throughput_hz >= 100 else 2
+        table.add_row("throughput", f"{plan.throughput_hz:,.{digits}f} rows/s")
     elif plan.decision_rate_hz is not None:
         latency = f"{least}{_time(plan.typical_s)} typical, {_time(plan.worst_s)} at worst"
         known = f"{latency}, at {plan.decision_rate_hz:g} Hz"
@@ -341,7 +350,7 @@ def _rates(row: FitRow) -> str:
     if not row.slower:
         return "as they are"
     return "\n".join(
-        f"{name} {row.rates_hz[name]:.3g} Hz (1/{n})" for name, n in row.slower.items()
+        f"{name} {_amount(row.rates_hz[name])}Hz (1/{n})" for name, n in row.slower.items()
     )
 
 
@@ -369,8 +378,8 @@ def _amount(value: float | None) -> str:
     """With the prefix of its unit, such as `1.25 T`."""
     if value is None:
         return "unknown "
-    for limit, prefix in ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k"), (1, ""), (1e-3, "m")):
-        if abs(value) >= limit:
+    for limit, prefix in _PREFIXES:
+        if abs(value) >= 0.9995 * limit:  # 999.5 of the unit below is shown as 1000 of it
             return f"{value / limit:.3g} {prefix}"
     return f"{value * 1e6:.3g} µ" if value else "0 "
 
@@ -380,4 +389,6 @@ def _time(seconds: float | None) -> str:
 
 
 def _percent(share: float | None) -> str:
-    return "unknown" if share is None else f"{share * 100:.2g} %"
+    if share is None:
+        return "unknown"
+    return f"{share * 100:.2g} %" if share < 0.0995 else f"{share * 100:.0f} %"

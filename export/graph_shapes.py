@@ -114,14 +114,39 @@ def _load(content: bytes, where: str) -> onnx.ModelProto:
     if not model.graph.node:
         raise FusedgeError("is no ONNX graph: it has no nodes", where=where)
     for graph in _all_graphs(model.graph):
-        for tensor in graph.initializer:
+        for tensor in _stored(graph):
             if tensor.data_location == onnx.TensorProto.EXTERNAL:
                 raise FusedgeError(
                     f"the weights {tensor.name!r} are in another file",
                     where=where,
                     hint="save the graph with its weights inside",
                 )
+            _check_data(tensor, where)
     return model
+
+
+def _stored(graph: onnx.GraphProto) -> Iterator[onnx.TensorProto]:
+    """All tensors whose numbers are in the graph itself."""
+    yield from graph.initializer
+    for sparse in graph.sparse_initializer:
+        yield from (sparse.values, sparse.indices)
+    for node in graph.node:
+        for attribute in node.attribute:
+            yield from (attribute.t,) if attribute.HasField("t") else ()
+            yield from attribute.tensors
+
+
+def _check_data(tensor: onnx.TensorProto, where: str) -> None:
+    """As many numbers as its sizes say; a graph may also come without any, for only sizes are counted."""
+    _check_dims(tensor.name, tensor.dims, where)
+    if any(field.name.endswith("_data") for field, _ in tensor.ListFields()):
+        try:
+            onnx.checker.check_tensor(tensor)
+        except onnx.checker.ValidationError as error:
+            reason = str(error).partition("\n")[0]
+            raise FusedgeError(
+                f"the weights {tensor.name!r} are damaged: {reason}", where=where
+            ) from None
 
 
 def _all_graphs(graph: onnx.GraphProto) -> Iterator[onnx.GraphProto]:
@@ -235,7 +260,6 @@ def _take_weights(graph: onnx.GraphProto, where: str) -> set[str]:
     declared = {value.name for value in graph.input}
     kept = []
     for tensor in graph.initializer:
-        _check_dims(tensor.name, tensor.dims, where)
         if math.prod(tensor.dims) <= _SMALL:
             kept.append(tensor)
         elif tensor.name not in declared:

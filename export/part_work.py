@@ -10,7 +10,7 @@ import onnx
 from fusedge.bundle.archive import Bundle
 from fusedge.bundle.manifest import Part
 from fusedge.devices.targets.work import NodeWork, PartWork, TensorUse
-from fusedge.export.graph import values_read
+from fusedge.export.graph import inner_graphs, values_read
 from fusedge.export.graph_shapes import SizedGraph, Tensor, size_graph, tensors_of
 from fusedge.export.operator_work import FREE, PARTIAL_READS, Count, count_operator
 
@@ -66,7 +66,23 @@ def count_work(graph: bytes, part: str, precision: str, sizes: Mapping[str, int]
         activation_bytes=_most_alive(nodes, sized),
         input_bytes=_sum_bytes(sized, sized.inputs),
         output_bytes=_sum_bytes(sized, sized.outputs),
+        foreign=tuple(_foreign(sized)),
     )
+
+
+def _foreign(sized: SizedGraph) -> list[str]:
+    """Operators of all nodes that ONNX does not define: those of its own domain at the graph's opset."""
+    names, nodes = set(), [*sized.nodes]
+    while nodes:
+        node = nodes.pop()
+        nodes += [each for inner in inner_graphs(node) for each in inner.node]
+        if node.domain in ("", "ai.onnx"):
+            known = onnx.defs.has(node.op_type, sized.opset, "")
+        else:
+            known = onnx.defs.has(node.op_type, domain=node.domain)
+        if not known:
+            names.add(node.op_type)
+    return sorted(names)
 
 
 def _sum_bytes(sized: SizedGraph, names: list[str]) -> int:

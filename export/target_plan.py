@@ -10,7 +10,7 @@ from fusedge.bundle.archive import Bundle
 from fusedge.bundle.errors import FusedgeError
 from fusedge.bundle.manifest import Part
 from fusedge.devices.targets.bundle_plan import BundlePlan, plan_bundle, rows_of
-from fusedge.devices.targets.default_rates import default_rates, scaled_rates
+from fusedge.devices.targets.default_rates import default_rates, missing_figures, scaled_rates
 from fusedge.devices.targets.estimate import PartEstimate
 from fusedge.devices.targets.findings import listed
 from fusedge.devices.targets.fit import MAX_STREAMS, Mode
@@ -179,9 +179,7 @@ def plan_target(works: Works, device: Device, asked: Asked) -> TargetPlan:
         if _has(works.parts[name], route.precision)
     }
     rates = {name: device.rates_of(found.routes[name]) for name in chosen}
-    estimates = {
-        name: _estimate(work, rates[name], found.routes[name]) for name, work in chosen.items()
-    }
+    estimates = {name: _estimate(work, device, found.routes[name]) for name, work in chosen.items()}
     plan = None
     if len(chosen) == len(works.parts):
         plan = plan_bundle(
@@ -209,7 +207,7 @@ def _notes(
             yield f"it has nothing for {listed(lacking)}: by the table of efficiencies"
     if any(route.backend == "onnx" and route.device == "gpu" for route in routes.values()):
         yield "ONNX Runtime on a GPU is counted as TensorRT; its own kernels are slower"
-    if asked.dla:
+    if asked.dla and any(route.backend == "native" for route in routes.values()):
         yield "the DLA is counted as the GPU"
 
 
@@ -289,7 +287,7 @@ def _mode(
         route = routes[part, precision]
         if works.parts[part].kind == "model" and asked.batch is not None:
             rows = asked.batch
-        return _estimate(works.of(part, precision, rows), device.rates_of(route), route)
+        return _estimate(works.of(part, precision, rows), device, route)
 
     precisions: dict[str, dict[str, Compute]] = {name: {} for name in works.parts}
     for (name, precision), route in routes.items():
@@ -333,6 +331,7 @@ def _preflight(works: Works, device: Device, asked: Asked, precision: str) -> Pr
         dla=asked.dla,
         streams=asked.streams,
         trusted=asked.trusted,
+        host_memory_bytes=device.processor.memory_bytes,
     )
 
 
@@ -346,8 +345,18 @@ def _has(part: Part, precision: str) -> bool:
     return any(graph.precision == precision for graph in part.graphs)
 
 
-def _estimate(work: PartWork, rates: Rates | None, route: Route) -> PartEstimate:
+def _estimate(work: PartWork, device: Device, route: Route) -> PartEstimate:
+    rates = device.rates_of(route)
     if rates is not None:
         return estimate_part(work, rates, route.device)
-    kernels = len(kernels_of(work, route.device))
-    return PartEstimate(work.part, work.precision, work.batch, None, kernels, {}, {}, work.unknown)
+    return PartEstimate(
+        part=work.part,
+        precision=work.precision,
+        batch=work.batch,
+        seconds=None,
+        kernels=len(kernels_of(work, route.device)),
+        by_kind={},
+        by_bound={},
+        unknown=work.unknown,
+        missing=missing_figures(device.compute(route), device.target.compute_capability),
+    )

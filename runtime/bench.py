@@ -15,6 +15,7 @@ import re
 import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -30,7 +31,7 @@ from fusedge.bundle.manifest import Part
 from fusedge.bundle.noise import noise
 from fusedge.devices.targets.energy import NoMeter, find_meter
 from fusedge.devices.targets.local import nvml_gpu
-from fusedge.devices.targets.profile import NATIVE, BatchTimes, Conditions
+from fusedge.devices.targets.profile import NATIVE, BatchTimes, Conditions, PausedTimes
 from fusedge.runtime.backend import ONNX, BackendSetting, PartBackend, PartLoader
 from fusedge.runtime.clock import stopwatch_ns
 from fusedge.runtime.cuda import load_cuda
@@ -41,6 +42,11 @@ BATCHES = (1, 2, 4, 8)
 ROUNDS = 10  # turns
 MAX_TIMES = 5_000  # that are kept of one turn
 WARM_RUNS = 3  # the first allocates, the second of an engine captures a CUDA graph
+LEAST_PAUSE_S, MOST_PAUSE_S = (
+    0.02,
+    0.1,
+)  # shorter ones: caches are partly warm; longer ones: no colder
+LEAST_PAUSED, MOST_PAUSED = 7, 25  # runs after a pause; as many as half of the budget allows
 ENERGY_S = 0.5  # RAPL counts every ms, an INA3221 is read every 20 ms
 _START = (
     "import json, sys; sys.path[:] = json.loads(sys.argv[1]); "
@@ -51,14 +57,20 @@ _MEASURE = "fusedge.runtime.bench:measure"
 
 Clock = Callable[[], int]
 """Nanoseconds that never go back."""
+Wait = Callable[[float], object]
+"""Waits so many seconds."""
+_WAIT = threading.Event().wait
 
 
 class Item(NamedTuple):
-    """What is measured: a part of a bundle, at these batches."""
+    """What is measured: a part of a bundle, at these batches; at the first of them also after pauses of
+    `pause_s`, if there is one.
+    """
 
     bundle: str
     part: str
     batches: tuple[int, ...]
+    pause_s: float | None = None
 
 
 class Measured(NamedTuple):
@@ -68,6 +80,7 @@ class Measured(NamedTuple):
     """
 
     times: tuple[BatchTimes, ...] = ()
+    paused: PausedTimes | None = None
     memory_bytes: int | None = None
     gpu_memory_bytes: int | None = None
     energy_j: float | None = None
@@ -82,6 +95,16 @@ def batches_of(part: Part, wanted: Sequence[int] = BATCHES) -> tuple[int, ...]:
     bounds = part.dims["batch"]
     fit = {batch for batch in wanted if bounds.least <= batch <= bounds.greatest}
     return tuple(sorted(fit | {bounds.least}))
+
+
+def pause_of(bundle: Bundle, part: Part) -> float:
+    """From one run of a part to the next in a session, in seconds, within what is worth measuring."""
+    period_s = MOST_PAUSE_S
+    if part.kind == "encoder":
+        period_s = bundle.manifest.modality(str(part.modality)).hop_s
+    elif part.kind == "head":
+        period_s = 1 / bundle.manifest.require_fusion().decision_rate_hz
+    return min(max(period_s, LEAST_PAUSE_S), MOST_PAUSE_S)
 
 
 def setting_of(provider: str, precision: str, *, allow_unsigned_engines: bool) -> BackendSetting:
@@ -136,6 +159,7 @@ def measure_apart(
     entry: str = _MEASURE,
 ) -> list[Measured]:
     """Measure items in a child process, together for about `budget_s`; a `Measured` for each, in order.
+    Runs after a pause take half of that in addition, or what `LEAST_PAUSED` of each need.
 
     `entry` (`module:function`) is what runs in the child. It is killed when this is interrupted, or when
     it takes longer than `start_s` beyond twice the budget. Raises FusedgeError for an unknown provider.
@@ -148,7 +172,7 @@ def measure_apart(
         "budget_s": budget_s,
         "allow_unsigned_engines": allow_unsigned_engines,
     }
-    limit_s = start_s + 2 * budget_s
+    limit_s = start_s + 2 * budget_s + 2 * LEAST_PAUSED * sum(item.pause_s or 0 for item in items)
     try:
         answer, status = _run_child(json.dumps(task).encode(), entry, limit_s)
     except subprocess.TimeoutExpired:
@@ -188,7 +212,8 @@ def _ending(status: int) -> str:
 
 def _from_json(raw: Mapping[str, Any]) -> Measured:
     times = tuple(BatchTimes(**each) for each in raw["times"])
-    return Measured(**{**raw, "times": times, "notes": tuple(raw["notes"])})
+    paused = raw["paused"] and PausedTimes(**raw["paused"])
+    return Measured(**{**raw, "times": times, "paused": paused, "notes": tuple(raw["notes"])})
 
 
 def main(entry: str, parent: int) -> None:
@@ -203,10 +228,18 @@ def main(entry: str, parent: int) -> None:
     module, _, name = entry.partition(":")
     function = getattr(importlib.import_module(module), name)
     results = function(
-        [Item(bundle, part, tuple(batches)) for bundle, part, batches in task.pop("items")], **task
+        [
+            Item(bundle, part, tuple(batches), *rest)
+            for bundle, part, batches, *rest in task.pop("items")
+        ],
+        **task,
     )
     rows = [
-        {**each._asdict(), "times": [times.model_dump() for times in each.times]}
+        {
+            **each._asdict(),
+            "times": [times.model_dump() for times in each.times],
+            "paused": each.paused and each.paused.model_dump(),
+        }
         for each in results
     ]
     with os.fdopen(answers, "wb") as file:
@@ -221,8 +254,11 @@ def measure(
     budget_s: float,
     allow_unsigned_engines: bool = False,
     now_ns: Clock = stopwatch_ns,
+    wait: Wait = _WAIT,
 ) -> list[Measured]:
-    """Measure items in this process, in turns, for about `budget_s` in all; a `Measured` for each."""
+    """Measure items in this process, in turns, for about `budget_s` in all; a `Measured` for each.
+    See `measure_apart`.
+    """
     setting = setting_of(provider, precision, allow_unsigned_engines=allow_unsigned_engines)
     try:
         if provider != NATIVE:
@@ -235,6 +271,12 @@ def measure(
     for _ in range(ROUNDS):
         for lane in lanes:
             lane.turn(budget_s / len(lanes) / ROUNDS)
+    begun = now_ns()
+    for number in range(MOST_PAUSED):
+        if number >= LEAST_PAUSED and now_ns() - begun > budget_s / 2 * 1e9:
+            break
+        for subject in subjects:
+            subject.run_after_pause(wait)
     results = [subject.measured() for subject in subjects]
     if len(results) == 1 and not results[0].problem:
         energy_j, why = _energy(lanes[0], provider, min(ENERGY_S, budget_s), now_ns)
@@ -350,6 +392,12 @@ class _Lane:
             if done >= end:
                 return
 
+    def run_once_s(self) -> float | None:
+        """Seconds of a run, None where it fails."""
+        before = len(self.times)
+        self.turn(0)
+        return self.times.pop() / 1e9 if len(self.times) > before else None
+
     def result(self) -> BatchTimes:
         """Percentiles."""
         p50, p90, p99 = np.percentile(self.times, (50, 90, 99)) / 1e9
@@ -368,6 +416,7 @@ class _Subject:
     def __init__(self, item: Item, setting: BackendSetting, now_ns: Clock, memory: Memory) -> None:
         self.problem = ""
         self.lanes: list[_Lane] = []
+        self._pause_s, self._paused_s = item.pause_s, list[float]()
         try:
             bundle = Bundle(Path(item.bundle))
             part = _part(bundle, item.part)
@@ -381,12 +430,28 @@ class _Subject:
             self.problem = _line(error)
             self.lanes = []
 
+    def run_after_pause(self, wait: Wait) -> None:
+        """Run once at the first batch, where that is wanted."""
+        if self._pause_s is None or not self.lanes or self.lanes[0].problem:
+            return
+        wait(self._pause_s)
+        seconds = self.lanes[0].run_once_s()
+        if seconds is not None:
+            self._paused_s.append(seconds)
+
     def measured(self) -> Measured:
         """What came of it."""
         problem = self.problem or next((lane.problem for lane in self.lanes if lane.problem), "")
         if problem:
             return Measured(problem=problem)
-        return Measured(tuple(lane.result() for lane in self.lanes))
+        paused = None
+        if self._pause_s is not None:
+            paused = PausedTimes(
+                pause_s=self._pause_s,
+                runs=len(self._paused_s),
+                p50_s=float(np.median(self._paused_s)),
+            )
+        return Measured(tuple(lane.result() for lane in self.lanes), paused)
 
 
 def _part(bundle: Bundle, name: str) -> Part:

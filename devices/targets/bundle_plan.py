@@ -8,18 +8,21 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from fusedge.bundle.manifest import Manifest, Part
 from fusedge.bundle.window import NANOSECONDS, to_ns
 from fusedge.devices.targets.estimate import PartEstimate
+from fusedge.devices.targets.findings import listed
 from fusedge.devices.targets.table import Compute
 
 MAX_BATCH = 16  # streams whose encoders run together: fusedge.runtime.runner
 MAX_THREADS = (
     4  # cores that compute parts at a time, if nobody asks for more: fusedge.runtime.runner
 )
+
+REST_S = 0.01  # caches are cold after it, on a virtual core of an AMD EPYC: docs/performance.md
 
 Device = Literal["gpu", "cpu"]
 
@@ -29,8 +32,12 @@ class PartLoad:
     """What one part takes of its device. `share` is the computing time in a second, on the GPU or on one
     core of a CPU.
 
-    It runs `runs` times in a row at each of `rate_hz`, for `seconds` each, with `batch` rows. A plain model
-    has no rate. What is not known is None.
+    It runs `runs` times in a row at each of `rate_hz`, for `seconds` each, with `batch` rows; for
+    `paused_s` the first time, if it has rested for `REST_S`. A plain model has no rate. What is not
+    known is None.
+
+    `rest_s` is what the first of its runs takes longer, on the mean: less than after a pause, where another
+    part is due at the same times and has just run. It is 0 where that is not known.
     """
 
     part: str
@@ -40,7 +47,14 @@ class PartLoad:
     runs: int
     rate_hz: float | None
     seconds: float | None
+    paused_s: float | None
+    rest_s: float
     share: float | None
+
+    @property
+    def due_s(self) -> float | None:
+        """Seconds that it computes each time it is due."""
+        return None if self.seconds is None else self.runs * self.seconds + self.rest_s
 
 
 @dataclass(frozen=True)
@@ -81,8 +95,9 @@ class BundlePlan:
     - `load`: that of the device which has most to do.
     - `typical_s`, `worst_s`: from the time of a decision to the decision, as `latency_ms` of a decision:
       what has yet to be computed of the encoders, and the head. The worst case is that all encoders of
-      all streams are due just then, one after another. Of a plain model it is the time of a run.
-    - `throughput_hz`: rows a second that a plain model computes, one run after another.
+      all streams are due just then, one after another. Of a plain model it is the time of a run. Parts
+      that have rested are cold; of those that run one after another the first wakes the processor.
+    - `throughput_hz`: rows a second that a plain model computes, one run after another, without a pause.
     - `energy_j`: of one decision, at most: the power mode's budget for as long as is computed; or
       measured, where `energy_measured`. Not what the device takes when it does nothing.
     - `error`: the factor by which times and load may be wrong either way. `lower_bound`: there are nodes
@@ -152,7 +167,7 @@ def plan_bundle(
     )
     devices = _devices(loads, computes) if fusion else ()
     shares = _known([device.load for device in devices])
-    typical_s, worst_s = _latency(manifest, loads, streams)
+    typical_s, worst_s = _latency(manifest, loads, estimates, streams)
     decisions_hz = fusion.decision_rate_hz * streams if fusion else None
     energy_j = _energy(loads, decisions_hz, computes, watts)
     return BundlePlan(
@@ -169,8 +184,8 @@ def plan_bundle(
         energy_measured=watts is not None and energy_j is not None,
         error=error,
         lower_bound=any(estimate.unknown for estimate in estimates.values()),
-        unknown=tuple(_unknown(loads, computes, energy_j)),
-        ignored=tuple(_ignored({load.device for load in loads}, plain=fusion is None)),
+        unknown=tuple(_unknown(loads, estimates, computes, energy_j)),
+        ignored=tuple(_ignored(loads, plain=fusion is None)),
     )
 
 
@@ -186,17 +201,41 @@ def _part_load(
         fusion = manifest.require_fusion()
         rate_hz = fusion.decision_rate_hz
         runs = streams * -(-(1 + len(fusion.modalities)) // estimate.batch)
-    seconds = estimate.seconds
-    return PartLoad(
+    load = PartLoad(
         part=part.name,
         precision=estimate.precision,
         device="cpu" if compute.multiprocessors == 0 else "gpu",
         batch=estimate.batch,
         runs=runs,
         rate_hz=rate_hz,
-        seconds=seconds,
-        share=None if seconds is None or rate_hz is None else runs * seconds * rate_hz,
+        seconds=estimate.seconds,
+        paused_s=estimate.paused_s,
+        rest_s=_rest_s(manifest, part, estimate, rate_hz),
+        share=None,
     )
+    due_s = load.due_s
+    return load if due_s is None or rate_hz is None else replace(load, share=due_s * rate_hz)
+
+
+def _rest_s(manifest: Manifest, part: Part, estimate: PartEstimate, rate_hz: float | None) -> float:
+    if rate_hz is None or rate_hz * REST_S > 1 or estimate.cold_s is None:
+        return 0.0
+    own_ns, own_phase_ns = _due(manifest, part)
+    woken = 0.0  # the share of its runs at which an earlier part is due too: at least that of each
+    for other in manifest.parts[: manifest.parts.index(part)]:
+        other_ns, phase_ns = _due(manifest, other)
+        step_ns = math.gcd(own_ns, other_ns)
+        if (own_phase_ns - phase_ns) % step_ns == 0:
+            woken = max(woken, step_ns / other_ns)
+    return estimate.cold_s + (1 - woken) * (estimate.wake_s or 0.0)
+
+
+def _due(manifest: Manifest, part: Part) -> tuple[int, int]:
+    """Every how many nanoseconds, and how long after whole multiples of that."""
+    if part.kind == "head":
+        return to_ns(1 / manifest.require_fusion().decision_rate_hz), 0
+    modality = manifest.modality(str(part.modality))
+    return to_ns(modality.hop_s), to_ns(modality.delay_s)
 
 
 def _devices(
@@ -216,13 +255,19 @@ def _devices(
 
 
 def _unknown(
-    loads: tuple[PartLoad, ...], computes: Mapping[str, Compute], energy_j: float | None
+    loads: tuple[PartLoad, ...],
+    estimates: Mapping[str, PartEstimate],
+    computes: Mapping[str, Compute],
+    energy_j: float | None,
 ) -> Iterator[str]:
     """What is not known, so that figures are missing."""
     slow: dict[str, list[str]] = {}
     for load in loads:
         if load.seconds is None:
-            speed = f"how fast this {load.device.upper()} is at {load.precision}"
+            missing, device = estimates[load.part].missing, load.device.upper()
+            speed = f"how fast this {device} is at {load.precision}"
+            if missing:
+                speed = f"{listed(missing)} of this {device}"
             slow.setdefault(speed, []).append(load.part)
     for speed, parts in slow.items():
         yield f"{speed}, so how long these parts take: {', '.join(parts)} (fusedge bench measures it)"
@@ -234,8 +279,9 @@ def _unknown(
         yield "the load: a plain model runs when your program runs it"
 
 
-def _ignored(devices: set[Device], *, plain: bool) -> Iterator[str]:
+def _ignored(loads: tuple[PartLoad, ...], *, plain: bool) -> Iterator[str]:
     """What is left out; the figures are from docs/performance.md and docs/targets.md."""
+    devices = {load.device for load in loads}
     if not plain:
         yield "capture, decoding and what a modality's `prepare` names"
         yield "the pipeline's own work, less than 1 ms of a CPU core for each decision"
@@ -245,23 +291,36 @@ def _ignored(devices: set[Device], *, plain: bool) -> Iterator[str]:
         yield "that kernels of two parts may run at the same time"
     if "cpu" in devices:
         yield "that cores share caches and memory bandwidth"
-        yield "caches that are cold after a pause, up to 0.3 ms more for each run"
+    not_measured = [load.part for load in loads if load.seconds and load.paused_s is None]
+    if not_measured:
+        yield (
+            "what a run takes longer after a pause, as in a session; not measured for "
+            f"{listed(not_measured)} (0.2 to 0.5 ms on a CPU; fusedge bench measures it)"
+        )
 
 
 def _latency(
-    manifest: Manifest, loads: tuple[PartLoad, ...], streams: int
+    manifest: Manifest,
+    loads: tuple[PartLoad, ...],
+    estimates: Mapping[str, PartEstimate],
+    streams: int,
 ) -> tuple[float | None, float | None]:
     """Typical and worst time from a decision's tick to the decision."""
-    times = _known([None if load.seconds is None else load.runs * load.seconds for load in loads])
+    times = _known([load.due_s for load in loads])
     if times is None:
         return None, None
     if manifest.fusion is None:
         return times[0], times[0]
+    resting = [(load, estimates[load.part]) for load in loads if load.rest_s]
+    wake_s = max((each.wake_s or 0.0 for _, each in resting), default=0.0)
+    cold_s = sum((each.cold_s or 0.0) - load.rest_s for load, each in resting)
+    worst_s = sum(times) + cold_s + wake_s
     period_ns = to_ns(1 / manifest.fusion.decision_rate_hz)
     typical_s = 0.0
-    for part, time_s in zip(manifest.parts, times, strict=True):
+    for part, load, time_s in zip(manifest.parts, loads, times, strict=True):
         if part.kind == "head":
-            typical_s += time_s * (streams + 1) / (2 * streams)  # the mean of first to last stream
+            # the mean of first to last stream
+            typical_s += load.rest_s + (time_s - load.rest_s) * (streams + 1) / (2 * streams)
             continue
         modality = manifest.modality(str(part.modality))
         first_ns, step_ns, count = _waits(to_ns(modality.delay_s), to_ns(modality.hop_s), period_ns)
@@ -269,7 +328,7 @@ def _latency(
         late = min(count, max(0, math.ceil((time_s * NANOSECONDS - first_ns) / step_ns)))
         left_ns = late * (time_s * NANOSECONDS - first_ns) - step_ns * late * (late - 1) / 2
         typical_s += left_ns / count / NANOSECONDS
-    return typical_s, sum(times)
+    return min(typical_s, worst_s), worst_s
 
 
 def _waits(delay_ns: int, hop_ns: int, period_ns: int) -> tuple[int, int, int]:
@@ -315,9 +374,9 @@ def _energy(
     joules = 0.0
     for load in loads:
         watts = computes[load.part].watts if measured is None else measured.get(load.part)
-        if watts is None or load.seconds is None:
+        if watts is None or load.due_s is None:
             return None
-        joules += watts * load.seconds * load.runs * (1 if load.rate_hz is None else load.rate_hz)
+        joules += watts * load.due_s * (1 if load.rate_hz is None else load.rate_hz)
     return joules if decisions_hz is None else joules / decisions_hz
 
 

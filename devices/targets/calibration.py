@@ -11,6 +11,8 @@ less. The batches of a part count together as one graph.
 That needs probes of all kinds. Where there are none, as for engines, parts alone tell by what factor the
 table of efficiencies is off on this device.
 
+What a run takes longer after a pause is fitted apart, likewise, to the graphs of which that was measured.
+
 Whole graphs are fitted, not nodes: ONNX Runtime's profile tells whole microseconds, adds more than one to
 each node, and the nodes of small encoders take 0.3. What no measurement tells stays where it started.
 """
@@ -18,7 +20,7 @@ each node, and the nodes of small encoders take 0.3. What no measurement tells s
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -35,6 +37,11 @@ Floats = NDArray[np.float64]
 
 # Where a fit starts, in seconds: about a core of a CPU, and no surer than a factor of 10.
 _START = {"run": 3e-6, "tensor": 4e-7, "launch": 4e-7, "operation": 2e-11, "byte": 3e-11}
+_PAUSE_START = (
+    2e-4,
+    1.5e-6,
+    3e-11,
+)  # pause, node and byte: of a virtual core of an AMD EPYC (Zen 5)
 _UNSURE = float(np.log(10))  # standard deviation of logarithms
 _NOISE = 0.05  # of a measured time, likewise
 _ROBUST = 2.0  # deviations beyond which a residual counts less
@@ -45,11 +52,15 @@ _SOURCE = "fusedge bench"
 
 @dataclass(frozen=True)
 class Observation:
-    """A graph and how long one run of it took, the median. `probe` or a part of the bundle."""
+    """A graph and how long one run of it took, the median. `probe` or a part of the bundle.
+
+    `paused_s` is that of a run after a pause, where it was measured.
+    """
 
     work: PartWork
     seconds: float
     origin: Literal["probe", "part"]
+    paused_s: float | None = None
 
 
 @dataclass(frozen=True)
@@ -145,7 +156,7 @@ def calibrate(observations: Sequence[Observation], backend: Backend) -> Fit:
         spreads.append(apart[len(probes) :])
     costs = dict(zip(model.costs, map(float, np.exp(logs)), strict=True))
     return Fit(
-        rates=_rates(costs, max(_within(spread) for spread in spreads)),
+        rates=_with_pauses(_rates(costs, max(map(_within, spreads))), observations),
         graphs=len(observations),
         kernels=model.kernels,
     )
@@ -180,7 +191,9 @@ def scale_table(parts: Sequence[Observation], backend: Backend, table: Rates) ->
         for kind, rate in table.kinds.items()
     }
     return Fit(
-        rates=Rates(kinds, table.run_s * factor, error, measured=True, source=_SOURCE),
+        rates=_with_pauses(
+            Rates(kinds, table.run_s * factor, error, measured=True, source=_SOURCE), parts
+        ),
         graphs=len(parts),
         kernels=sum(len(kernels_of(each.work, backend)) for each in parts),
     )
@@ -201,6 +214,38 @@ def _fitted(
     weights = _weights(observations)
     if fitted is not None:
         weights[fitted:] = 0
+    return model, *_least_squares(model, start, measured, weights)
+
+
+def _with_pauses(rates: Rates, observations: Sequence[Observation]) -> Rates:
+    """With what a pause costs, where it was measured."""
+    rows, beside, measured = [], [], []
+    for each in observations:
+        if each.paused_s is not None:
+            rows.append((1.0, float(len(each.work.nodes)), float(each.work.weight_bytes)))
+            beside.append(each.seconds)
+            measured.append(max(each.paused_s, each.seconds))
+    if not rows:
+        return rates
+    design, hot_s = np.array(rows), np.array(beside)
+
+    def model(logs: Floats) -> tuple[Floats, Floats]:
+        values = np.exp(logs)
+        seconds = hot_s + design @ values
+        return np.log(seconds), design * values / seconds[:, None]
+
+    logs, _ = _least_squares(model, np.log(_PAUSE_START), np.log(measured), np.ones(len(rows)))
+    pause_s, node_s, byte_s = map(float, np.exp(logs))
+    return replace(rates, pause_s=pause_s, pause_node_s=node_s, pause_byte_s=byte_s)
+
+
+def _least_squares(
+    model: Callable[[Floats], tuple[Floats, Floats]],
+    start: Floats,
+    measured: Floats,
+    weights: Floats,
+) -> tuple[Floats, Floats]:
+    """The logarithms of the costs, near `start` where nothing tells, and residuals."""
     prior = 1 / _UNSURE**2
 
     def loss(residuals: Floats, logs: Floats) -> float:
@@ -234,7 +279,7 @@ def _fitted(
             damping *= 4
             if damping > 1e9:
                 break
-    return model, logs, estimated - measured
+    return logs, estimated - measured
 
 
 def _weights(observations: Sequence[Observation]) -> Floats:

@@ -119,6 +119,16 @@ def rates_by(table: Efficiencies, compute: Compute, compute_capability: str | No
     )
 
 
+def missing_figures(compute: Compute, compute_capability: str | None) -> tuple[str, ...]:
+    """Which of the figures that `default_rates` needs are not known."""
+    figures = {
+        "the peak in fp32": compute.peak.get("fp32"),
+        "the clock": _clock_hz(compute, compute_capability),
+        "the bandwidth of the memory": compute.bandwidth_bytes_per_s,
+    }
+    return tuple(name for name, value in figures.items() if value is None)
+
+
 def _clock_hz(compute: Compute, compute_capability: str | None) -> float | None:
     """Of a GPU it follows from its peak."""
     if compute.multiprocessors == 0:
@@ -161,6 +171,9 @@ def scaled_rates(rates: Rates, measured_on: Compute, wanted: Compute) -> Rates:
         kinds=kinds,
         run_s=rates.run_s / clock,
         tensor_s=rates.tensor_s / clock,
+        pause_s=rates.pause_s / clock,
+        pause_node_s=rates.pause_node_s / clock,
+        pause_byte_s=rates.pause_byte_s / clock,
         error=error,
     )
 

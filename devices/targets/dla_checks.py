@@ -7,7 +7,7 @@ from collections.abc import Collection, Iterator
 from fusedge.bundle.manifest import Part
 from fusedge.devices.targets.engine_fit import version_number
 from fusedge.devices.targets.findings import Finding, listed
-from fusedge.devices.targets.rows import Jetson
+from fusedge.devices.targets.rows import JetPack, Jetson
 from fusedge.devices.targets.software import Software
 from fusedge.devices.targets.table import Target, dla_operators, jetpacks_for
 from fusedge.devices.targets.work import PartWork
@@ -30,13 +30,34 @@ def dla_findings(target: Target, software: Software, backend: str) -> list[Findi
     if software.jetpack is None:
         sentence = "Which JetPack is on the device is not known, so neither is whether it has DLA."
         return [Finding("dla", "unknown", sentence, "name it with --jetpack")]
-    if not software.jetpack.dla:
-        others = [jetpack.name for jetpack in jetpacks_for(row) if jetpack.dla]
-        way = f"install JetPack {others[-1]}, or leave out --dla" if others else "leave out --dla"
-        return [
-            Finding("dla", "refused", f"{software.tensorrt_title} does not build for DLA.", way)
-        ]
+    if not _builds(row, software.jetpack, software.tensorrt):
+        sentence = f"{software.tensorrt_title} does not build for DLA."
+        return [Finding("dla", "refused", sentence, ", or ".join(_ways_out(row)))]
     return []
+
+
+def _builds(row: Jetson, jetpack: JetPack, tensorrt: str | None) -> bool:
+    newer = _with_dla(row, jetpack)
+    installed = newer and tensorrt and version_number(tensorrt) >= version_number(newer)
+    return jetpack.dla or bool(installed)
+
+
+def _with_dla(row: Jetson, jetpack: JetPack) -> str | None:
+    """The TensorRT to install on a JetPack whose own one has no DLA; so far there is one for AGX Orin alone
+    (docs.nvidia.com, TensorRT 11.4.1, "Working with DLA").
+    """
+    return jetpack.tensorrt_optional if row.name.startswith("jetson-agx-orin") else None
+
+
+def _ways_out(row: Jetson) -> Iterator[str]:
+    jetpacks = jetpacks_for(row)
+    own = [jetpack.name for jetpack in jetpacks if jetpack.dla]
+    if own:
+        yield f"install JetPack {own[-1]}"
+    added = [jetpack for jetpack in jetpacks if _with_dla(row, jetpack)]
+    if added:
+        yield f"install TensorRT {added[-1].tensorrt_optional} on JetPack {added[-1].name}"
+    yield "leave out --dla"
 
 
 def dla_problems(

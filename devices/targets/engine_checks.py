@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 
+from fusedge.bundle.errors import FusedgeError
 from fusedge.bundle.manifest import Engine, Graph, Part
 from fusedge.devices.targets.dla_checks import dla_problems
 from fusedge.devices.targets.engine_fit import (
@@ -16,12 +17,8 @@ from fusedge.devices.targets.engine_fit import (
 from fusedge.devices.targets.findings import Finding, listed, shown
 from fusedge.devices.targets.opsets import max_opset
 from fusedge.devices.targets.rows import Generation, Gpu, Jetson
-from fusedge.devices.targets.software import PYTHONS, Software
-from fusedge.devices.targets.table import (
-    Target,
-    generations,
-    jetpacks_for,
-)
+from fusedge.devices.targets.software import PYTHONS, Software, software_of
+from fusedge.devices.targets.table import Target, find_target, generations, jetpacks_for
 from fusedge.devices.targets.unbuilt_operators import unbuilt_operators
 from fusedge.devices.targets.work import PartWork
 
@@ -206,6 +203,14 @@ def _mismatch(
             f"The bundle has an engine that TensorRT {shown(engine.version)} built, which "
             f"{software.tensorrt_title} does not load.",
         )
+    if engine.flavour == "tensorrt":
+        built_on = _architectures(engine)
+        if built_on and software.architecture not in built_on:
+            return (
+                "processor",
+                f"The bundle's engine was built beside a processor of kind {listed(built_on)}, and "
+                f"{target.name} has {shown(software.architecture)}: it loads on no other kind.",
+            )
     if precision not in ("auto", engine.precision_requested):
         return (
             "precision",
@@ -213,9 +218,26 @@ def _mismatch(
         )
     if dla and dla_core(engine) is None:
         return "dla", "The bundle's engine runs on the GPU alone, and the DLA was asked for."
-    if dla_core(engine) is not None and not (isinstance(target.row, Jetson) and target.row.dlas):
-        return "dla", f"The bundle's engine uses a DLA, which {target.name} does not have."
+    core, dlas = dla_core(engine), target.row.dlas if isinstance(target.row, Jetson) else 0
+    if core is not None and dlas <= core:
+        return "dla", f"The bundle's engine uses DLA {core}, which {target.name} does not have."
     return None
+
+
+def _architectures(engine: Engine) -> list[str]:
+    """Kinds of processor that its targets have, of those in the tables."""
+    found = []
+    for name in _devices(engine):
+        try:
+            found.append(software_of(find_target(name), None, None).architecture)
+        except FusedgeError:  # a device that no table has
+            continue
+    return found
+
+
+def _devices(engine: Engine) -> list[str]:
+    """Its targets without their power modes."""
+    return [name.partition(":")[0] for name in engine.targets]
 
 
 def _about_engine(
@@ -230,6 +252,12 @@ def _about_engine(
         )
         way = f"install that version there, or build on it: {_build(target)}"
         yield Finding("tensorrt", "unknown", sentence, way, names)
+    elif engine.flavour == "tensorrt" and _device(target) not in _devices(engine):
+        sentence = (
+            f"The bundle's engine was built and tuned on {listed(engine.targets)}: on {target.name} it may "
+            "be slower than one that is built there, or fail."
+        )
+        yield Finding("engine", "warning", sentence, f"build another: {_build(target)}", names)
     else:
         sentence = f"The bundle has an engine for {target.name}."
         yield Finding("engine", "fits", sentence, "", names)
@@ -261,6 +289,11 @@ def _build(target: Target) -> str:
     return "fusedge build BUNDLE --target local, on the device"
 
 
+def _device(target: Target) -> str:
+    """The target without its power mode."""
+    return target.row.name if target.row else target.name
+
+
 def _mode(target: Target) -> str | None:
     return target.power_mode.name if target.power_mode else None
 
@@ -277,7 +310,7 @@ def _build_problems(
     names = (part.name,)
     precisions = graph_precisions(graph)
     if target.flavour == "tensorrt":
-        yield from _opset(graph, software, names)
+        yield from _opset(work.opset if work else graph.opset, software, names)
     yield from _precisions(precisions, target, software, work, names)
     if work is not None and target.flavour is not None:
         lacking, rewritten = unbuilt_operators(
@@ -305,12 +338,12 @@ def graph_precisions(graph: Graph) -> tuple[str, ...]:
     return tuple(sorted({"fp32", *graph.precision_by_node.values()}))
 
 
-def _opset(graph: Graph, software: Software, names: tuple[str, ...]) -> Iterator[Finding]:
+def _opset(opset: int, software: Software, names: tuple[str, ...]) -> Iterator[Finding]:
     version = software.tensorrt
     most = _NEWEST_OPSET if version is None else max_opset(f"{version}.0")
-    if most is not None and graph.opset > most:
+    if most is not None and opset > most:
         sentence = (
-            f"The graph is in ONNX opset {graph.opset}, the version of its operators, and "
+            f"The graph is in ONNX opset {opset}, the version of its operators, and "
             f"{software.tensorrt_title} reads {most} at most."
         )
         yield Finding("opset", "refused", sentence, f"export it with --opset {most}", names)
@@ -359,11 +392,20 @@ def _rtx_precisions(
     precisions: Collection[str], target: Target, work: PartWork | None, names: tuple[str, ...]
 ) -> Iterator[Finding]:
     """Measured with TensorRT-RTX 1.7.1, and of its support matrix."""
-    kinds = {node.kind for node in work.nodes} if work else set()
-    if target.compute_capability == "7.5" and "fp32" in precisions and "product" in kinds:
-        sentence = "TensorRT-RTX does not build fp32 products of matrices for Turing GPUs."
-        way = "build the fp16 graph: fusedge build BUNDLE --precision fp16"
-        yield Finding("precision", "refused", sentence, way, names)
+    if target.compute_capability == "7.5" and work is not None:
+        # Products of int8 are computed in fp32 there, unless the graph has fp16 around them.
+        refused = {
+            node.precision
+            for node in work.nodes
+            if node.kind in ("product", "recurrent", "attention") and node.precision != "fp16"
+        }
+        if refused:
+            sentence = (
+                f"TensorRT-RTX does not build {listed(sorted(refused))} products of matrices for Turing "
+                "GPUs, nor GRU, LSTM, RNN and attention, which have such."
+            )
+            way = "build the fp16 graph: fusedge build BUNDLE --precision fp16"
+            yield Finding("precision", "refused", sentence, way, names)
     if "int8" in precisions:
         sentence = (
             "TensorRT-RTX uses int8 for the weights of matrix products only, so this int8 graph may be "

@@ -6,10 +6,9 @@ import re
 
 from fusedge.bundle.manifest import Engine
 
-
 # Of Jetsons: hardware compatibility is for graphics cards, and not supported with JetPack (TensorRT's
 # developer guide, "Hardware Compatibility").
-_JETSONS = ("7.2", "8.7", "11.0")
+_JETSONS = frozenset(("8.7", "11.0"))
 
 
 def version_number(version: str) -> tuple[int, ...]:
@@ -25,9 +24,10 @@ def is_for_gpu(engine: Engine, capability: str) -> bool:
     """Whether it is for GPUs of this compute capability. A hardware-compatible engine is for Ampere (8.0)
     and all graphics cards that came after.
     """
-    card = capability not in _JETSONS and not set(_JETSONS) & set(engine.compute_capabilities)
-    later = "AMPERE_PLUS" in engine.flags and card and float(capability) >= 8.0
-    return later or capability in engine.compute_capabilities
+    if capability in engine.compute_capabilities:
+        return True
+    cards = _JETSONS.isdisjoint((capability, *engine.compute_capabilities))
+    return cards and "AMPERE_PLUS" in engine.flags and float(capability) >= 8.0
 
 
 def is_for_version(engine: Engine, installed: str) -> bool:
@@ -40,9 +40,8 @@ def is_for_version(engine: Engine, installed: str) -> bool:
         return True
     built, here = _numbers(engine.version), _numbers(installed)
     told = min(len(built), len(here))
-    if "VERSION_COMPATIBLE" in engine.flags:
-        return here[:told] >= built[:told]
-    return told > 0 and here[:told] == built[:told]
+    built, here = built[:told], here[:told]
+    return told > 0 and (here == built or ("VERSION_COMPATIBLE" in engine.flags and here > built))
 
 
 def dla_core(engine: Engine) -> int | None:

@@ -30,6 +30,7 @@ _GPU_CLOCKS = (
     "sys/devices/*.g*/devfreq/*.g*",
 )
 _EMC_CAPS = ("sys/kernel/nvpmodel_clk_cap/emc", "sys/kernel/nvpmodel_emc_cap/emc_iso_cap")
+_NO_LIMIT = 2**31 - 1
 _TPC_MASKS = ("sys/devices/platform/gpu.0/tpc_pg_mask", "sys/devices/gpu.0/tpc_pg_mask")
 
 
@@ -124,7 +125,8 @@ def _configuration(modes: PowerModes, board: Board | None) -> Configuration | No
 
 def _mhz(path: Path) -> float | None:
     hertz = read_number(path)
-    return hertz / 1e6 if hertz and 0 < hertz < 10**11 else None
+    # nvpmodel writes the largest number for "no limit"
+    return hertz / 1e6 if hertz and 0 < hertz < 10**11 and hertz != _NO_LIMIT else None
 
 
 def _first_mhz(root: Path, names: tuple[str, ...]) -> float | None:

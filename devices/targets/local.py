@@ -51,9 +51,16 @@ def resolve_target(name: str, machine: Machine | None = None) -> Target:
     `machine` is what `detect` says of this one, which is asked for where it is needed and not given.
     Raises FusedgeError for an unknown name, and where CUDA alone could tell which of several GPUs is meant.
     """
-    if name == LOCAL:
-        return machine_target(machine or detect())
-    return local_cpu(machine or detect()) if name == CPU else find_target(name)
+    plain, _, mode = name.partition(":")
+    if plain not in (LOCAL, CPU):
+        return find_target(name)
+    if mode:
+        raise FusedgeError(
+            "is this machine in the power mode that it is in, so none can be said",
+            where=plain,
+            hint=f"set it there with nvpmodel and say --target {plain}, or name the device",
+        )
+    return machine_target(machine or detect()) if plain == LOCAL else local_cpu(machine or detect())
 
 
 def local_gpu(

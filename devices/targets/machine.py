@@ -34,7 +34,9 @@ class Jetson(_Frozen):
     model: Shown
     l4t: Shown | None = None
     part: Shown | None = Field(default=None, description="of the module, such as p3767-0005")
-    module: str | None = Field(default=None, description="its name in the table of targets")
+    module: str | None = Field(
+        default=None, description="its name in the table of targets, None if that lacks the part"
+    )
     soc: Shown | None = Field(default=None, description="such as tegra234")
     compute_capability: str | None = None
     jetpack: str | None = Field(default=None, description="by the release of Jetson Linux")

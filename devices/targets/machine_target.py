@@ -9,6 +9,7 @@ from dataclasses import replace
 from typing import Any
 
 from fusedge.bundle.errors import FusedgeError
+from fusedge.bundle.manifest import Flavour
 from fusedge.devices.targets.machine import CoreKind, Gpu, Jetson, Machine
 from fusedge.devices.targets.rows import Computer, PowerMode, Processor
 from fusedge.devices.targets.rows import Gpu as GpuRow
@@ -28,7 +29,6 @@ from fusedge.devices.targets.table import (
     power_modes,
     processors,
 )
-from fusedge.devices.targets.tensorrt_api import Flavour
 
 CPU = "cpu"
 _FOUND = "found on this machine"
@@ -121,22 +121,23 @@ def _mode_as_found(jetson: Jetson, row: JetsonRow, machine: Machine) -> PowerMod
     )
 
 
-# How many clusters the mask of each capability is for, and the first of them is its lowest bit. In NVIDIA's
-# nvpmodel configurations (LineageOS/android_device_nvidia_concord and _galen) 128, 240, 248 and 252 go
-# with 7, 4, 3 and 2 clusters of an Orin, 1 and 5 with 3 and 2 of a Xavier.
+# Clusters that the mask has a bit for, by compute capability. NVIDIA's nvpmodel configurations
+# (LineageOS/android_device_nvidia_concord and _galen) have 128, 240, 248 and 252 for 7, 4, 3 and 2 clusters
+# of an Orin, 1 and 5 for 3 and 2 of a Xavier.
 _MASKED = {"7.2": 4, "8.7": 8}
 
 
 def _clusters(jetson: Jetson, row: JetsonRow) -> int | None:
     """Clusters of multiprocessors that are switched on, None where the mask does not surely tell.
 
-    Which clusters a module lacks can differ from chip to chip, so one of these may be masked as well.
+    With no bit set, those are all that the module has; a mask that leaves more of them hides some that the
+    module has never had.
     """
-    mask, masked = jetson.tpc_mask, _MASKED.get(row.compute_capability)
-    if mask is None or masked is None or mask >= 1 << masked:
+    mask, bits = jetson.tpc_mask, _MASKED.get(row.compute_capability)
+    if mask is None or bits is None or mask >= 1 << bits:
         return None
     most = max(mode.tpcs or 0 for mode in row.modes)
-    count = most if mask == 0 else masked - mask.bit_count()
+    count = bits - mask.bit_count() if mask else most
     return count if 0 < count <= most else None
 
 
@@ -161,9 +162,11 @@ def gpu_here(gpu: Gpu, machine: Machine) -> Target:
             source=_FOUND,
         )
     target = gpu_target(row)
+    shared = target.compute.memory_is_shared
+    memory = machine.usable_memory_bytes if shared else gpu.memory_bytes
     compute = replace(
         target.compute,
-        memory_bytes=gpu.memory_bytes or target.compute.memory_bytes,
+        memory_bytes=memory or target.compute.memory_bytes,
         watts=gpu.watts or target.compute.watts,
     )
     flavour = installed_flavour(machine, row.compute_capability) or target.flavour

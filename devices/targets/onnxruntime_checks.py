@@ -89,9 +89,12 @@ def _newest(wheels: Collection[Wheel], pythons: str, software: Software) -> Iter
         return
     last = max((wheel.last or "0" for wheel in on_processor), key=version_number)
     sentence = f"ONNX Runtime {last} is the last with a ready-made package (wheel) {where}."
+    yield Finding("onnxruntime", "warning", sentence, _at_most("onnxruntime", last))
+
+
+def _at_most(package: str, last: str) -> str:
     major, minor = version_number(f"{last}.0")[:2]
-    way = f"pip install 'onnxruntime<{major}.{minor + 1}'"
-    yield Finding("onnxruntime", "warning", sentence, way)
+    return f"pip install '{package}<{major}.{minor + 1}'"
 
 
 def _for_gpu(
@@ -108,7 +111,14 @@ def _for_gpu(
             way = ""  # what JetPack has for the GPU is for another Python
         yield Finding("onnxruntime", "warning", sentence, way)
         return
-    package, index = for_gpu[-1].package, for_gpu[-1].index
+    package, index, last = for_gpu[-1].package, for_gpu[-1].index, for_gpu[-1].last
+    if index == "PyPI" and last is not None:
+        sentence = (
+            f"For the GPU of {target.name} and {pythons}, {package} {last} is the last ready-made package "
+            "(wheel) of ONNX Runtime."
+        )
+        yield Finding("onnxruntime", "warning", sentence, _at_most(package, last))
+        return
     sentence = f"ONNX Runtime for the GPU of {target.name} is the package {package} of {index}."
     way = ""
     if index != "PyPI":

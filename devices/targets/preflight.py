@@ -143,7 +143,8 @@ def _routed(part: Part, asked: _Asked) -> _Routed:
         if engine.possible:
             route = Route("native", engine.precision, "gpu")
             return _Routed(route, found, to_build=not engine.built)
-    if asked.backend == "native":
+    # Without a GPU it is refused, and the way out is what figures are given for.
+    if asked.backend == "native" and asked.target.compute_capability is not None:
         return _Routed(Route("native", graph.precision if graph else asked.precision, "gpu"), found)
     precision = "fp32" if asked.precision == "auto" else asked.precision
     return _Routed(Route("onnx", precision, asked.onnx_device), found)
@@ -169,10 +170,18 @@ def _graph_findings(
     if route.device == "cpu":
         yield from processor_findings(graph_precisions(graph), names)
     work = works.get((part.name, route.precision))
-    if work is not None and work.unknown:
+    if work is None:
+        return
+    if work.foreign:
+        sentence = (
+            f"ONNX has no {listed(work.foreign)}, so whether anything there runs it is not known."
+        )
+        way = "try it there: fusedge bench BUNDLE; or write the model with operators of ONNX"
+        yield Finding("operators", "unknown", sentence, way, names)
+    if work.unknown:
         count = sum(work.unknown.values())
         sentence = (
-            f"Nothing is known of {listed(work.unknown)}, so {count} "
+            f"What {listed(work.unknown)} takes is not known, so {count} "
             f"{'nodes are' if count > 1 else 'node is'} not counted in estimates."
         )
         yield Finding("operators", "warning", sentence, "measure it: fusedge bench BUNDLE", names)

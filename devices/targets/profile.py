@@ -75,6 +75,14 @@ class BatchTimes(_Strict):
         return self.batch / max(self.p50_s, 1e-9)
 
 
+class PausedTimes(_Strict):
+    """How long runs at the least batch took that each came `pause_s` after the one before."""
+
+    pause_s: float = Field(gt=0, le=1)
+    runs: int = Field(ge=1)
+    p50_s: Seconds
+
+
 class MeasuredPart(_Strict):
     """A part on a provider (`native`: an engine of the bundle) at a precision.
 
@@ -88,6 +96,7 @@ class MeasuredPart(_Strict):
     provider: _Short
     precision: _Short
     times: tuple[BatchTimes, ...] = Field(default=(), max_length=64)
+    paused: PausedTimes | None = None
     memory_bytes: Count | None = None
     gpu_memory_bytes: Count | None = None
     energy_j: float | None = Field(default=None, gt=0)
@@ -120,6 +129,11 @@ class Calibration(_Strict):
     kinds: dict[Kind, KindCost] = Field(max_length=len(get_args(Kind)))
     run_s: Seconds
     tensor_s: Seconds = Field(description="for each input and output, beside run_s")
+    pause_s: Seconds = Field(
+        default=0.0, description="0 with all three where no pause was measured"
+    )
+    pause_node_s: Seconds = 0.0
+    pause_byte_s: Seconds = 0.0
     error: float = Field(ge=1, le=1e3, description="expected error of a part, as a factor")
     graphs: int = Field(ge=1)
     kernels: int = Field(ge=1)
@@ -211,6 +225,9 @@ def rates_of(profile: Profile, provider: str, precision: str) -> Rates | None:
                 kinds={kind: KindRate(**dict(cost)) for kind, cost in found.kinds.items()},
                 run_s=found.run_s,
                 tensor_s=found.tensor_s,
+                pause_s=found.pause_s,
+                pause_node_s=found.pause_node_s,
+                pause_byte_s=found.pause_byte_s,
                 error=found.error,
                 measured=True,
                 source=f"measured on {profile.machine.target}, {profile.date}",

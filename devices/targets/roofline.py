@@ -4,6 +4,12 @@
               + Σ kernels (steps · overhead + max(sums, bytes / bandwidth))
     sums = operations / rate + min(steps · fill, factor · operations / rate)
 
+After a pause, in which caches are lost and the processor sleeps, a run takes longer by
+
+    pause + nodes · node + weights · byte
+
+of which the pause itself is paid once, by the first of several parts that run one after another.
+
 The second part of the sums is what a kernel loses that is too small to fill the device: with a batch of
 one, convolutions on a large GPU reach a small share of its peak, though they take longer than a start.
 
@@ -57,7 +63,13 @@ def estimate_part(work: PartWork, rates: Rates, backend: Backend) -> PartEstimat
         by_kind=dict(by_kind) if known else {},
         by_bound=by_bound if known else {},
         unknown=work.unknown,
+        cold_s=_cold_s(work, rates) if rates.pause_s else None,
+        wake_s=rates.pause_s or None,
     )
+
+
+def _cold_s(work: PartWork, rates: Rates) -> float:
+    return len(work.nodes) * rates.pause_node_s + work.weight_bytes * rates.pause_byte_s
 
 
 def _beside_kernels_s(work: PartWork, rates: Rates) -> float:

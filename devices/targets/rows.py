@@ -10,7 +10,7 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
-from fusedge.devices.targets.tensorrt_api import Flavour
+from fusedge.bundle.manifest import Flavour
 
 Computation = Literal["fp32", "fp16", "bf16", "int8", "fp8", "fp4"]
 # Jetson Linux has two sets of power modes for Orin Nano and Orin NX: since JetPack 6.2, the "super" ones.
@@ -62,6 +62,9 @@ class Gpu(_Row):
 
     name: TargetName
     title: str = Field(description="as the driver calls it")
+    also_called: tuple[TargetName, ...] = Field(
+        default=(), description="what users call it too, to be answered with its name"
+    )
     compute_capability: Capability
     flavour: Flavour = Field(description="the TensorRT that its engines are built with by default")
     multiprocessors: MaybeCount
@@ -108,6 +111,9 @@ class Jetson(_Row):
 
     name: TargetName
     title: str
+    also_called: tuple[TargetName, ...] = Field(
+        default=(), description="what users call it too, to be answered with its name"
+    )
     parts: tuple[Annotated[str, Field(pattern=r"^p\d{4}-\d{4}$")], ...]
     compute_capability: Capability
     multiprocessors_per_tpc: MaybeCount
@@ -153,7 +159,14 @@ class JetPack(_Row):
     tensorrt_optional: Version | None = Field(
         default=None, description="a newer one to install on AGX Orin, with its DLA, and on Thor"
     )
-    configuration: Configuration = "standard"
+    configuration: Configuration = Field(
+        default="standard", description="the newest that it has; the older one can be flashed too"
+    )
+
+    @property
+    def confirmed(self) -> bool:
+        """Whether all that comes with it is known."""
+        return bool(self.l4t and self.cuda and self.cudnn and self.ubuntu)
 
 
 class Processor(_Row):
@@ -175,6 +188,9 @@ class Computer(_Row):
 
     name: TargetName
     title: str
+    also_called: tuple[TargetName, ...] = Field(
+        default=(), description="what users call it too, to be answered with its name"
+    )
     models: tuple[str, ...] = Field(
         default=(), description="how its device tree or /proc/cpuinfo begins to name it"
     )

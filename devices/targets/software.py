@@ -7,10 +7,10 @@ import re
 from dataclasses import dataclass
 
 from fusedge.bundle.errors import FusedgeError, UnknownNameError
+from fusedge.bundle.manifest import Flavour
 from fusedge.devices.targets.machine import Machine, SystemTensorRT
 from fusedge.devices.targets.rows import Computer, JetPack, Jetson
 from fusedge.devices.targets.table import Target, jetpack_of_l4t, jetpacks, jetpacks_for
-from fusedge.devices.targets.tensorrt_api import Flavour
 
 PYTHONS = ("3.10", "3.11", "3.12", "3.13")  # `requires-python` of the project
 _ARCHITECTURES = {"amd64": "x86_64", "arm64": "aarch64"}
@@ -46,9 +46,9 @@ class Software:
 def software_of(target: Target, jetpack: str | None, machine: Machine | None) -> Software:
     """The software of a target: what is installed on `machine`, if the target is that machine (not None).
 
-    A Jetson elsewhere has the JetPack of that name, the newest one for the module by default; asked for by
-    name it stands for an upgrade of `machine` too. Raises FusedgeError for a JetPack that does not exist,
-    or not for this target.
+    A Jetson elsewhere has the JetPack of that name, by default the newest one for the module that is known
+    in full; asked for by name it stands for an upgrade of `machine` too. Raises FusedgeError for a JetPack
+    that does not exist, or not for this target.
     """
     if machine is not None and jetpack is None:
         return _installed(target, machine)
@@ -83,7 +83,7 @@ def _installed(target: Target, machine: Machine) -> Software:
 def _jetpack(row: Jetson, name: str | None) -> JetPack:
     possible = {each.name: each for each in jetpacks_for(row)}
     if name is None:
-        return list(possible.values())[-1]
+        return next(each for each in reversed(possible.values()) if each.confirmed)
     if name not in jetpacks():
         raise UnknownNameError("JetPack", name, possible)
     if name not in possible:

@@ -16,7 +16,9 @@ from typing import TypeVar
 from pydantic import ValidationError
 
 from fusedge.bundle.errors import FusedgeError, UnknownNameError
+from fusedge.bundle.manifest import Flavour
 from fusedge.bundle.strict_yaml import load_yaml
+from fusedge.devices.targets.names import nearest_names
 from fusedge.devices.targets.opsets import max_opset
 from fusedge.devices.targets.rows import (
     Computation,
@@ -32,9 +34,9 @@ from fusedge.devices.targets.rows import (
     Wheel,
     _Row,
 )
-from fusedge.devices.targets.tensorrt_api import Flavour
 
 _DATA = Path(__file__).with_name("data")
+_LISTING = "see fusedge devices --targets"
 
 RowT = TypeVar("RowT", bound=_Row)
 KeyT = TypeVar("KeyT", bound=Hashable)
@@ -84,25 +86,41 @@ class Target:
         return self.flavour == "tensorrt_rtx"
 
 
-def find_target(name: str, configuration: Configuration | None = None) -> Target:
+def find_target(
+    name: str, configuration: Configuration | None = None, jetpack: JetPack | None = None
+) -> Target:
     """The target of that name, which a power mode may follow: `jetson-orin-nano-8gb:15W`.
 
-    Without one, a Jetson is in the mode that it starts in. A mode may be written in small letters and
-    without the MODE_ that some boards have before it, but not as a number. `configuration` is the set of
-    power modes that its JetPack has; None: the newest, or that which has the mode. Raises FusedgeError,
-    for an unknown name with the closest match.
+    Without one, a Jetson is in the mode that it starts in. A name may have capitals and spaces; a mode
+    small letters, and not the MODE_ that some boards have before it, but it cannot be a number.
+    `configuration` is the set of power modes of a device, None where it is not known; `jetpack` is the one
+    on it, None for the newest. Raises FusedgeError, for an unknown name with the closest matches.
     """
-    plain, _, mode = name.partition(":")
+    said, _, mode = name.partition(":")
+    plain = "-".join(said.lower().split())
+    if plain == "local":
+        raise FusedgeError(
+            "a device is wanted by its name here", where="target local", hint=_LISTING
+        )
     if plain == "cpu":
         found = Target("cpu", None, None, "ONNX Runtime's CPU provider")
-    elif plain.startswith("jetson-") and plain in jetsons():
-        return jetson_target(jetsons()[plain], mode, configuration)
+    elif plain in jetsons():
+        return jetson_target(jetsons()[plain], mode, configuration, jetpack)
     elif plain in gpus():
         found = gpu_target(gpus()[plain])
     elif plain in computers():
         found = _computer_target(computers()[plain])
     else:
-        raise UnknownNameError("target", plain, target_names())
+        rows: list[Gpu | Jetson | Computer]
+        rows = [*gpus().values(), *jetsons().values(), *computers().values()]
+        known = {row.name: row.also_called for row in rows}
+        raise UnknownNameError(
+            "target",
+            said,
+            ("local", *target_names()),
+            close=nearest_names(said, {"local": (), "cpu": (), **known}),
+            listing=_LISTING,
+        )
     if mode:
         raise FusedgeError("has no power modes", where=plain, hint=f"say --target {plain}")
     return found
@@ -114,14 +132,17 @@ def target_names() -> tuple[str, ...]:
 
 
 def jetson_target(
-    row: Jetson, mode: str = "", configuration: Configuration | None = None
+    row: Jetson,
+    mode: str = "",
+    configuration: Configuration | None = None,
+    jetpack: JetPack | None = None,
 ) -> Target:
     """A Jetson in a power mode, without `mode` in its default; see `find_target`."""
-    modes = power_modes(row, configuration)
+    modes = power_modes(row, configuration, jetpack)
     if mode:
-        # Where none was asked for, both are known: devices with the older one are in use.
-        known = modes if configuration else {each.name: each for each in row.modes} | modes
-        chosen = _named_mode(row, mode.upper(), known)
+        # Where the device's set is not known, the older one counts too: devices with it are in use.
+        older = {} if configuration else power_modes(row, "standard", jetpack)
+        chosen = _named_mode(row, mode, older | modes, jetpack)
     else:
         chosen = next(each for each in modes.values() if each.default)
     generation = generations()[row.compute_capability]
@@ -161,28 +182,64 @@ def jetson_cpu(target: Target) -> Compute:
     )
 
 
-def power_modes(row: Jetson, configuration: Configuration | None = None) -> dict[str, PowerMode]:
+def power_modes(
+    row: Jetson, configuration: Configuration | None = None, jetpack: JetPack | None = None
+) -> dict[str, PowerMode]:
     """A Jetson's power modes by name, of its newest configuration unless another is asked for.
 
-    A module that has one configuration only has that one, whichever is asked for.
+    `jetpack` leaves out what came after it. A module that has one configuration only has that one,
+    whichever is asked for.
     """
-    found = {mode.configuration for mode in row.modes}
+    there = [mode for mode in row.modes if jetpack is None or _came_by(jetpack, row, mode)]
+    found = {mode.configuration for mode in there or row.modes}
     newest: Configuration = "super" if "super" in found else "standard"
     wanted = configuration if configuration in found else newest
-    return {mode.name: mode for mode in row.modes if mode.configuration == wanted}
+    return {mode.name: mode for mode in there or row.modes if mode.configuration == wanted}
 
 
-def _named_mode(row: Jetson, name: str, known: Mapping[str, PowerMode]) -> PowerMode:
+def _came_by(jetpack: JetPack, row: Jetson, mode: PowerMode) -> bool:
+    names = list(jetpacks())
+    return names.index(_first_jetpack(row, mode)) <= names.index(jetpack.name)
+
+
+def _first_jetpack(row: Jetson, mode: PowerMode) -> str:
+    """The first release for the module that has the mode."""
+    if mode.jetpack_first or mode.configuration == "standard":
+        return mode.jetpack_first or row.jetpack_first
+    return next(each.name for each in jetpacks_for(row) if each.configuration == "super")
+
+
+def _named_mode(
+    row: Jetson, said: str, known: Mapping[str, PowerMode], jetpack: JetPack | None
+) -> PowerMode:
+    name = said.upper()
     if name.isdecimal():
         raise FusedgeError(
             f"power mode {name} is a number, and the numbers of power modes differ from board to board",
             where=row.name,
             hint=f"say one by its name: {', '.join(known)}",
         )
-    found = known.get(name) or known.get(f"MODE_{name}")
-    if found is None:
-        raise UnknownNameError(f"power mode of {row.name}", name, known)
-    return found
+    names = (name, f"MODE_{name}")
+    if found := next((known[each] for each in names if each in known), None):
+        return found
+    elsewhere = next((mode for mode in row.modes if mode.name in names), None)
+    if elsewhere is None:
+        close = nearest_names(said, dict.fromkeys(known, ()))
+        raise UnknownNameError(f"power mode of {row.name}", said, known, close=close)
+    choices = f"one of {', '.join(known)}"
+    if jetpack is not None and not _came_by(jetpack, row, elsewhere):
+        first = _first_jetpack(row, elsewhere)
+        raise FusedgeError(
+            f"power mode {elsewhere.name} came with JetPack {first}, and this is {jetpack.name}",
+            where=row.name,
+            hint=f"--jetpack {first}, or {choices}",
+        )
+    raise FusedgeError(
+        f"power mode {elsewhere.name} is one of the {elsewhere.configuration} modes, and the device has "
+        "the others",
+        where=row.name,
+        hint=choices,
+    )
 
 
 def _max_opset(row: Jetson) -> int | None:
@@ -195,11 +252,6 @@ def _max_opset(row: Jetson) -> int | None:
 def jetson_by_part(part: str) -> Jetson | None:
     """The module of a part number such as `p3767-0005`, as a device tree has it."""
     return next((row for row in jetsons().values() if part in row.parts), None)
-
-
-def processor_by_part(part: str) -> Processor | None:
-    """The core of an implementer and part such as `0x41:0xd42`, as /proc/cpuinfo has them on ARM."""
-    return next((row for row in processors().values() if part in row.parts), None)
 
 
 def jetpack_of_l4t(l4t: str) -> JetPack | None:

@@ -24,12 +24,11 @@ import importlib.util
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 from fusedge.bundle.errors import FusedgeError, MissingExtraError
 from fusedge.devices.targets.opsets import max_opset
 
-Flavour = Literal["tensorrt", "tensorrt_rtx"]
 # What brings each flavour; a wheel is named for its CUDA, a JetPack package is not.
 DISTRIBUTIONS: Mapping[str, tuple[str, ...]] = {
     "tensorrt": ("tensorrt", "tensorrt-cu13", "tensorrt-cu12"),

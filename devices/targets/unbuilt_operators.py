@@ -8,8 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+from fusedge.bundle.manifest import Flavour
 from fusedge.devices.targets.engine_fit import version_number
-from fusedge.devices.targets.tensorrt_api import Flavour
 
 _NO_TENSORRT = frozenset(
     (

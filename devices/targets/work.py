@@ -53,7 +53,7 @@ class PartWork:
 
     `weight_bytes` are the constants'; `activation_bytes` the most that tensors which live at the same
     time take, None where a size is not known. `input_bytes` and `output_bytes` are what goes in and out, as
-    far as sizes are known.
+    far as sizes are known. `foreign` are operators that the graph's version of ONNX does not define.
     """
 
     part: str
@@ -65,6 +65,7 @@ class PartWork:
     activation_bytes: int | None
     input_bytes: int
     output_bytes: int
+    foreign: tuple[str, ...] = ()
 
     @property
     def unknown(self) -> dict[str, int]:

@@ -10,12 +10,15 @@ from typing import Any
 
 import pytest
 from click.testing import Result
+from hypothesis import given
+from hypothesis import strategies as st
 from onnx import TensorProto, helper
 from typer.testing import CliRunner
 
 from fusedge.bundle.archive import file_entry, write_bundle
 from fusedge.bundle.errors import FusedgeError
 from fusedge.bundle.lookup import open_bundle
+from fusedge.cli import plan_report
 from fusedge.cli.app import app
 from fusedge.devices.targets.detect import detect
 from fusedge.devices.targets.machine_target import machine_target
@@ -256,6 +259,44 @@ def test_an_unknown_operator_is_counted_as_unknown(tmp_path: Path) -> None:
     assert sum(row["parts"][0]["unknown"].values()) == 1
     assert row["plan"]["lower_bound"]
     assert "at least" in plan(path, "--target", "raspberry-pi-5-8gb").stderr
+
+
+def test_an_operator_that_does_not_exist_is_unknown(tmp_path: Path) -> None:
+    path = plain_bundle(tmp_path, helper.make_node("NoSuchOp", ["a"], ["b"]))
+    for target in ("rtx-4090", "raspberry-pi-5-8gb"):
+        found = planned(path, "--target", target)["findings"]
+        about = [each for each in found if "NoSuchOp" in each["sentence"]]
+        assert [each["verdict"] for each in about] == ["unknown", "warning"]
+
+
+def test_native_without_a_gpu_has_no_figures_of_one() -> None:
+    done = plan("driving", "--target", "raspberry-pi-5-8gb", "--backend", "native")
+    assert done.exit_code == 1
+    assert "GPU native" not in done.stderr
+    assert "CUDA" not in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("value", "shown"),
+    [
+        (None, "unknown "),
+        (0, "0 "),
+        (2.5e-7, "0.25 µ"),
+        (0.0009996, "1 m"),
+        (0.9996, "1 "),
+        (999.4, "999 "),
+        (999.6e6, "1 G"),
+        (2.25e15, "2.25 P"),
+    ],
+)
+def test_amounts_have_the_prefix_that_fits(value: float | None, shown: str) -> None:
+    assert plan_report._amount(value) == shown
+
+
+@given(st.floats(1e-9, 1e17))
+def test_figures_are_never_written_with_an_exponent(value: float) -> None:
+    assert "e" not in plan_report._amount(value)
+    assert "e" not in plan_report._percent(min(value + 1e-6, 1e6))
 
 
 def test_a_fit_recommends_the_mode_of_fewest_watts_and_draws_all(tmp_path: Path) -> None:

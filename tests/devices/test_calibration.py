@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Literal
 
 import numpy as np
 import pytest
@@ -220,3 +221,35 @@ def test_views_and_tensors_are_counted() -> None:
     )
     assert view_count(work) == 1
     assert tensor_count(work) == 1  # t0 goes in, and t1 is inside
+
+
+def paused(work: PartWork, origin: Literal["probe", "part"], factor: float = 1.0) -> Observation:
+    """After a pause it takes 100 µs more, 2 µs for each node and 20 ps for each byte of its weights."""
+    extra_s = 1e-4 + 2e-6 * len(work.nodes) + 2e-11 * work.weight_bytes
+    return Observation(work, seconds(work), origin, seconds(work) + factor * extra_s)
+
+
+def with_weights() -> list[PartWork]:
+    works = probe_works()
+    return [replace(work, weight_bytes=n * 500_000) for n, work in enumerate(works)]
+
+
+def test_what_a_pause_costs_is_found_again() -> None:
+    fit = calibrate([paused(work, "probe") for work in with_weights()], "cpu")
+    assert fit.rates.pause_s == pytest.approx(1e-4, rel=0.1)
+    assert fit.rates.pause_node_s == pytest.approx(2e-6, rel=0.1)
+    assert fit.rates.pause_byte_s == pytest.approx(2e-11, rel=0.1)
+
+
+def test_pauses_that_were_not_measured_cost_nothing_that_is_known() -> None:
+    rates = calibrate(observe(probe_works()), "cpu").rates
+    assert rates.pause_s == rates.pause_node_s == rates.pause_byte_s == 0
+    assert estimate_part(part("a").work, rates, "cpu").paused_s is None
+
+
+def test_a_scaled_table_has_the_pause_of_the_parts() -> None:
+    one = engine("a")
+    fit = scale_table([replace(one, paused_s=one.seconds + 5e-4)], "gpu", table(1.0))
+    assert fit is not None
+    found = estimate_part(one.work, fit.rates, "gpu").paused_s
+    assert found == pytest.approx(one.seconds + 5e-4, rel=0.05)

@@ -127,6 +127,42 @@ def test_a_jetson_of_an_unknown_module_is_described_by_its_chip(tmp_path: Path) 
     assert target.row is None and target.compute.peak == {}
 
 
+BOARDS = sorted({part[1:5] for row in jetsons().values() for part in row.parts})
+
+
+@pytest.mark.parametrize("board", BOARDS)
+def test_a_variant_that_the_table_does_not_have_is_no_other_one(board: str, tmp_path: Path) -> None:
+    """Whichever of the places has it: what stands after it is of the boards that the tree serves."""
+    row = next(row for row in jetsons().values() for part in row.parts if part[1:5] == board)
+    listed = row.parts[0]
+    tail = f"nvidia,p0000-0000+{listed}\0nvidia,tegra234\0"
+    for files in (
+        {f"proc/device-tree/chosen/plugin-manager/ids/{board}-9999-400": "", COMPATIBLE: tail},
+        {"proc/device-tree/chosen/ids": f"{board}-9999-000", COMPATIBLE: tail},
+        {COMPATIBLE: f"nvidia,p{board}-9999\0{tail}"},
+        {
+            COMPATIBLE: f"nvidia,p{board}-9999\0nvidia,tegra234",
+            "proc/device-tree/nvidia,dtsfilename": f"/a/tegra-{listed}.dts",
+        },
+    ):
+        root = tmp_path / str(len(list(tmp_path.iterdir())))
+        # a model that is named as in the table makes it none of the table either
+        machine = bare(tree(root, {MODEL: row.name, **files}))
+        jetson = machine.jetson
+        assert jetson is not None and (jetson.part, jetson.module) == (f"p{board}-9999", None)
+        target = machine_target(machine, absent)
+        assert target.row is None and target.name.endswith(f"-p{board}-9999")
+        assert target.compute_capability == "8.7"
+
+
+def test_no_limit_of_the_memorys_clock_is_not_a_limit(tmp_path: Path) -> None:
+    """NVIDIA's configurations say -1 for it, which is the largest number."""
+    cap = "sys/kernel/nvpmodel_clk_cap/emc"
+    for text, mhz in (("3199000000", 3199.0), ("0", None), ("-1", None), (str(2**31 - 1), None)):
+        jetson = bare(tree(tmp_path, {COMPATIBLE: "nvidia,tegra234", cap: text})).jetson
+        assert jetson is not None and jetson.emc_cap_mhz == mhz
+
+
 def test_a_release_that_no_table_has_has_no_jetpack(tmp_path: Path) -> None:
     line = "# R36 (release), REVISION: 4.99, GCID: 1, BOARD: generic, EABI: aarch64, DATE: -"
     jetson = bare(tree(tmp_path, {RELEASE: line})).jetson

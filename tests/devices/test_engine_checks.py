@@ -8,17 +8,20 @@ import pytest
 
 from fusedge.bundle.manifest import DimRange, Manifest
 from fusedge.devices.targets import engine_checks
+from fusedge.devices.targets.engine_fit import is_for_gpu
 from fusedge.devices.targets.machine import SystemTensorRT
 from fusedge.devices.targets.preflight import Preflight, preflight
 from fusedge.devices.targets.software import Software, software_of
-from fusedge.devices.targets.table import find_target, generations, jetsons
-from fusedge.devices.targets.work import NodeWork
+from fusedge.devices.targets.table import find_target, generations, jetpacks_for, jetsons
+from fusedge.devices.targets.work import Kind, NodeWork
 from tests.devices.preflight_cases import (
     DRIVING,
     ORIN,
     WITH_DLA,
     WORKS,
     XAVIER,
+    Works,
+    an_engine,
     findings_of,
     plan_for,
     software_for,
@@ -57,11 +60,60 @@ def test_an_engine_of_another_gpu_is_not_for_this_one() -> None:
 
 
 def test_a_hardware_compatible_engine_is_for_all_gpus_from_ampere_on() -> None:
-    wide = with_engine(DRIVING, compute_capabilities=("8.0",), flags=("AMPERE_PLUS",))
-    assert the_one(plan_for(wide, WORKS, ORIN, "6.2"), "engine", "fits", "has an engine")
-    old = software_for(find_target(XAVIER), tensorrt="10.3.0.30", python="3.10")
-    plan = preflight(wide, WORKS, find_target(XAVIER), old)
-    assert not [finding for finding in findings_of(plan, "engine") if finding.verdict == "fits"]
+    wide = with_engine(
+        DRIVING,
+        targets=("a100-sxm4-40gb",),
+        compute_capabilities=("8.0",),
+        flags=("AMPERE_PLUS",),
+    )
+
+    def sentences(name: str) -> str:
+        target = replace(find_target(name), flavour="tensorrt")
+        software = software_for(target, tensorrt="10.3.0.30", tensorrt_flavour="tensorrt")
+        found = findings_of(preflight(wide, WORKS, target, software), "engine")
+        return " ".join(finding.sentence for finding in found)
+
+    assert "has an engine" in sentences("a100-sxm4-40gb")
+    for card in ("h100-sxm", "a10", "rtx-4090"):
+        assert "tuned on a100-sxm4-40gb" in sentences(card)
+    # older than Ampere, or a Jetson: with JetPack there is no hardware compatibility
+    for other in ("t4", "v100-sxm2-16gb", XAVIER, ORIN, "jetson-thor-t5000"):
+        assert "has an engine" not in sentences(other) and "tuned" not in sentences(other)
+
+
+def test_an_engine_of_a_jetson_is_for_no_graphics_card() -> None:
+    engine = an_engine(flags=("AMPERE_PLUS",))
+    assert is_for_gpu(engine, "8.7")
+    assert not any(is_for_gpu(engine, other) for other in ("8.0", "8.9", "11.0", "12.0"))
+
+
+def test_an_engine_is_for_the_kind_of_processor_that_it_was_built_beside() -> None:
+    def about(name: str, *built_on: str, flags: tuple[str, ...] = ()) -> Preflight:
+        changes = {"targets": built_on, "compute_capabilities": ("9.0",), "flags": flags}
+        target = replace(find_target(name), flavour="tensorrt")
+        software = software_for(target, tensorrt="10.3.0.30", tensorrt_flavour="tensorrt")
+        return preflight(with_engine(DRIVING, **changes), WORKS, target, software)
+
+    finding = the_one(about("gh200", "h100-sxm"), "processor", "warning", "of kind x86_64")
+    assert "gh200 has aarch64" in finding.sentence and "build another" in finding.way_out
+    assert the_one(about("h100-sxm", "gh200"), "processor", "warning", "has x86_64")
+    assert findings_of(about("gh200", "a100-sxm4-40gb", flags=("AMPERE_PLUS",)), "processor")
+    for name in ("h100-sxm", "h100-sxm:of-mine", "a-card-of-mine"):
+        assert not findings_of(about("h100-sxm", name), "processor")
+
+
+def test_an_engine_that_was_tuned_on_another_device_is_a_warning() -> None:
+    built = with_engine(DRIVING, targets=("jetson-agx-orin-64gb:MAXN",))
+    finding = the_one(
+        plan_for(built, WORKS, ORIN, "6.2"), "engine", "warning", "tuned on jetson-agx"
+    )
+    assert f"on {ORIN} it may be slower" in finding.sentence and "build another" in finding.way_out
+    for name in ("jetson-agx-orin-64gb", "jetson-agx-orin-64gb:30W"):
+        assert the_one(plan_for(built, WORKS, name, "6.2"), "engine", "fits", "has an engine")
+    anywhere = with_engine(
+        DRIVING, flavour="tensorrt_rtx", targets=("rtx-4080",), compute_capabilities=("8.9",)
+    )
+    assert the_one(plan_for(anywhere, WORKS, "rtx-4090"), "engine", "fits", "has an engine")
 
 
 def test_an_engine_of_the_other_flavour_is_not_for_this_target() -> None:
@@ -76,13 +128,15 @@ def test_an_engine_loads_in_the_version_that_built_it() -> None:
     finding = the_one(plan, "tensorrt", "warning", "10.3.0.30 built")
     assert "JetPack 6.0" in finding.sentence and "build another" in finding.way_out
     assert not findings_of(plan_for(built, WORKS, ORIN, "6.2"), "tensorrt")
+    rebuilt = with_engine(DRIVING, version="10.3.0.26")
+    assert the_one(plan_for(rebuilt, WORKS, ORIN, "6.2"), "tensorrt", "warning", "10.3.0.26 built")
     later = with_engine(DRIVING, flags=("VERSION_COMPATIBLE",), version="8.6.2")
     assert not findings_of(plan_for(later, WORKS, ORIN, "6.2"), "tensorrt")
     assert findings_of(plan_for(later, WORKS, ORIN, "5.1.2"), "tensorrt")
 
 
 def test_where_the_version_on_the_device_is_not_known_it_is_said() -> None:
-    built = with_engine(DRIVING, compute_capabilities=("8.0",))
+    built = with_engine(DRIVING, targets=("a100-sxm4-40gb",), compute_capabilities=("8.0",))
     plan = plan_for(built, WORKS, "a100-sxm4-40gb")
     assert "must be the same" in the_one(plan, "tensorrt", "unknown", "not known").sentence
     assert not [f for f in findings_of(plan, "engine") if f.verdict == "fits"]
@@ -189,9 +243,21 @@ def test_an_opset_that_the_jetpack_does_not_read_is_refused() -> None:
     finding = the_one(plan, "opset", "refused", "opset 18")
     assert "reads 17 at most" in finding.sentence and finding.way_out == "export it with --opset 17"
     assert not findings_of(plan_for(DRIVING, WORKS, ORIN, "6.2", backend="native"), "opset")
-    older = plan_for(with_graphs(DRIVING, opset=17), WORKS, ORIN, "5.1.2", backend="native")
+    older = plan_for(DRIVING, _in_opset(17), ORIN, "5.1.2", backend="native")
     assert not findings_of(older, "opset")
-    assert not findings_of(plan_for(with_graphs(DRIVING, opset=30), WORKS, "rtx-4090"), "opset")
+    assert not findings_of(plan_for(DRIVING, _in_opset(30), "rtx-4090"), "opset")
+
+
+def _in_opset(opset: int) -> Works:
+    return {key: replace(work, opset=opset) for key, work in WORKS.items()}
+
+
+def test_the_opset_is_the_one_of_the_graph_and_not_what_the_manifest_says() -> None:
+    said = with_graphs(DRIVING, opset=17)
+    plan = plan_for(said, WORKS, ORIN, "5.1.2", backend="native", precision="fp32")
+    assert the_one(plan, "opset", "refused", "opset 18")
+    uncounted = plan_for(said, {}, ORIN, "5.1.2", backend="native", precision="fp32")
+    assert not findings_of(uncounted, "opset")
 
 
 def test_an_engine_that_is_there_needs_no_opset() -> None:
@@ -254,6 +320,31 @@ def test_turing_has_no_fp32_products_in_tensorrt_rtx() -> None:
     )
 
 
+@pytest.mark.parametrize(
+    ("kind", "precision", "builds"),
+    [
+        # as TensorRT-RTX 1.7.1 builds MatMul, GRU, Attention and Conv for compute capability 7.5
+        *((kind, "fp32", False) for kind in ("product", "recurrent", "attention")),
+        *((kind, "fp16", True) for kind in ("product", "recurrent", "attention")),
+        ("product", "int8", False),
+        *(("convolution", precision, True) for precision in ("fp32", "fp16", "int8")),
+        *((kind, "fp32", True) for kind in ("depthwise", "normalisation", "elementwise")),
+    ],
+)
+def test_what_turing_computes_in_tensorrt_rtx(kind: Kind, precision: str, builds: bool) -> None:
+    node = NodeWork("n", "Any", kind, precision, 1, (), ())
+    works = {key: replace(work, nodes=(node,)) for key, work in WORKS.items()}
+    for graph in (precision, "mixed"):
+        manifest = with_graphs(DRIVING, precision=graph)
+        named = {(part, graph): work for (part, _), work in works.items()}
+        plan = plan_for(manifest, named, "rtx-2080", backend="native", precision=graph)
+        found = [f for f in findings_of(plan, "precision") if "Turing" in f.sentence]
+        assert [f.verdict for f in found] == ([] if builds else ["refused"])
+        assert plan.will_run == builds
+        plan = plan_for(manifest, named, "rtx-4090", backend="native", precision=graph)
+        assert plan.will_run
+
+
 def test_int8_of_tensorrt_rtx_is_for_weights() -> None:
     int8 = with_graphs(DRIVING, precision="int8")
     assert the_one(
@@ -295,18 +386,17 @@ def test_operators_that_tensorrt_rtx_does_not_build(operator: str, verdict_: str
 
 
 def test_operators_came_into_tensorrt_with_its_versions() -> None:
-    old = with_graphs(DRIVING, opset=17)
-    norm = with_operator(WORKS, "LayerNormalization")
+    norm = with_operator(_in_opset(17), "LayerNormalization")
     assert the_one(
-        plan_for(old, norm, ORIN, "5.1.2"), "operators", "warning", "lacks LayerNormalization"
+        plan_for(DRIVING, norm, ORIN, "5.1.2"), "operators", "warning", "lacks LayerNormalization"
     )
-    assert not findings_of(plan_for(old, norm, ORIN, "6.2"), "operators")
-    spectrum = with_operator(WORKS, "STFT")
-    plan = plan_for(old, spectrum, ORIN, "6.2", backend="native")
+    assert not findings_of(plan_for(DRIVING, norm, ORIN, "6.2"), "operators")
+    spectrum = with_operator(_in_opset(17), "STFT")
+    plan = plan_for(DRIVING, spectrum, ORIN, "6.2", backend="native")
     assert the_one(plan, "operators", "refused", "does not build STFT")
     # NonMaxSuppression is TensorRT's, and not of TensorRT-RTX
     assert not findings_of(
-        plan_for(old, with_operator(WORKS, "NonMaxSuppression"), ORIN, "6.2"), "operators"
+        plan_for(DRIVING, with_operator(WORKS, "NonMaxSuppression"), ORIN, "6.2"), "operators"
     )
 
 
@@ -315,6 +405,14 @@ def test_nodes_that_nothing_is_known_of_are_told() -> None:
     finding = the_one(plan_for(DRIVING, strange, ORIN, "6.2"), "operators", "warning", "Frobnicate")
     assert "1 node is not counted" in finding.sentence
     assert not findings_of(plan_for(DRIVING, WORKS, ORIN, "6.2"), "operators")
+
+
+def test_whether_an_operator_runs_that_is_none_of_onnx_is_unknown() -> None:
+    foreign = {key: replace(work, foreign=("NoSuchOp",)) for key, work in WORKS.items()}
+    for name in ("rtx-4090", "raspberry-pi-5-8gb", ORIN):
+        for backend in ("auto", "onnx") if name.startswith("rasp") else ("auto", "native", "onnx"):
+            plan = plan_for(DRIVING, foreign, name, backend=backend)
+            assert the_one(plan, "operators", "unknown", "ONNX has no NoSuchOp").way_out
 
 
 # DLA
@@ -390,7 +488,46 @@ def test_a_dla_that_no_table_has_is_unknown() -> None:
 def test_an_engine_and_the_dla() -> None:
     on_gpu = plan_for(with_engine(_fixed(DRIVING)), WORKS, WITH_DLA, "6.2", dla=True)
     assert the_one(on_gpu, "dla", "warning", "on the GPU alone")
-    built = with_engine(DRIVING, flags=("DLA=0",))
+    built = with_engine(DRIVING, flags=("DLA=0",), targets=(WITH_DLA,))
     assert the_one(plan_for(built, WORKS, WITH_DLA, "6.2"), "engine", "fits", "has an engine")
     assert not findings_of(plan_for(built, WORKS, WITH_DLA, "6.2", dla=True), "dla")
     assert the_one(plan_for(built, WORKS, ORIN, "6.2"), "dla", "warning", "does not have")
+
+
+def test_an_engine_uses_a_dla_that_is_there() -> None:
+    for core, name, verdict_ in (
+        (0, "jetson-orin-nx-8gb", "fits"),
+        (1, "jetson-orin-nx-8gb", None),
+        (1, "jetson-orin-nx-16gb", "fits"),
+        (2, "jetson-orin-nx-16gb", None),
+    ):
+        built = with_engine(DRIVING, flags=(f"DLA={core}",), targets=(name,))
+        plan = plan_for(built, WORKS, name, "6.2")
+        if verdict_:
+            assert the_one(plan, "engine", verdict_, "has an engine")
+        else:
+            assert the_one(plan, "dla", "warning", f"uses DLA {core}, which {name} does not have")
+
+
+def test_the_way_to_a_tensorrt_with_dla_is_told() -> None:
+    """TensorRT 11.4.1 has it on AGX Orin from JetPack 7.2.2 on, and on no other module."""
+
+    def way(name: str) -> str:
+        plan = plan_for(_fixed(DRIVING), WORKS, name, "7.2.2", dla=True)
+        return the_one(plan, "dla", "refused", "does not build for DLA").way_out
+
+    last = [each.name for each in jetpacks_for(jetsons()[WITH_DLA]) if each.dla][-1]
+    assert way(WITH_DLA) == f"install JetPack {last}, or leave out --dla"
+    newer = (
+        f"install JetPack {last}, or install TensorRT 11.4.1 on JetPack 7.2.2, or leave out --dla"
+    )
+    assert way("jetson-agx-orin-64gb") == way("jetson-agx-orin-32gb") == newer
+    for name, installed, has in (
+        ("jetson-agx-orin-64gb", "11.4.1", True),
+        ("jetson-agx-orin-64gb", "11.4.0", False),
+        (WITH_DLA, "11.4.1", False),
+    ):
+        target = find_target(name)
+        software = replace(software_of(target, "7.2.2", None), tensorrt=installed)
+        plan = preflight(_fixed(DRIVING), WORKS, target, software, dla=True)
+        assert plan.will_run == has

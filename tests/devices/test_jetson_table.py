@@ -8,6 +8,7 @@ import pytest
 
 from fusedge.bundle.errors import FusedgeError, UnknownNameError
 from fusedge.devices.targets.rows import Configuration, Jetson, PowerMode
+from fusedge.devices.targets.software import software_of
 from fusedge.devices.targets.table import (
     Target,
     dla_operators,
@@ -20,7 +21,6 @@ from fusedge.devices.targets.table import (
     jetson_cpu,
     jetsons,
     power_modes,
-    processor_by_part,
     processors,
 )
 
@@ -75,6 +75,8 @@ PEAKS = [
     ("jetson-agx-orin-32gb:MAXN", "int8", 54),
     ("jetson-agx-orin-industrial:MAXN", "fp32", 4.8),
     ("jetson-agx-orin-industrial:MAXN", "int8", 78),
+    ("jetson-thor-t5000:MAXN", "fp4", 1035),
+    ("jetson-thor-t5000:MAXN", "int8", 517),
     ("jetson-thor-t4000:MAXN", "fp4", 600),
     ("jetson-thor-t4000:MAXN", "fp8", 300),
     ("jetson-thor-t4000:MAXN", "fp16", 150),
@@ -150,9 +152,7 @@ def test_no_mode_goes_above_the_fastest(row: Jetson, configuration: Configuratio
         assert (mode.tpcs or 0) <= (fastest.tpcs or 0)
         assert (mode.emc_mhz or 0) <= (fastest.emc_mhz or 0)
         assert (mode.dla_mhz or 0) <= (fastest.dla_mhz or 0)
-        # With fewer clusters switched on, Thor's GPU has a higher clock.
-        if row.name != "jetson-thor-t5000":
-            assert (mode.gpu_mhz or 0) <= (fastest.gpu_mhz or 0)
+        assert (mode.gpu_mhz or 0) <= (fastest.gpu_mhz or 0)
     full = next((mode for mode in modes if mode.name.startswith("MAXN")), None)
     for mode in modes if full else []:
         assert full is not None
@@ -202,13 +202,11 @@ def test_gpu_and_dlas_make_the_published_ai_performance(name: str, tops: float) 
     assert sparse == pytest.approx(tops * 1e12, rel=0.03)
 
 
-def test_the_published_peak_of_thor_is_at_a_clock_that_no_mode_goes_to() -> None:
-    generation = generations()["11.0"].operations
-    assert 20 * (generation["fp4"] or 0) * 1575e6 == pytest.approx(1035e12, rel=0.01)
-    assert 20 * (generation["int8"] or 0) * 1575e6 == pytest.approx(517e12, rel=0.01)
-    full = find_target("jetson-thor-t5000:MAXN").compute
-    assert full.multiprocessors == 20
-    assert full.peak["fp4"] == pytest.approx(908e12, rel=0.01)
+def test_thor_has_its_highest_clock_in_maxn_only() -> None:
+    """With fewer clusters switched on, its GPU has a higher clock than with all of them at 120W."""
+    modes = power_modes(jetsons()["jetson-thor-t5000"])
+    assert [modes[name].gpu_mhz for name in ("MAXN", "120W", "90W")] == [1575, 1386, 1530]
+    assert find_target("jetson-thor-t5000:MAXN").compute.multiprocessors == 20
 
 
 def test_what_is_not_known_is_none() -> None:
@@ -244,15 +242,6 @@ def test_a_part_number_finds_its_module(part: str, name: str) -> None:
 
 def test_an_unknown_part_finds_nothing() -> None:
     assert jetson_by_part("p9999-0000") is None
-    assert processor_by_part("0x41:0xfff") is None
-
-
-def test_a_core_is_known_by_its_part_alone() -> None:
-    parts = [part for row in processors().values() for part in row.parts]
-    assert len(set(parts)) == len(parts)
-    found = processor_by_part("0x41:0xd42")
-    assert found is not None
-    assert found.name == "cortex-a78ae"
 
 
 def test_an_unknown_mode_is_answered_with_the_closest() -> None:
@@ -267,13 +256,71 @@ def test_a_mode_by_number_is_refused_with_the_names() -> None:
         find_target("jetson-orin-nano-8gb:15")
 
 
+@pytest.mark.parametrize(
+    ("said", "offered"),
+    [
+        ("jetson-xavier-nx-8gb:15W", ["MODE_15W_2CORE", "MODE_15W_4CORE", "MODE_15W_6CORE"]),
+        ("jetson-agx-xavier-32gb:30w", ["MODE_30W_ALL", "MODE_30W_6CORE", "MODE_30W_2CORE"]),
+        ("jetson-orin-nano-8gb:16W", ["did you mean '15W'"]),
+        ("jetson-agx-orin-64gb:60W", ["known: MAXN, MODE_15W, MODE_30W, MODE_50W"]),
+    ],
+)
+def test_a_mode_that_several_have_is_answered_with_all_of_them(
+    said: str, offered: list[str]
+) -> None:
+    with pytest.raises(UnknownNameError) as caught:
+        find_target(said)
+    assert all(name in str(caught.value) for name in offered)
+
+
 def test_the_older_modes_are_known_where_no_configuration_is_asked_for() -> None:
     assert find_target("jetson-orin-nx-16gb:MAXN").compute.watts == 25
-    with pytest.raises(UnknownNameError):
+    # A board with JetPack 6.2 can have been flashed with either set.
+    assert find_target("jetson-orin-nx-16gb:MAXN", jetpack=jetpacks()["6.2"]).compute.watts == 25
+    with pytest.raises(FusedgeError, match="MAXN is one of the standard modes"):
         find_target("jetson-orin-nx-16gb:MAXN", "super")
     # Where both have the mode, the newer one's clocks count.
     assert find_target("jetson-orin-nano-8gb:15W").compute.cpu_mhz == 1497.6
     assert find_target("jetson-orin-nano-8gb:15W", "standard").compute.cpu_mhz == 1510.4
+
+
+@pytest.mark.parametrize("row", jetsons().values(), ids=jetsons())
+def test_a_mode_is_there_from_the_release_on_that_brought_it(row: Jetson) -> None:
+    order = list(jetpacks())
+    for jetpack in jetpacks_for(row):
+        there = power_modes(row, None, jetpack)
+        assert sum(mode.default for mode in there.values()) == 1
+        assert {mode.configuration for mode in there.values()} <= {
+            "standard",
+            jetpack.configuration,
+        }
+        assert all(
+            order.index(mode.jetpack_first or "4.4") <= order.index(jetpack.name)
+            for mode in there.values()
+        )
+        for name in {mode.name for mode in row.modes}:
+            try:
+                found = find_target(f"{row.name}:{name}", jetpack=jetpack).power_mode
+            except FusedgeError as error:
+                assert f"power mode {name} came with JetPack " in str(error)
+                assert name not in there
+            else:
+                assert found is not None
+                assert found.configuration <= jetpack.configuration
+
+
+@pytest.mark.parametrize(
+    ("said", "jetpack", "first"),
+    [
+        ("jetson-orin-nx-16gb:40W", "6.1", "6.2"),
+        ("jetson-orin-nano-8gb:MAXN_SUPER", "5.1.2", "6.2"),
+        ("jetson-agx-orin-32gb:maxn_super", "6.2", "7.2"),
+    ],
+)
+def test_a_mode_of_a_later_release_says_which(said: str, jetpack: str, first: str) -> None:
+    with pytest.raises(FusedgeError, match=f"came with JetPack {first}, and this is {jetpack}"):
+        find_target(said, jetpack=jetpacks()[jetpack])
+    assert find_target(said, jetpack=jetpacks()[first]).power_mode is not None
 
 
 def test_releases_of_jetpack_are_in_order() -> None:
@@ -293,7 +340,14 @@ def test_releases_of_jetpack_are_in_order() -> None:
 
 @pytest.mark.parametrize(
     ("l4t", "name"),
-    [("32.7.1", "4.6.1"), ("35.4.1", "5.1.2"), ("36.4.3", "6.2"), ("36.4.99", None), ("", None)],
+    [
+        ("32.7.1", "4.6.1"),
+        ("35.4.1", "5.1.2"),
+        ("35.6.5", "5.1.7"),
+        ("36.4.3", "6.2"),
+        ("36.4.99", None),
+        ("", None),
+    ],
 )
 def test_the_jetpack_of_a_jetson_linux(l4t: str, name: str | None) -> None:
     found = jetpack_of_l4t(l4t)
@@ -304,7 +358,7 @@ def test_the_jetpack_of_a_jetson_linux(l4t: str, name: str | None) -> None:
     ("module", "first", "last", "without"),
     [
         ("jetson-nano-4gb", "4.4", "4.6.6", "5.0.2"),
-        ("jetson-xavier-nx-16gb", "4.6.1", "5.1.6", "6.0"),
+        ("jetson-xavier-nx-16gb", "4.6.1", "5.1.7", "6.0"),
         ("jetson-orin-nano-8gb", "5.1.1", "7.2.2", "7.0"),
         ("jetson-thor-t5000", "7.0", "7.2.2", "6.2"),
     ],
@@ -313,6 +367,15 @@ def test_the_releases_for_a_module(module: str, first: str, last: str, without: 
     names = [release.name for release in jetpacks_for(jetsons()[module])]
     assert (names[0], names[-1]) == (first, last)
     assert without not in names
+
+
+@pytest.mark.parametrize("row", jetsons().values(), ids=jetsons())
+def test_the_release_that_is_taken_is_the_newest_that_is_known_in_full(row: Jetson) -> None:
+    taken = software_of(find_target(row.name), None, None).jetpack
+    confirmed = [release for release in jetpacks_for(row) if release.confirmed]
+    assert taken == confirmed[-1]
+    assert taken.l4t
+    assert taken.name == ("7.2.1" if row.jetpack_last is None else row.jetpack_last)
 
 
 def test_super_modes_came_with_jetpack_6_2() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -10,10 +11,19 @@ import pytest
 
 from fusedge.bundle.errors import FusedgeError, UnknownNameError
 from fusedge.devices.targets.local import local_gpu, nvml_gpu, resolve_target
-from fusedge.devices.targets.machine import CoreKind, Gpu, Machine
+from fusedge.devices.targets.machine import Board, CoreKind, Gpu, Machine
 from fusedge.devices.targets.machine_target import local_cpu, machine_target
-from fusedge.devices.targets.table import Target, find_target, gpus, jetson_cpu, processors
-from tests.devices.recorded_machines import absent, recorded
+from fusedge.devices.targets.rows import Gpu as GpuRow
+from fusedge.devices.targets.rows import Jetson
+from fusedge.devices.targets.table import (
+    Target,
+    computers,
+    find_target,
+    gpus,
+    jetson_cpu,
+    processors,
+)
+from tests.devices.recorded_machines import NAMES, absent, recorded
 
 
 def of(machine: Machine) -> Target:
@@ -22,6 +32,11 @@ def of(machine: Machine) -> Target:
 
 def changed(name: str, **values: Any) -> Machine:
     return recorded(name).model_copy(update=values)
+
+
+def with_memory_of(machine: Machine, target: Target) -> Target:
+    """The target, with the memory that the machine says it has: less than the module, for its firmware."""
+    return replace(target, compute=replace(target.compute, memory_bytes=machine.memory_bytes))
 
 
 def with_gpu(*found: Gpu, **values: Any) -> Machine:
@@ -37,28 +52,93 @@ def with_gpu(*found: Gpu, **values: Any) -> Machine:
     ],
 )
 def test_a_jetson_is_its_row_in_the_power_mode_that_it_is_in(machine: str, name: str) -> None:
-    assert of(recorded(machine)) == find_target(name)
+    found = recorded(machine)
+    assert of(found) == with_memory_of(found, find_target(name))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_memory_and_cores_are_those_that_this_process_may_use(name: str) -> None:
+    """Whatever the machine is: in the table, in a power mode of its own, or described by its chip."""
+    limited = changed(name, gpus=(), memory_limit_bytes=1 << 30, usable_cores=1)
+    machines = [limited]
+    if limited.jetson is not None:
+        for values in ({"power_mode": "MY_MODE"}, {"module": None, "part": "p3701-9999"}):
+            other = limited.jetson.model_copy(update=values)
+            machines.append(limited.model_copy(update={"jetson": other}))
+    for machine in machines:
+        for target in (of(machine), local_cpu(machine)):
+            assert (target.compute.memory_bytes, target.compute.cores) == (1 << 30, 1)
+        found = of(machine.model_copy(update={"memory_limit_bytes": None}))
+        assert found.compute.memory_bytes == machine.memory_bytes
+
+
+@pytest.mark.parametrize("row", gpus().values(), ids=gpus())
+def test_a_gpu_that_shares_the_memory_has_what_this_process_may_use_of_it(row: GpuRow) -> None:
+    own = None if row.memory_is_shared else 2 << 30
+    gpu = Gpu(name=row.title, compute_capability=row.compute_capability, memory_bytes=own)
+    target = of(with_gpu(gpu, memory_limit_bytes=1 << 30))
+    assert target.compute.memory_bytes == (own or 1 << 30)
 
 
 def test_a_power_mode_is_of_the_configuration_that_the_machine_has() -> None:
     """`15W` of both configurations has other clocks, and 25W there is in one only."""
-    target = of(recorded("jetson-orin-nx-carrier"))
-    assert target == find_target("jetson-orin-nx-16gb:15W", "standard")
+    found = recorded("jetson-orin-nx-carrier")
+    target = of(found)
+    assert target == with_memory_of(found, find_target("jetson-orin-nx-16gb:15W", "standard"))
     assert target.power_mode is not None and target.power_mode.configuration == "standard"
 
 
-def test_a_power_mode_of_the_users_own_has_the_limits_that_are_set_now() -> None:
-    found = recorded("jetson-orin-nano-super")
+def in_own_mode(name: str, **values: Any) -> Target:
+    found = recorded(name)
     assert found.jetson is not None
-    own = found.jetson.model_copy(update={"power_mode": "MY_MODE", "gpu_max_mhz": 500.0})
-    target = of(found.model_copy(update={"jetson": own}))
+    own = found.jetson.model_copy(update={"power_mode": "MY_MODE", **values})
+    return of(found.model_copy(update={"jetson": own}))
+
+
+def test_a_power_mode_of_the_users_own_has_the_limits_that_are_set_now() -> None:
+    target = in_own_mode("jetson-orin-nano-super", gpu_max_mhz=500.0)
+    row = find_target("jetson-orin-nano-8gb:15W")
     assert target.name == "jetson-orin-nano-8gb" and target.power_mode is not None
     assert (target.power_mode.name, target.power_mode.gpu_mhz) == ("MY_MODE", 500.0)
     assert (target.compute.cores, target.compute.cpu_mhz) == (6, 1344.0)
     assert target.compute.bandwidth_bytes_per_s == pytest.approx(102.4e9, rel=0.01)
-    # how many clusters are on is not known, so neither is what they can do
-    assert target.compute.peak["fp16"] is None
-    assert target.row == find_target("jetson-orin-nano-8gb").row
+    fp16, of_row = target.compute.peak["fp16"], row.compute.peak["fp16"]
+    assert fp16 and of_row and row.power_mode and row.power_mode.gpu_mhz
+    assert fp16 == pytest.approx(of_row * 500 / row.power_mode.gpu_mhz)
+    assert target.row == row.row
+
+
+@pytest.mark.parametrize(
+    ("machine", "module", "mask", "clusters"),
+    [
+        ("jetson-agx-orin", "jetson-agx-orin-64gb", 0, 8),
+        ("jetson-agx-orin", "jetson-agx-orin-32gb", 128, 7),
+        ("jetson-agx-orin", "jetson-agx-orin-32gb", 0, 7),
+        ("jetson-agx-orin", "jetson-agx-orin-64gb", 248, 3),
+        ("jetson-orin-nano-super", "jetson-orin-nano-8gb", 240, 4),
+        ("jetson-orin-nano-super", "jetson-orin-nano-8gb", 0, 4),
+        ("jetson-orin-nano-super", "jetson-orin-nano-4gb", 252, 2),
+        ("jetson-agx-xavier", "jetson-agx-xavier-32gb", 5, 2),
+        ("jetson-xavier-nx", "jetson-xavier-nx-8gb", 1, 3),
+        # more than the module has: which of them it lacks is not known
+        ("jetson-orin-nano-super", "jetson-orin-nano-8gb", 1, None),
+        # none left, more than the chip has, not read, and chips whose masks nobody has described
+        ("jetson-agx-orin", "jetson-agx-orin-64gb", 255, None),
+        ("jetson-agx-orin", "jetson-agx-orin-64gb", 256, None),
+        ("jetson-agx-orin", "jetson-agx-orin-64gb", None, None),
+        ("jetson-thor", "jetson-thor-t5000", 0, None),
+        ("jetson-tx2", "jetson-tx2-8gb", 1, None),
+    ],
+)
+def test_the_clusters_that_are_on_are_told_by_the_mask_of_those_off(
+    machine: str, module: str, mask: int | None, clusters: int | None
+) -> None:
+    target = in_own_mode(machine, module=module, tpc_mask=mask)
+    row = find_target(module).row
+    assert target.power_mode is not None and isinstance(row, Jetson)
+    assert target.power_mode.tpcs == clusters
+    each = row.multiprocessors_per_tpc
+    assert target.compute.multiprocessors == (clusters * each if clusters and each else None)
 
 
 def test_a_jetson_in_a_container_is_known_by_its_chip_only() -> None:
@@ -78,10 +158,10 @@ def test_the_cpu_of_a_jetson_is_that_of_its_power_mode() -> None:
 
 
 @pytest.mark.parametrize("row", gpus().values(), ids=gpus())
-def test_every_gpu_of_the_table_is_found_by_its_name(row: Any) -> None:
+def test_every_gpu_of_the_table_is_found_by_its_name(row: GpuRow) -> None:
     memory = None if row.memory_gib is None else int(row.memory_gib * 2**30)
     found = Gpu(name=row.title, compute_capability=row.compute_capability, memory_bytes=memory)
-    assert of(with_gpu(found)) == find_target(row.name)
+    assert of(with_gpu(found, memory_bytes=memory)) == find_target(row.name)
     assert of(with_gpu(found.model_copy(update={"compute_capability": "5.0"}))).row is None
 
 
@@ -161,6 +241,34 @@ def test_a_board_of_the_table_has_its_row_and_the_memory_that_it_has() -> None:
     assert target.compute.memory_bytes == 8256144 * 1024
     memory = changed("raspberry-pi-5", memory_bytes=4 << 30)
     assert of(memory).name == "raspberry-pi-5-4gb"
+
+
+@pytest.mark.parametrize("name", computers())
+def test_a_board_of_the_table_has_the_clock_that_it_may_have(name: str) -> None:
+    """A Compute Module 4 goes to 1500 MHz, and a Raspberry Pi 4 to 1800: the kernel says which."""
+    row = computers()[name]
+    clock = (row.cpu_mhz or 0) * 5 / 6
+    cores = (
+        CoreKind(title="small", processor="cortex-a53", count=4, max_mhz=9 * clock),
+        CoreKind(title="big", processor=row.cpu, count=row.cores, max_mhz=clock),
+    )
+    board = changed(
+        "raspberry-pi-5",
+        board=Board(model=row.models[0]),
+        core_kinds=cores if row.cpu != "cortex-a53" else cores[1:],
+        usable_cores=None,
+        memory_bytes=int((row.memory_gib or 0) * 2**30),
+    )
+    target, table = of(board), find_target(name)
+    for compute in (target.compute, local_cpu(board).compute):
+        assert compute.cpu_mhz == clock and compute.cores == row.cores
+        for precision, peak in table.compute.peak.items():
+            found = compute.peak[precision]
+            assert found == (None if peak is None else pytest.approx(peak * 5 / 6))
+        assert compute.bandwidth_bytes_per_s == table.compute.bandwidth_bytes_per_s
+    assert target.name == name
+    untold = board.model_copy(update={"core_kinds": ()})
+    assert of(untold).compute == local_cpu(untold).compute == table.compute
 
 
 def test_a_cpu_is_its_largest_cores_at_the_clock_that_they_may_have() -> None:

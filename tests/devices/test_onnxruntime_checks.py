@@ -73,6 +73,24 @@ def test_on_a_jetson_the_gpu_packages_are_not_those_of_pypi() -> None:
     assert desktop.way_out == ""
 
 
+@pytest.mark.parametrize(
+    ("name", "bound"),
+    [
+        # by the kernels in the library of the CUDA provider, see the table
+        *((name, "1.29") for name in ("b200", "b300")),
+        *((name, "1.27") for name in ("v100-sxm2-16gb",)),
+        *((name, "") for name in ("rtx-4090", "rtx-5090", "t4", "h100-sxm", "a100-sxm4-40gb")),
+    ],
+)
+def test_the_last_onnx_runtime_for_a_gpu_is_named(name: str, bound: str) -> None:
+    plan = plan_for(DRIVING, WORKS, name, backend="onnx")
+    if bound:
+        finding = the_one(plan, "onnxruntime", "warning", f"For the GPU of {name}")
+        assert finding.way_out == f"pip install 'onnxruntime-gpu<{bound}'"
+    else:
+        assert the_one(plan, "onnxruntime", "fits", "for the GPU")
+
+
 def test_another_python_than_that_of_jetpack_has_no_gpu() -> None:
     plan = plan_for(DRIVING, WORKS, XAVIER, backend="onnx")
     assert plan.will_run
@@ -84,12 +102,13 @@ def test_another_python_than_that_of_jetpack_has_no_gpu() -> None:
 # The software of a target
 
 
-def test_the_newest_jetpack_is_taken_unless_another_is_named() -> None:
+def test_the_newest_jetpack_whose_facts_are_known_is_taken_unless_another_is_named() -> None:
     for name, row in jetsons().items():
         target = find_target(name)
         newest = software_of(target, None, None)
-        assert newest.jetpack == jetpacks_for(row)[-1] and newest.architecture == "aarch64"
-        assert newest.tensorrt == jetpacks_for(row)[-1].tensorrt
+        known = [each for each in jetpacks_for(row) if each.confirmed]
+        assert newest.jetpack == known[-1] and newest.architecture == "aarch64"
+        assert newest.tensorrt == known[-1].tensorrt
     named = software_of(find_target(ORIN), "5.1.2", None)
     assert (named.python, named.tensorrt) == (
         jetpacks()["5.1.2"].python,

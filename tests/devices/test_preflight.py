@@ -93,6 +93,16 @@ def test_onnx_runtime_runs_what_it_is_asked_to() -> None:
     }
 
 
+def test_no_part_runs_on_a_gpu_that_is_not_there() -> None:
+    for name in target_names():
+        target = find_target(name)
+        if target.compute_capability is None:
+            plan = plan_for(DRIVING, WORKS, name, backend="native")
+            assert not plan.will_run
+            assert {(r.backend, r.device) for r in plan.routes.values()} == {("onnx", "cpu")}
+            assert not [row for row in plan.memory.rows if "CUDA" in row.what]
+
+
 def test_a_plain_model_is_planned_without_modalities() -> None:
     part = DRIVING.parts[0].model_copy(update={"kind": "model"})
     plain = DRIVING.model_copy(update={"parts": (part,), "modalities": (), "fusion": None})

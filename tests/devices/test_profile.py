@@ -48,6 +48,9 @@ def calibration(provider: str = "cpu", precision: str = "fp32", run_s: float = 2
         kinds={"product": cost, "free": cost},
         run_s=run_s,
         tensor_s=0,
+        pause_s=1e-4,
+        pause_node_s=1e-6,
+        pause_byte_s=1e-11,
         error=1.25,
         graphs=90,
         kernels=400,
@@ -79,6 +82,7 @@ def test_rates_are_of_one_provider_and_precision() -> None:
     found = rates_of(profile(), "cpu", "fp32")
     assert found is not None and found.measured and found.error == 1.25
     assert found.kinds["product"].operations_per_s == {"fp32": 2e11}
+    assert (found.pause_s, found.pause_node_s, found.pause_byte_s) == (1e-4, 1e-6, 1e-11)
     assert "cpu" in found.source and "2026-01-01" in found.source
     assert rates_of(profile(), "cpu", "fp16") is None
     assert rates_of(profile(), "cuda", "fp32") is None

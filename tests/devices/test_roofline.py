@@ -202,6 +202,16 @@ def test_a_kernel_takes_its_start_and_the_slower_of_sums_and_bytes() -> None:
     assert found.by_kind == pytest.approx({"convolution": 10e-6})
 
 
+def test_after_a_pause_a_run_wakes_the_processor_and_fetches_nodes_and_weights() -> None:
+    work = replace(part("MaxPool p: x"), weight_bytes=1000)
+    known = rates(pause_s=1e-4, pause_node_s=2e-6, pause_byte_s=1e-9)
+    found = estimate_part(work, known, "cpu")
+    assert found.seconds == estimate_part(work, rates(), "cpu").seconds == pytest.approx(8e-6)
+    assert found.wake_s == 1e-4 and found.cold_s == pytest.approx(3e-6)
+    assert found.paused_s == pytest.approx(111e-6)
+    assert estimate_part(work, rates(), "cpu").paused_s is None
+
+
 def test_recurrent_steps_start_one_after_another() -> None:
     work = part(node("GRU g: x W", steps=50))
     found = estimate_part(work, rates(), "gpu")
@@ -322,6 +332,10 @@ def test_rates_of_a_mode_scale_to_those_of_another() -> None:
         assert carried.kinds[kind].bytes_per_s == pytest.approx(rate.bytes_per_s)
         assert carried.kinds[kind].fill_s == pytest.approx(rate.fill_s)
     assert carried.error > known.error
+    rested = replace(known, pause_s=1e-4, pause_node_s=1e-6, pause_byte_s=1e-11)
+    slower = scaled_rates(rested, fast.compute, slow.compute)
+    assert slower.run_s / known.run_s == pytest.approx(slower.pause_s / rested.pause_s)
+    assert slower.pause_node_s > 1e-6 and slower.pause_byte_s > 1e-11
     with pytest.raises(FusedgeError, match="the bandwidth is not known"):
         scaled_rates(known, fast.compute, replace(slow.compute, bandwidth_bytes_per_s=None))
 

@@ -12,8 +12,17 @@ from hypothesis import strategies as st
 
 from fusedge.bundle.errors import FusedgeError, UnknownNameError
 from fusedge.devices.targets import table
+from fusedge.devices.targets.local import resolve_target
 from fusedge.devices.targets.opsets import max_opset
-from fusedge.devices.targets.table import Target, find_target, generations, target_names
+from fusedge.devices.targets.table import (
+    Target,
+    computers,
+    find_target,
+    generations,
+    gpus,
+    jetsons,
+    target_names,
+)
 
 DATA = Path(table.__file__).with_name("data")
 
@@ -52,9 +61,85 @@ def test_known_targets(name: str, capability: str | None, flavour: str | None) -
     assert (target.compute_capability, target.flavour) == (capability, flavour)
 
 
-def test_a_mistyped_target_is_answered_with_the_closest() -> None:
-    with pytest.raises(UnknownNameError, match="did you mean 'rtx-4090'"):
-        find_target("rtx4090")
+@pytest.mark.parametrize(
+    ("said", "offered"),
+    [
+        # a mistake
+        ("rtx4090", ["rtx-4090"]),
+        ("rtx-4091", ["rtx-4090"]),
+        ("rtx-4009", ["rtx-4090"]),
+        ("rtx4070ti", ["rtx-4070-ti"]),
+        ("rtx-5090ti", ["rtx-5090"]),
+        ("h100sxm", ["h100-sxm"]),
+        ("raspberry-pi5-8gb", ["raspberry-pi-5-8gb"]),
+        ("jeston-orin-nano-8gb", ["jetson-orin-nano-8gb"]),
+        ("locl", ["local"]),
+        # the beginning of several, or what they have inside
+        ("A100", ["a100-pcie-40gb", "a100-sxm4-40gb", "a100-80gb-pcie", "a100-sxm4-80gb"]),
+        ("H100", ["h100-pcie", "h100-sxm"]),
+        ("v100", ["v100-sxm2-16gb", "v100-sxm2-32gb", "v100-pcie-16gb", "v100-pcie-32gb"]),
+        ("jetson-tx2", ["jetson-tx2-8gb", "jetson-tx2-4gb", "jetson-tx2i", "jetson-tx2-nx"]),
+        ("thor", ["jetson-thor-t4000", "jetson-thor-t5000"]),
+        ("jetson-orin-nano", ["jetson-orin-nano-4gb", "jetson-orin-nano-8gb"]),
+        ("a100-80gb", ["a100-80gb-pcie", "a100-sxm4-80gb"]),
+        # more than the table's name has
+        ("rtx-3080-10gb", ["rtx-3080"]),
+        ("h100-80gb", ["h100-pcie", "h100-sxm"]),
+        ("NVIDIA GeForce RTX 4090", ["rtx-4090"]),
+        ("Tesla T4", ["t4"]),
+        # another name
+        ("dgx-spark", ["gb10"]),
+        ("jetson-orin-nano-super", ["jetson-orin-nano-8gb"]),
+        ("jetson-agx-thor", ["jetson-thor-t5000"]),
+        ("rpi4", ["raspberry-pi-4-4gb", "raspberry-pi-4-8gb"]),
+    ],
+)
+def test_an_unknown_target_is_answered_with_what_it_may_be(said: str, offered: list[str]) -> None:
+    with pytest.raises(UnknownNameError, match="did you mean") as caught:
+        find_target(said)
+    assert re.findall("'([^']+)'", caught.value.hint) == offered
+
+
+@pytest.mark.parametrize(
+    "said",
+    ["gtx-1080", "i7-12700", "rtx-4090-laptop", "rtx-9090", "jetson-tx1", "a1000", "", "qqqq"],
+)
+def test_what_is_near_nothing_is_answered_with_where_the_names_are(said: str) -> None:
+    with pytest.raises(UnknownNameError) as caught:
+        find_target(said)
+    assert caught.value.hint == "see fusedge devices --targets"
+
+
+def test_at_most_five_are_offered() -> None:
+    with pytest.raises(UnknownNameError) as caught:
+        find_target("rtx")
+    assert len(re.findall("'[^']+'", caught.value.hint)) == 5
+    assert caught.value.hint.endswith("Or see fusedge devices --targets")
+
+
+def test_capitals_and_spaces_are_accepted() -> None:
+    assert find_target("L40S") == find_target("l40s")
+    assert find_target("RTX 4090") == find_target("rtx-4090")
+    for name in target_names():
+        assert find_target(name.upper().replace("-", " ")) == find_target(name)
+
+
+def test_what_a_target_is_also_called_is_no_target() -> None:
+    rows = (*gpus().values(), *jetsons().values(), *computers().values())
+    called = [other for row in rows for other in row.also_called]
+    assert called
+    assert not set(called) & set(target_names())
+
+
+@pytest.mark.parametrize("name", ["local", "cpu"])
+def test_this_machine_has_no_power_mode_to_be_said(name: str) -> None:
+    with pytest.raises(FusedgeError, match=f"{name}: is this machine in the power mode"):
+        resolve_target(f"{name}:15W")
+
+
+def test_this_machine_is_no_device_of_the_tables() -> None:
+    with pytest.raises(FusedgeError, match="target local: a device is wanted by its name"):
+        find_target("local")
 
 
 def test_only_a_jetson_has_power_modes() -> None:

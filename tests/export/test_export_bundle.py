@@ -256,7 +256,7 @@ def test_a_part_that_misses_every_precision_names_itself(traced: list[int], tmp_
 
 def test_an_unknown_target_stops_before_any_work(tmp_path: Path) -> None:
     with pytest.raises(UnknownNameError, match="did you mean 'rtx-4090'"):
-        options = ExportOptions(targets=("rtx-4909",))
+        options = ExportOptions(targets=("rtx-4009",))
         export_bundle(tiny(), tmp_path / "out.fusedge", options)
 
 

@@ -530,6 +530,43 @@ def test_a_constant_without_its_data_says_nothing_of_sizes() -> None:
     assert count(content).nodes[0].kind in ("free", "unknown")
 
 
+@pytest.mark.parametrize("place", ["initializer", "constant", "branch"])
+@pytest.mark.parametrize("numbers", ["raw", "plain"])
+def test_weights_that_are_cut_off_are_refused(place: str, numbers: str) -> None:
+    tensor = numpy_helper.from_array(zeros(4, 4), "w")
+    if numbers == "raw":
+        tensor.raw_data = tensor.raw_data[:40]
+    else:
+        tensor.ClearField("raw_data")
+        tensor.float_data.extend([1.0] * 10)
+    add = helper.make_node("Add", ["x", "w"], ["y"])
+    nodes, kept = [add], [tensor]
+    if place == "constant":
+        nodes, kept = [helper.make_node("Constant", [], ["w"], value=tensor), add], []
+    if place == "branch":
+        inner = helper.make_node("Add", ["x", "w"], ["z"])
+        branch = helper.make_graph([inner], "branch", [], [value("z", None)], [tensor])
+        choice = helper.make_node("If", ["c"], ["y"], then_branch=branch, else_branch=branch)
+        nodes, kept = [choice], [numpy_helper.from_array(np.array(True), "c")]
+    content = broken(
+        graph_bytes(nodes, {}, x=[4, 4]), lambda model: model.graph.initializer.extend(kept)
+    )
+    with pytest.raises(FusedgeError, match=r"damaged: .*too small") as raised:
+        count(content)
+    assert "\n" not in raised.value.line()
+
+
+def test_operators_that_onnx_does_not_define_are_told_apart() -> None:
+    def foreign(*node: Any, **attributes: Any) -> tuple[str, ...]:
+        return count(graph_bytes([helper.make_node(*node, **attributes)], x=["batch", 4])).foreign
+
+    assert foreign("Relu", ["x"], ["y"]) == foreign("NonZero", ["x"], ["y"]) == ()
+    assert foreign("NoSuchOp", ["x"], ["y"]) == ("NoSuchOp",)
+    assert foreign("Relu", ["x"], ["y"], domain="own") == ("Relu",)
+    young = helper.make_node("RMSNormalization", ["x", "x"], ["y"])  # came with opset 23
+    assert count(graph_bytes([young], None, 22, x=["batch", 4])).foreign == ("RMSNormalization",)
+
+
 def _strip(model: onnx.ModelProto) -> None:
     model.graph.initializer[0].ClearField("raw_data")
 

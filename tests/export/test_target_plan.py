@@ -9,9 +9,11 @@ from pathlib import Path
 import pytest
 
 from fusedge.bundle.lookup import open_bundle
+from fusedge.bundle.manifest import DimRange
 from fusedge.devices.targets.fit import Limits, fit
 from fusedge.devices.targets.software import software_of
 from fusedge.devices.targets.table import (
+    cpu_compute,
     find_target,
     jetson_cpu,
     jetsons,
@@ -73,7 +75,50 @@ def test_the_dla_and_onnx_runtime_on_a_gpu_are_told_as_what_they_are_counted(wor
     assert planned(works, "rtx-4090").notes == ()
     (onnx,) = planned(works, "rtx-4090", backend="onnx").notes
     assert "counted as TensorRT" in onnx
-    assert "the DLA is counted as the GPU" in planned(works, "jetson-orin-nx-16gb", dla=True).notes
+
+
+def test_the_dla_is_counted_as_the_gpu_where_engines_run(works: Works, tmp_path: Path) -> None:
+    fixed = Works(write_tiny_bundle(tmp_path / "tiny.fusedge"))
+    one = DimRange(least=1, usual=1, greatest=1)
+    for name, part in fixed.parts.items():
+        graphs = tuple(g.model_copy(update={"precision": "fp16"}) for g in part.graphs)
+        dims = dict.fromkeys(part.dims, one)
+        fixed.parts[name] = part.model_copy(update={"dims": dims, "graphs": graphs})
+    parts = tuple(fixed.parts.values())
+    fixed.bundle.manifest = fixed.bundle.manifest.model_copy(update={"parts": parts})
+    orin, asked = device("jetson-orin-nx-16gb", "6.2"), Asked(dla=True)
+    made = plan_target(fixed, orin, asked)
+    assert {route.backend for route in made.preflight.routes.values()} == {"native"}
+    assert made.notes == ("the DLA is counted as the GPU",)
+    without = plan_target(works, orin, asked)  # its sizes change, so no DLA runs it
+    assert {route.backend for route in without.preflight.routes.values()} == {"onnx"}
+    assert not any("DLA" in note for note in without.notes)
+
+
+def test_the_memory_of_the_computer_around_a_graphics_card_is_looked_at(works: Works) -> None:
+    card = device("rtx-4090")
+    for size_gb, verdict in ((None, "unknown"), (16, "fits"), (0.5, "refused")):
+        memory = None if size_gb is None else size_gb * 1e9
+        beside = cpu_compute(None, cores=8, cpu_mhz=None, memory_bytes=memory)
+        found = plan_target(works, replace(card, processor=beside), Asked()).preflight.findings
+        (finding,) = (f for f in found if "the computer's memory" in f.sentence)
+        assert finding.verdict == verdict
+
+
+def test_what_is_not_known_of_a_device_is_named(works: Works) -> None:
+    pi = device("raspberry-pi-5-8gb")
+    compute = pi.target.compute
+    for changed, missing in (
+        ({"bandwidth_bytes_per_s": None}, "the bandwidth of the memory"),
+        ({"peak": {}}, "the peak in fp32"),
+        ({"cpu_mhz": None}, "the clock"),
+        ({"cpu_mhz": None, "peak": {}}, "the peak in fp32 and the clock"),
+    ):
+        target = replace(pi.target, compute=replace(compute, **changed))
+        made = plan_target(works, replace(pi, target=target), Asked())
+        assert made.plan is not None
+        said = f"{missing} of this CPU, so how long these parts take: imu, gps, road, head"
+        assert [line for line in made.plan.unknown if line.startswith(said)], made.plan.unknown
 
 
 def test_each_graph_is_counted_once(works: Works) -> None:

@@ -162,9 +162,14 @@ def test_without_a_fitting_engine_the_graph_runs_and_the_reason_is_told(
 @pytest.mark.parametrize(
     ("flags", "version", "backend"),
     [
-        ((), "10.3.0.26", "native"),
+        ((), "10.3.0.30", "native"),
+        ((), "10.3.0", "native"),
+        ((), "10.3.0.26", "onnxruntime"),
         ((), "10.4.0", "onnxruntime"),
+        ((), "", "onnxruntime"),
         (("VERSION_COMPATIBLE",), "11.4.1.1", "native"),
+        (("VERSION_COMPATIBLE",), "10.3.0.31", "native"),
+        (("VERSION_COMPATIBLE",), "10.3.0.26", "onnxruntime"),
         (("VERSION_COMPATIBLE",), "10.2.0.19", "onnxruntime"),
     ],
 )
@@ -179,7 +184,10 @@ def test_an_engine_is_for_its_version_or_for_later_ones_too(
 
 def test_a_hardware_compatible_engine_is_for_later_gpus_too(tmp_path: Path, plain: Bundle) -> None:
     bundle = with_engines(plain, tmp_path / "x.fusedge", flags=("AMPERE_PLUS",))
-    for capability, backend in (("12.0", "native"), ("8.0", "native"), ("7.5", "onnxruntime")):
+    for capability, backend in (
+        *(("12.0", "native"), ("8.0", "native"), ("7.5", "onnxruntime")),
+        *(("8.7", "onnxruntime"), ("11.0", "onnxruntime")),  # Jetsons
+    ):
         trt = Tensorrt(CudaApi(capability))
         assert load(bundle, ALLOWED, trt).chosen["head"].backend == backend
 

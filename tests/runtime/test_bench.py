@@ -29,6 +29,7 @@ from fusedge.runtime.bench import (
     conditions,
     measure,
     measure_apart,
+    pause_of,
     precisions_of,
     providers_here,
 )
@@ -98,6 +99,50 @@ def test_times_are_those_of_the_clock_that_is_given(tiny: Bundle) -> None:
 def test_a_budget_of_nothing_still_measures(tiny: Bundle) -> None:
     (found,) = measure([item(tiny)], "cpu", "fp32", 1e-9, now_ns=ticks(1_000_000))
     assert found.times[0].runs >= bench.ROUNDS
+
+
+def test_runs_after_a_pause_wait_for_it_and_are_no_others(tiny: Bundle) -> None:
+    waits: list[float] = []
+    rested = item(tiny)._replace(pause_s=0.05)
+    found = measure(
+        [rested, item(tiny)], "cpu", "fp32", 0.1, now_ns=ticks(1_000_000), wait=waits.append
+    )
+    paused = found[0].paused
+    assert paused is not None and paused.pause_s == 0.05
+    assert paused.p50_s == pytest.approx(1e-3)
+    assert bench.LEAST_PAUSED <= paused.runs <= bench.MOST_PAUSED
+    assert waits == [0.05] * paused.runs
+    assert found[1].paused is None
+    # One more run of both is in neither's percentiles.
+    assert found[0].times[0].p99_s == found[1].times[0].p99_s
+
+
+def test_pauses_take_half_of_the_budget_more(tiny: Bundle) -> None:
+    now = itertools.count(0, 1_000_000)
+    slept = 0
+
+    def clock() -> int:
+        return next(now) + slept
+
+    def sleep(seconds: float) -> None:
+        nonlocal slept
+        slept += round(seconds * 1e9)
+
+    rested = item(tiny)._replace(pause_s=0.1)
+    (found,) = measure([rested], "cpu", "fp32", 2.0, now_ns=clock, wait=sleep)
+    assert found.paused is not None and found.paused.runs in (9, 10)
+
+
+def test_a_pause_is_measured_in_a_process_of_its_own_too(tiny: Bundle) -> None:
+    (found,) = measure_apart([item(tiny)._replace(pause_s=0.02)], "cpu", "fp32", 0.05)
+    assert found.paused is not None and found.paused.p50_s > 0
+
+
+def test_the_pause_is_that_from_one_run_to_the_next(tiny: Bundle) -> None:
+    fast, slow, head = tiny.manifest.parts
+    assert pause_of(tiny, fast) == pause_of(tiny, slow) == bench.MOST_PAUSE_S
+    assert pause_of(tiny, head) == bench.MOST_PAUSE_S
+    assert pause_of(tiny, head.model_copy(update={"kind": "model"})) == bench.MOST_PAUSE_S
 
 
 def test_several_parts_are_measured_in_turns(tiny: Bundle) -> None:
