@@ -22,7 +22,7 @@ MAX_THREADS = (
     4  # cores that compute parts at a time, if nobody asks for more: fusedge.runtime.runner
 )
 
-REST_S = 0.01  # caches are cold after it, on a virtual core of an AMD EPYC: docs/performance.md
+REST_S = 0.01  # half of what 0.1 s costs is lost at 5 to 20 ms: docs/performance.md
 
 Device = Literal["gpu", "cpu"]
 
@@ -36,8 +36,7 @@ class PartLoad:
     `paused_s` the first time, if it has rested for `REST_S`. A plain model has no rate. What is not
     known is None.
 
-    `rest_s` is what the first of its runs takes longer, on the mean: less than after a pause, where another
-    part is due at the same times and has just run. It is 0 where that is not known.
+    A part that runs right after another takes a quarter to a half of that, and is counted as if it did not.
     """
 
     part: str
@@ -48,8 +47,15 @@ class PartLoad:
     rate_hz: float | None
     seconds: float | None
     paused_s: float | None
-    rest_s: float
     share: float | None
+
+    @property
+    def rest_s(self) -> float:
+        """What the first of its runs takes longer than the others; 0 where that is not known."""
+        rests = self.rate_hz is not None and self.rate_hz * REST_S <= 1
+        if not rests or self.seconds is None or self.paused_s is None:
+            return 0.0
+        return self.paused_s - self.seconds
 
     @property
     def due_s(self) -> float | None:
@@ -96,7 +102,7 @@ class BundlePlan:
     - `typical_s`, `worst_s`: from the time of a decision to the decision, as `latency_ms` of a decision:
       what has yet to be computed of the encoders, and the head. The worst case is that all encoders of
       all streams are due just then, one after another. Of a plain model it is the time of a run. Parts
-      that have rested are cold; of those that run one after another the first wakes the processor.
+      that have rested are cold, also those that run right after another.
     - `throughput_hz`: rows a second that a plain model computes, one run after another, without a pause.
     - `energy_j`: of one decision, at most: the power mode's budget for as long as is computed; or
       measured, where `energy_measured`. Not what the device takes when it does nothing.
@@ -167,7 +173,7 @@ def plan_bundle(
     )
     devices = _devices(loads, computes) if fusion else ()
     shares = _known([device.load for device in devices])
-    typical_s, worst_s = _latency(manifest, loads, estimates, streams)
+    typical_s, worst_s = _latency(manifest, loads, streams)
     decisions_hz = fusion.decision_rate_hz * streams if fusion else None
     energy_j = _energy(loads, decisions_hz, computes, watts)
     return BundlePlan(
@@ -210,32 +216,10 @@ def _part_load(
         rate_hz=rate_hz,
         seconds=estimate.seconds,
         paused_s=estimate.paused_s,
-        rest_s=_rest_s(manifest, part, estimate, rate_hz),
         share=None,
     )
     due_s = load.due_s
     return load if due_s is None or rate_hz is None else replace(load, share=due_s * rate_hz)
-
-
-def _rest_s(manifest: Manifest, part: Part, estimate: PartEstimate, rate_hz: float | None) -> float:
-    if rate_hz is None or rate_hz * REST_S > 1 or estimate.cold_s is None:
-        return 0.0
-    own_ns, own_phase_ns = _due(manifest, part)
-    woken = 0.0  # the share of its runs at which an earlier part is due too: at least that of each
-    for other in manifest.parts[: manifest.parts.index(part)]:
-        other_ns, phase_ns = _due(manifest, other)
-        step_ns = math.gcd(own_ns, other_ns)
-        if (own_phase_ns - phase_ns) % step_ns == 0:
-            woken = max(woken, step_ns / other_ns)
-    return estimate.cold_s + (1 - woken) * (estimate.wake_s or 0.0)
-
-
-def _due(manifest: Manifest, part: Part) -> tuple[int, int]:
-    """Every how many nanoseconds, and how long after whole multiples of that."""
-    if part.kind == "head":
-        return to_ns(1 / manifest.require_fusion().decision_rate_hz), 0
-    modality = manifest.modality(str(part.modality))
-    return to_ns(modality.hop_s), to_ns(modality.delay_s)
 
 
 def _devices(
@@ -302,7 +286,6 @@ def _ignored(loads: tuple[PartLoad, ...], *, plain: bool) -> Iterator[str]:
 def _latency(
     manifest: Manifest,
     loads: tuple[PartLoad, ...],
-    estimates: Mapping[str, PartEstimate],
     streams: int,
 ) -> tuple[float | None, float | None]:
     """Typical and worst time from a decision's tick to the decision."""
@@ -311,10 +294,6 @@ def _latency(
         return None, None
     if manifest.fusion is None:
         return times[0], times[0]
-    resting = [(load, estimates[load.part]) for load in loads if load.rest_s]
-    wake_s = max((each.wake_s or 0.0 for _, each in resting), default=0.0)
-    cold_s = sum((each.cold_s or 0.0) - load.rest_s for load, each in resting)
-    worst_s = sum(times) + cold_s + wake_s
     period_ns = to_ns(1 / manifest.fusion.decision_rate_hz)
     typical_s = 0.0
     for part, load, time_s in zip(manifest.parts, loads, times, strict=True):
@@ -328,7 +307,7 @@ def _latency(
         late = min(count, max(0, math.ceil((time_s * NANOSECONDS - first_ns) / step_ns)))
         left_ns = late * (time_s * NANOSECONDS - first_ns) - step_ns * late * (late - 1) / 2
         typical_s += left_ns / count / NANOSECONDS
-    return min(typical_s, worst_s), worst_s
+    return typical_s, sum(times)
 
 
 def _waits(delay_ns: int, hop_ns: int, period_ns: int) -> tuple[int, int, int]:

@@ -14,8 +14,8 @@ class PartEstimate:
     `missing` says what of it that is, if it is not the speed at this precision.
 
     It is a lower bound where `unknown` is not empty: nodes that could not be counted, by operator.
-    A run that follows others of the same part takes `seconds`. One after a pause takes `cold_s` longer,
-    and `wake_s` too if nothing else has run since; both are None where that was not measured.
+    `seconds` is of one run after another, `paused_s` of a run after a pause; None where that was not
+    measured.
     `by_kind` and `by_bound` (`compute`, `memory`, `launch`) tell where the time goes, in seconds.
     """
 
@@ -28,12 +28,4 @@ class PartEstimate:
     by_bound: Mapping[str, float]
     unknown: Mapping[str, int]
     missing: tuple[str, ...] = ()
-    cold_s: float | None = None
-    wake_s: float | None = None
-
-    @property
-    def paused_s(self) -> float | None:
-        """Of a run after a pause in which nothing else ran; None where that is not known."""
-        if self.seconds is None or self.cold_s is None or self.wake_s is None:
-            return None
-        return self.seconds + self.cold_s + self.wake_s
+    paused_s: float | None = None

@@ -34,9 +34,8 @@ class Rates:
     `error`: the expected error of a part's estimate as a factor: 1.25 is a quarter either way. `measured`
     is False for what comes from a table of efficiencies and not from this device.
 
-    The first run after a pause takes `pause_s` longer, and each part that runs after one `pause_node_s`
-    for each of its nodes and `pause_byte_s` for each byte of its weights. All are 0 where that was not
-    measured.
+    A run after a pause takes longer by `pause_s`, by `pause_node_s` for each of its nodes and by
+    `pause_byte_s` for each byte of its weights. All are 0 where that was not measured.
     """
 
     kinds: Mapping[Kind, KindRate]

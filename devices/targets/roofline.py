@@ -8,8 +8,6 @@ After a pause, in which caches are lost and the processor sleeps, a run takes lo
 
     pause + nodes · node + weights · byte
 
-of which the pause itself is paid once, by the first of several parts that run one after another.
-
 The second part of the sums is what a kernel loses that is too small to fill the device: with a batch of
 one, convolutions on a large GPU reach a small share of its peak, though they take longer than a start.
 
@@ -54,22 +52,26 @@ def estimate_part(work: PartWork, rates: Rates, backend: Backend) -> PartEstimat
         by_bound["launch"] += launching_s
         by_bound["compute" if computing_s > moving_s else "memory"] += slower_s
         by_kind[kernel.kind] += launching_s + slower_s
+    seconds = sum(by_bound.values()) if known else None
     return PartEstimate(
         part=work.part,
         precision=work.precision,
         batch=work.batch,
-        seconds=sum(by_bound.values()) if known else None,
+        seconds=seconds,
         kernels=len(kernels),
         by_kind=dict(by_kind) if known else {},
         by_bound=by_bound if known else {},
         unknown=work.unknown,
-        cold_s=_cold_s(work, rates) if rates.pause_s else None,
-        wake_s=rates.pause_s or None,
+        paused_s=seconds + _pause_s(work, rates) if seconds is not None and rates.pause_s else None,
     )
 
 
-def _cold_s(work: PartWork, rates: Rates) -> float:
-    return len(work.nodes) * rates.pause_node_s + work.weight_bytes * rates.pause_byte_s
+def _pause_s(work: PartWork, rates: Rates) -> float:
+    return (
+        rates.pause_s
+        + len(work.nodes) * rates.pause_node_s
+        + work.weight_bytes * rates.pause_byte_s
+    )
 
 
 def _beside_kernels_s(work: PartWork, rates: Rates) -> float:

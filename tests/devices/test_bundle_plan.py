@@ -50,20 +50,20 @@ def planned(
     fast: float | None = 0.01,
     slow: float | None = 0.02,
     head: float | None = 0.03,
-    rested: dict[str, float] | None = None,
+    rested_s: float | None = None,
     others: dict[str, Compute] | None = None,
     **options: Any,
 ) -> BundlePlan:
-    """The plan where a run of each part takes so many seconds at any number of rows, after a pause `cold_s`
-    and `wake_s` more (both in `rested`).
+    """The plan where a run of each part takes so many seconds at any number of rows; after a pause
+    `rested_s` more.
     """
     seconds = {"fast_encoder": fast, "slow_encoder": slow, "head": head}
-    estimates = {
-        part.name: estimate(
-            part.name, seconds[part.name], rows_of(manifest, part, streams), **(rested or {})
-        )
-        for part in manifest.parts
-    }
+    estimates = {}
+    for part in manifest.parts:
+        took = seconds[part.name]
+        paused_s = None if took is None or rested_s is None else took + rested_s
+        rows = rows_of(manifest, part, streams)
+        estimates[part.name] = estimate(part.name, took, rows, paused_s=paused_s)
     computes = dict.fromkeys(seconds, compute) | (others or {})
     return plan_bundle(manifest, estimates, computes, streams=streams, **options)
 
@@ -127,51 +127,35 @@ def test_parts_on_the_processor_are_not_a_load_of_the_gpu() -> None:
     assert plan.energy_j == pytest.approx((15 * 0.04 + 10 * 0.06) / 2)
 
 
-RESTED = {"cold_s": 0.001, "wake_s": 0.004}
-
-
 def test_a_part_that_rests_is_cold_each_time_it_is_due() -> None:
-    plan = planned(tiny(), rested=RESTED)
-    # slow is due with fast, which has just run: it is cold, but the processor is awake.
-    assert plan.load == pytest.approx(0.015 * 2 + 0.021 * 1 + 0.035 * 2)
+    plan = planned(tiny(), rested_s=0.005)
+    assert plan.load == pytest.approx(0.015 * 2 + 0.025 * 1 + 0.035 * 2)
     assert [load.seconds for load in plan.parts] == [0.01, 0.02, 0.03]
     assert [load.paused_s for load in plan.parts] == pytest.approx([0.015, 0.025, 0.035])
     assert plan.typical_s == pytest.approx(0.035)
-    # One after another, the first wakes the processor for all.
-    assert plan.worst_s == pytest.approx(0.06 + 3 * 0.001 + 0.004)
+    assert plan.worst_s == pytest.approx(0.075)
     assert plan.energy_j == pytest.approx(15 * plan.load / 2)
 
 
-def test_a_part_that_is_due_with_another_is_woken_by_it() -> None:
-    # Without a delay `fast` is due at each decision, as `slow` is at every second one.
-    manifest = tiny(latency_s=0.0, lateness_s=0.0)
-    plan = planned(manifest, rested=RESTED)
-    assert [load.rest_s for load in plan.parts] == pytest.approx([0.005, 0.005, 0.001])
-    assert plan.typical_s == pytest.approx(0.015 + 0.031)
-    # A head that decides twice as often as windows are due is woken every second time.
-    often = planned(tiny(4, latency_s=0.0, lateness_s=0.0), rested=RESTED)
-    assert often.parts[-1].rest_s == pytest.approx(0.001 + 0.004 / 2)
-
-
 def test_only_the_first_of_runs_in_a_row_is_cold() -> None:
-    plan = planned(tiny(), rested=RESTED, streams=10)
+    plan = planned(tiny(), rested_s=0.005, streams=10)
     hot = planned(tiny(), streams=10)
     assert plan.parts[-1].runs == 10
     assert plan.load is not None and hot.load is not None
-    assert plan.load - hot.load == pytest.approx(0.005 * 2 + 0.001 * 1 + 0.005 * 2)
+    assert plan.load - hot.load == pytest.approx(0.005 * (2 + 1 + 2))
     assert plan.typical_s is not None and hot.typical_s is not None
     assert plan.typical_s - hot.typical_s == pytest.approx(0.005)
 
 
 def test_a_part_that_hardly_rests_stays_warm() -> None:
     manifest = tiny(decision_rate_hz=200)
-    rested, hot = planned(manifest, head=1e-3, rested=RESTED), planned(manifest, head=1e-3)
+    rested, hot = planned(manifest, head=1e-3, rested_s=0.005), planned(manifest, head=1e-3)
     assert rested.parts[-1].share == hot.parts[-1].share == pytest.approx(0.2)
     assert rested.parts[0].share == pytest.approx(0.03)
 
 
 def test_what_was_not_measured_of_pauses_is_told() -> None:
-    hot, rested = planned(tiny(), QUAD), planned(tiny(), QUAD, rested=RESTED)
+    hot, rested = planned(tiny(), QUAD), planned(tiny(), QUAD, rested_s=0.005)
     assert any("after a pause" in line and "head" in line for line in hot.ignored)
     assert not any("after a pause" in line for line in rested.ignored)
     assert any("after a pause" in line for line in planned(tiny()).ignored)
@@ -314,7 +298,7 @@ def test_a_plain_model_has_latency_and_throughput_only() -> None:
     assert plan.energy_j == pytest.approx(15 * 0.02)
     assert plan.load is plan.decision_rate_hz is None
     assert any("plain model" in line for line in plan.unknown)
-    rested = estimate(part.name, 0.02, 4, cold_s=0.01, wake_s=0.01)
+    rested = estimate(part.name, 0.02, 4, paused_s=0.04)
     again = plan_bundle(manifest, {part.name: rested}, {part.name: GPU}, error=1.5)
     assert (again.worst_s, again.throughput_hz) == (0.02, plan.throughput_hz)
     assert again.parts[0].paused_s == pytest.approx(0.04)

@@ -207,7 +207,6 @@ def test_after_a_pause_a_run_wakes_the_processor_and_fetches_nodes_and_weights()
     known = rates(pause_s=1e-4, pause_node_s=2e-6, pause_byte_s=1e-9)
     found = estimate_part(work, known, "cpu")
     assert found.seconds == estimate_part(work, rates(), "cpu").seconds == pytest.approx(8e-6)
-    assert found.wake_s == 1e-4 and found.cold_s == pytest.approx(3e-6)
     assert found.paused_s == pytest.approx(111e-6)
     assert estimate_part(work, rates(), "cpu").paused_s is None
 
