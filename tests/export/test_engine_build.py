@@ -146,17 +146,29 @@ def test_a_refused_graph_is_repaired_by_trial_and_the_repair_is_told(
     assert built.precision_by_node == {"out/linear": "fp32"}
 
 
+def without(monkeypatch: pytest.MonkeyPatch, package: str) -> None:
+    """What repairs graphs is imported anew, and does not find the package."""
+    monkeypatch.setitem(sys.modules, package, None)
+    for name in ("byte_forms", "graph", "repair"):
+        monkeypatch.delitem(sys.modules, f"fusedge.export.{name}")
+        monkeypatch.delattr(f"fusedge.export.{name}")
+
+
+@pytest.mark.usefixtures("rtx")
+def test_repair_needs_no_torch(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A device that only builds has none."""
+    without(monkeypatch, "torch")
+    assert build(dft_graph()).repairs
+
+
 @pytest.mark.usefixtures("rtx")
 def test_without_the_packages_for_repair_the_refusal_is_told(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """A device that only builds has no torch."""
-    monkeypatch.setitem(sys.modules, "torch", None)
-    for name in ("byte_forms", "graph", "part", "repair"):
-        monkeypatch.delitem(sys.modules, f"fusedge.export.{name}")
-        monkeypatch.delattr(f"fusedge.export.{name}")
+    graph = dft_graph()
+    without(monkeypatch, "onnx")
     with pytest.raises(FusedgeError, match=r"node mel/dft: DFT cannot be .*fusedge\[export\]"):
-        build(dft_graph())
+        build(graph)
 
 
 def test_building_imports_no_torch() -> None:
