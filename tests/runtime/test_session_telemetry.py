@@ -222,7 +222,7 @@ def test_what_begins_is_told_while_sessions_run_once_for_all(bundle: Bundle) -> 
 
     lines: list[str] = []
     sessions = [session(bundle, "left"), session(bundle, "right")]
-    reports = run_for(sessions, telemetry=telemetry, notice=lines.append)
+    reports = run_for(sessions, 3.0, telemetry=telemetry, notice=lines.append)
     told = [line for line in lines if "throttles" in line]
     assert told == ["the device throttles since 1 s after the start: heat"]
     assert len(machines) == 1 and machines[0].closed == 1
