@@ -151,6 +151,12 @@ def plan(
         print_fit(found)
         if plot is not None:
             console.print(f"wrote {plot}", markup=False, soft_wrap=True)
+    for row in rows if fit or plot else ():
+        if not row.will_run:
+            name = row.planned.device.target.name
+            console.print(f"{name}: no fit: it will not run", markup=False, soft_wrap=True)
+    if plot is not None and found is None:
+        console.print(f"no picture: {plot} is not written", markup=False, soft_wrap=True)
     if not all(row.will_run for row in rows) or (found is not None and found.recommended is None):
         raise typer.Exit(1)
 

@@ -127,7 +127,13 @@ def _draw(
 
 
 def _limit(axes: Axes, values: Sequence[float | None], text: str) -> None:
-    """The limit of each row; it differs where a decision period is the limit and was made longer."""
+    """The limit of each row; it differs where a decision period is the limit and was made longer.
+
+    Where nothing else is drawn, the axis is of the limits alone.
+    """
+    if not axes.containers:
+        known = [value for value in values if value is not None] or [1.0]
+        axes.set_ylim(min(known) / 3, max(known) * 3)
     for place, value in enumerate(values):
         if value is None:
             continue
@@ -155,6 +161,7 @@ def _label(row: FitRow, recommended: str | None) -> str:
     watts = "watts unknown" if row.watts is None else f"{row.watts:g} W"
     name, colon, mode = row.mode.partition(":")
     lines = [*textwrap.wrap(name + colon, _LABEL), *textwrap.wrap(mode, _LABEL)]
+    lines += ["at least"] if row.plan.lower_bound else []
     return "\n".join([*lines, watts, *(["recommended"] if row.mode == recommended else [])])
 
 

@@ -155,15 +155,16 @@ def print_fit(found: Fit) -> None:
     devices = {row.mode.partition(":")[0] for row in found.rows}
     for row in found.rows:
         name = row.mode if len(devices) > 1 else row.mode.rpartition(":")[2]
-        chosen = Text(name, "bold" if row.mode == found.recommended else "")
+        chosen = Text(name.replace(":", ":\n"), "bold" if row.mode == found.recommended else "")
         watts = "unknown" if row.watts is None else f"{row.watts:g}"
         *figures, _ = _figures(row.plan)
         streams = str(row.streams) if row.fits else ""
         table.add_row(chosen, watts, _fits(row), _precision(row), _rates(row), *figures, streams)
     console.print(table)
     for row in found.rows:
-        if row.reason:
-            console.print(f"{row.mode}: {row.reason}", markup=False, soft_wrap=True)
+        for said in (row.reason, row.note):
+            if said:
+                console.print(f"{row.mode}: {said}", markup=False, soft_wrap=True)
     said = "nothing fits"
     for row in found.rows:
         if row.mode == found.recommended:
@@ -289,7 +290,8 @@ def _bundle(plan: BundlePlan) -> Table:
         after = "" if paused_s is None else f", {least}{_time(paused_s)} after a pause"
         table.add_row("latency of a run", f"{least}{_time(plan.worst_s)}{after}")
         digits = 0 if plan.throughput_hz >= 100 else 2
-        table.add_row("throughput", f"{plan.throughput_hz:,.{digits}f} rows/s")
+        most = "at most " if plan.lower_bound else ""
+        table.add_row("throughput", f"{most}{plan.throughput_hz:,.{digits}f} rows/s")
     elif plan.decision_rate_hz is not None:
         latency = f"{least}{_time(plan.typical_s)} typical, {_time(plan.worst_s)} at worst"
         known = f"{latency}, at {plan.decision_rate_hz:g} Hz"
@@ -300,8 +302,13 @@ def _bundle(plan: BundlePlan) -> Table:
             f"newest {age.modality} then",
             f"{_time(age.typical_s)} old typically, {_time(age.worst_s)} at worst ({waits})",
         )
-    measured = "measured" if plan.energy_measured else "at most, by the power limit"
-    energy = "unknown" if plan.energy_j is None else f"{_amount(plan.energy_j)}J, {measured}"
+    energy = "unknown"
+    if plan.energy_j is not None and plan.energy_measured:
+        energy = f"{least}{_amount(plan.energy_j)}J, measured"
+    elif plan.energy_j is not None:
+        # Of a time that is a lower bound, at a power that is an upper one: neither.
+        most = "" if plan.lower_bound else "at most, "
+        energy = f"{_amount(plan.energy_j)}J, {most}by the power limit"
     table.add_row("energy of a run" if plan.throughput_hz else "energy of a decision", energy)
     for unknown in plan.unknown:
         table.add_row("unknown", unknown)
@@ -324,10 +331,15 @@ def _print_basis(row: TargetRow) -> None:
 
 def _figures(plan: BundlePlan) -> tuple[str, str, str, str]:
     """Load, latency, energy and error."""
-    load = "" if plan.decision_rate_hz is None else _percent(plan.load)
+    least = "at least\n" if plan.lower_bound else ""  # on its own line: columns stay narrow
+    load, latency = _percent(plan.load), _time(plan.worst_s)
+    if plan.load is not None:
+        load = least + load
+    if plan.worst_s is not None:
+        latency = least + latency
     energy = "unknown" if plan.energy_j is None else f"{_amount(plan.energy_j)}J"
     error = "" if plan.worst_s is None else f"factor {plan.error:.3g}"
-    return load, _time(plan.worst_s), energy, error
+    return "" if plan.decision_rate_hz is None else load, latency, energy, error
 
 
 def _fits(row: FitRow) -> Text:
@@ -358,7 +370,7 @@ def _table(title: str, *columns: str, wrap: Collection[str]) -> Table:
     """Narrow enough for 80 columns: only columns of words wrap, and no figure is cut."""
     table = _bare_table(title)
     for column in columns:
-        table.add_column(column, no_wrap=column not in wrap)
+        table.add_column(column, no_wrap=column not in wrap, overflow="fold")
     return table
 
 

@@ -25,7 +25,15 @@ from fusedge.export.graph import inner_graphs, values_read
 MAX_NODES = 20_000  # the largest encoders have some thousands
 MAX_NUMBERS = 1 << 40  # of one tensor: more than any device's memory holds
 _SMALL = 4096  # numbers of a tensor that may describe sizes
+_MAX_FOLDED = 1_000_000  # numbers of all tensors that are evaluated; those of sizes are a few each
+_CARRIED = frozenset(
+    schema.name
+    for schema in onnx.defs.get_all_schemas()
+    if schema.has_data_propagation_function or schema.name == "Constant"
+)
 _MAX_ROUNDS = 100
+_MAX_CALLS = 100  # of functions by each other
+_MAX_OPSET = 1000  # ONNX has come to some 30
 # fmt: off
 _FOLDED = frozenset((
     "Abs", "Add", "And", "Cast", "CastLike", "Ceil", "Clip", "Concat", "ConstantOfShape", "Div",
@@ -71,6 +79,7 @@ class SizedGraph:
     constants: set[str] = field(default_factory=set)
     sizes: dict[str, NDArray[np.generic]] = field(default_factory=dict)
     bodies: dict[str, onnx.NodeProto] = field(default_factory=dict)
+    folded: int = 0  # numbers of all computed tensors in `sizes`
 
 
 def size_graph(content: bytes, sizes: Mapping[str, int], where: str) -> SizedGraph:
@@ -101,7 +110,7 @@ def size_graph(content: bytes, sizes: Mapping[str, int], where: str) -> SizedGra
         if not _fold(model, found):
             break
     for node in model.graph.node:
-        if any(inner_graphs(node)):
+        if node.output and any(inner_graphs(node)):
             found.bodies[node.output[0]] = node
     return found
 
@@ -113,7 +122,8 @@ def _load(content: bytes, where: str) -> onnx.ModelProto:
         raise FusedgeError(f"is no ONNX graph: {error}", where=where) from None
     if not model.graph.node:
         raise FusedgeError("is no ONNX graph: it has no nodes", where=where)
-    for graph in _all_graphs(model.graph):
+    tops = (model.graph, *(onnx.GraphProto(node=each.node) for each in model.functions))
+    for graph in (each for top in tops for each in _all_graphs(top)):
         for tensor in _stored(graph):
             if tensor.data_location == onnx.TensorProto.EXTERNAL:
                 raise FusedgeError(
@@ -134,6 +144,8 @@ def _stored(graph: onnx.GraphProto) -> Iterator[onnx.TensorProto]:
         for attribute in node.attribute:
             yield from (attribute.t,) if attribute.HasField("t") else ()
             yield from attribute.tensors
+            for sparse in (attribute.sparse_tensor, *attribute.sparse_tensors):
+                yield from (sparse.values, sparse.indices)
 
 
 def _check_data(tensor: onnx.TensorProto, where: str) -> None:
@@ -159,6 +171,10 @@ def _all_graphs(graph: onnx.GraphProto) -> Iterator[onnx.GraphProto]:
 def _opset(model: onnx.ModelProto, where: str) -> int:
     for entry in model.opset_import:
         if entry.domain in ("", "ai.onnx"):
+            if not 1 <= entry.version <= _MAX_OPSET:
+                raise FusedgeError(
+                    f"is no ONNX graph: there is no opset {entry.version}", where=where
+                )
             return int(entry.version)
     raise FusedgeError("is no ONNX graph: it names no opset", where=where)
 
@@ -178,6 +194,10 @@ def _inline(model: onnx.ModelProto, where: str) -> onnx.ModelProto:
             if key in bodies:
                 if key in path:
                     raise FusedgeError(f"the function {node.op_type} calls itself", where=where)
+                if len(path) == _MAX_CALLS:
+                    raise FusedgeError(
+                        f"its functions call each other more than {_MAX_CALLS} deep", where=where
+                    )
                 if key not in counts:
                     counts[key] = count(iter(bodies[key]), (*path, key))
                 total += counts[key]
@@ -228,7 +248,7 @@ def _move_constants(graph: onnx.GraphProto) -> None:
     """Constant nodes become initializers, so that there is one kind of constant."""
     others = []
     for node in graph.node:
-        tensor = _constant_value(node) if node.op_type == "Constant" else None
+        tensor = _constant_value(node) if node.op_type == "Constant" and node.output else None
         if tensor is None:
             others.append(node)
         else:
@@ -244,10 +264,10 @@ def _constant_value(node: onnx.NodeProto) -> onnx.TensorProto | None:
             tensor.CopyFrom(attribute.t)
             tensor.name = node.output[0]
             return tensor
-        if attribute.name in ("value_int", "value_ints"):
+        if attribute.type in (onnx.AttributeProto.INT, onnx.AttributeProto.INTS):
             values = np.array(onnx.helper.get_attribute_value(attribute), np.int64)
             return numpy_helper.from_array(values, node.output[0])
-        if attribute.name in ("value_float", "value_floats"):
+        if attribute.type in (onnx.AttributeProto.FLOAT, onnx.AttributeProto.FLOATS):
             numbers = np.array(onnx.helper.get_attribute_value(attribute), np.float32)
             return numpy_helper.from_array(numbers, node.output[0])
     return None
@@ -304,10 +324,34 @@ def _give_sizes(
 
 def _infer(model: onnx.ModelProto, where: str) -> onnx.ModelProto:
     try:
-        inferred: onnx.ModelProto = onnx.shape_inference.infer_shapes(model, data_prop=True)
+        inferred: onnx.ModelProto = onnx.shape_inference.infer_shapes(
+            model, data_prop=_carried(model.graph) <= _MAX_FOLDED
+        )
     except Exception as error:  # of several kinds, from C++
         raise FusedgeError(f"its shapes contradict each other: {error}", where=where) from None
     return inferred
+
+
+def _whole_numbers(tensor: onnx.TensorProto) -> int:
+    whole = tensor.data_type in (onnx.TensorProto.INT32, onnx.TensorProto.INT64)
+    return math.prod(tensor.dims) if whole else 0
+
+
+def _carried(graph: onnx.GraphProto) -> int:
+    """No more numbers than this does inference carry along as values; it has no bound of its own."""
+    numbers: dict[str, int] = {}
+    total = 0
+    for each in _all_graphs(graph):
+        numbers |= {tensor.name: _whole_numbers(tensor) for tensor in each.initializer}
+        for node in each.node:
+            if node.op_type not in _CARRIED:
+                continue
+            sizes = [numbers.get(name, 0) for name in node.input]
+            sizes += [_whole_numbers(a.t) + len(a.ints) for a in node.attribute]
+            size = sum(sizes) if node.op_type == "Concat" else max(sizes, default=0)
+            total += size
+            numbers |= dict.fromkeys(node.output, size)
+    return total
 
 
 def tensors_of(graph: onnx.GraphProto, where: str) -> dict[str, Tensor]:
@@ -340,13 +384,14 @@ def _fold(model: onnx.ModelProto, found: SizedGraph) -> bool:
                 found.sizes[tensor.name] = numpy_helper.to_array(tensor)
     left, changed = [], False
     for node in graph.node:
-        values = _evaluate(node, found)
+        values = _evaluate(node, found) if found.folded < _MAX_FOLDED else None
         if values is None:
             left.append(node)
             continue
         changed = True
         for name, value in values.items():
             found.sizes[name] = value
+            found.folded += value.size
             graph.initializer.append(numpy_helper.from_array(value, name))
     if changed:
         nodes = [onnx.NodeProto.FromString(node.SerializeToString()) for node in left]
@@ -361,7 +406,7 @@ def _fold(model: onnx.ModelProto, found: SizedGraph) -> bool:
 
 def _evaluate(node: onnx.NodeProto, found: SizedGraph) -> dict[str, NDArray[np.generic]] | None:
     """The values of a node's outputs, None where they are not known or not small."""
-    if node.domain not in ("", "ai.onnx"):
+    if node.domain not in ("", "ai.onnx") or not node.input or not node.output:
         return None
     if node.op_type in ("Shape", "Size"):
         shape = found.tensors.get(node.input[0], Tensor()).shape
@@ -374,7 +419,7 @@ def _evaluate(node: onnx.NodeProto, found: SizedGraph) -> dict[str, NDArray[np.g
         start = next((a.i for a in node.attribute if a.name == "start"), 0)
         end = next((a.i for a in node.attribute if a.name == "end"), len(shape))
         return {node.output[0]: np.array(shape[start:end], np.int64)}
-    if node.op_type not in _FOLDED or not node.input:
+    if node.op_type not in _FOLDED:
         return None
     if any(name and name not in found.sizes for name in node.input):
         return None
@@ -384,9 +429,10 @@ def _evaluate(node: onnx.NodeProto, found: SizedGraph) -> dict[str, NDArray[np.g
             return None
         with np.errstate(all="ignore"):
             results = _reference(node, feeds, found.opset).run(None, feeds)
+        named = zip(node.output, results, strict=True)
+        return {name: np.asarray(each) for name, each in named if name}
     except Exception:  # a node that fails at run time: its sizes stay unknown, which is told
         return None
-    return {name: np.asarray(each) for name, each in zip(node.output, results, strict=True) if name}
 
 
 def _size_bound(operator: str, values: list[NDArray[np.generic]]) -> int:

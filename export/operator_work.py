@@ -112,11 +112,20 @@ def count_operator(
         return UNKNOWN
     operator = node.op_type
     if operator in FREE:
-        return Count("free", 0.0)
+        return UNKNOWN if None in outputs else Count("free", 0.0)
     if any(shape is None for shape in (*inputs, *outputs)) or not outputs:
         return UNKNOWN
     read = [shape for shape in inputs if shape is not None]
     written = [shape for shape in outputs if shape is not None]
+    try:
+        count = _count_sized(node, read, written)
+    except (ArithmeticError, IndexError, TypeError, ValueError):  # what no valid node has
+        return UNKNOWN
+    return UNKNOWN if (count.operations or 0.0) < 0 else count
+
+
+def _count_sized(node: onnx.NodeProto, read: list[Shape], written: list[Shape]) -> Count:
+    operator = node.op_type
     numbers = math.prod(written[0])
     if operator in MOVEMENT:
         free = operator == "Transpose" and _keeps_order(node, read[0])
@@ -128,10 +137,7 @@ def count_operator(
         kind: Kind = "pooling" if operator.startswith("Global") else "normalisation"
         return Count(kind, float(_PER_READ[operator] * math.prod(read[0])))
     special = _SPECIAL.get(operator)
-    try:
-        return UNKNOWN if special is None else special(node, read, written)
-    except (IndexError, ValueError, ZeroDivisionError):  # sizes that no valid node has
-        return UNKNOWN
+    return UNKNOWN if special is None else special(node, read, written)
 
 
 def attributes(node: onnx.NodeProto) -> dict[str, object]:

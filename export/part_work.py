@@ -26,6 +26,7 @@ _QUANTISED: dict[int, str] = {
     onnx.TensorProto.FLOAT8E4M3FN: "fp8",
     onnx.TensorProto.FLOAT8E5M2: "fp8",
 }
+_MAX_TIMES = 1_000_000  # that a body runs: more than that is no network but an attack
 
 
 def part_work(bundle: Bundle, part: Part, precision: str, batch: int | None = None) -> PartWork:
@@ -54,7 +55,8 @@ def count_work(graph: bytes, part: str, precision: str, sizes: Mapping[str, int]
     """
     where = f"part {part}, {precision}"
     sized = size_graph(graph, sizes, where)
-    nodes = tuple(_node_works(sized, where))
+    runs = list(_node_runs(sized, where))
+    nodes = tuple(_times(node, times) for node, times in runs)
     constants = [sized.tensors.get(name, Tensor()).bytes or 0 for name in sized.constants]
     return PartWork(
         part=part,
@@ -63,7 +65,7 @@ def count_work(graph: bytes, part: str, precision: str, sizes: Mapping[str, int]
         opset=sized.opset,
         nodes=nodes,
         weight_bytes=sum(constants),
-        activation_bytes=_most_alive(nodes, sized),
+        activation_bytes=_most_alive([node for node, _ in runs], sized),
         input_bytes=_sum_bytes(sized, sized.inputs),
         output_bytes=_sum_bytes(sized, sized.outputs),
         foreign=tuple(_foreign(sized)),
@@ -89,13 +91,14 @@ def _sum_bytes(sized: SizedGraph, names: list[str]) -> int:
     return sum(sized.tensors.get(name, Tensor()).bytes or 0 for name in names)
 
 
-def _node_works(sized: SizedGraph, where: str) -> Iterator[NodeWork]:
+def _node_runs(sized: SizedGraph, where: str) -> Iterator[tuple[NodeWork, int]]:
+    """What one run of each node takes, and how many times it runs."""
     counter = _Counter(sized.tensors, set(sized.constants), set(sized.sizes))
     for node in sized.nodes:
         body = sized.bodies.get(node.output[0]) if node.output else None
         repeated = None if body is None else _repeated(body, sized)
         if repeated is None:
-            yield counter.work(node)
+            yield counter.work(node), 1
             continue
         graph, times = repeated
         inner = _Counter(
@@ -103,14 +106,24 @@ def _node_works(sized: SizedGraph, where: str) -> Iterator[NodeWork]:
             sized.constants | {tensor.name for tensor in graph.initializer},
             set(),
         )
-        for each in graph.node:
-            yield _times(inner.work(each), times)
+        for each in graph.node if times else ():
+            yield inner.work(each), times
         moved = counter.work(node)
-        yield replace(moved, kind="movement", operations=0.0)
+        yield replace(moved, kind="movement", operations=0.0), 1
 
 
 def _repeated(node: onnx.NodeProto, sized: SizedGraph) -> tuple[onnx.GraphProto, int] | None:
     """The body that runs and how many times it does, where that is known beforehand."""
+    try:
+        body, times = _body(node, sized)
+    except (LookupError, TypeError, ValueError):  # what no valid node has
+        return None
+    if not isinstance(body, onnx.GraphProto) or times > _MAX_TIMES:
+        return None
+    return body, max(times, 0)
+
+
+def _body(node: onnx.NodeProto, sized: SizedGraph) -> tuple[onnx.GraphProto | None, int]:
     known = {a.name: onnx.helper.get_attribute_value(a) for a in node.attribute}
     if node.op_type == "If" and node.input[0] in sized.sizes:
         branch = "then_branch" if bool(sized.sizes[node.input[0]].all()) else "else_branch"
@@ -121,11 +134,12 @@ def _repeated(node: onnx.NodeProto, sized: SizedGraph) -> tuple[onnx.GraphProto,
         if going_on and _hands_on(body, body.output[0].name, body.input[1].name):
             return body, int(sized.sizes[node.input[0]].item())
     if node.op_type == "Scan":
-        scanned = node.input[-int(known["num_scan_inputs"])]
+        scanned = node.input[len(node.input) - int(known["num_scan_inputs"])]
         axis = next(iter(known.get("scan_input_axes", [])), 0)
         shape = sized.tensors.get(scanned, Tensor()).shape
-        return None if shape is None else (known["body"], shape[axis])
-    return None
+        if shape is not None:
+            return known["body"], shape[axis]
+    return None, 0
 
 
 def _hands_on(graph: onnx.GraphProto, output: str, source: str) -> bool:
@@ -197,7 +211,7 @@ class _Counter:
         return bool(used) and all(name in self._constants for name in used)
 
     def _note_quantised(self, node: onnx.NodeProto) -> None:
-        if not node.input:
+        if not node.input or not node.output:
             return
         source, result = node.input[0], node.output[0]
         if node.op_type == "DequantizeLinear":
@@ -228,7 +242,7 @@ class _Counter:
 
     def _read(self, node: onnx.NodeProto, name: str) -> TensorUse:
         use = self._use(name)
-        if name == node.input[0] and node.op_type in PARTIAL_READS:
+        if node.op_type in PARTIAL_READS and name == node.input[0] and node.output:
             written = self._of(node.output[0]).bytes
             if use.bytes is not None and written is not None:
                 return replace(use, bytes=min(use.bytes, written))
@@ -238,10 +252,11 @@ class _Counter:
         return TensorUse(name, self._of(name).bytes, name in self._constants)
 
 
-def _most_alive(nodes: tuple[NodeWork, ...], sized: SizedGraph) -> int | None:
+def _most_alive(nodes: list[NodeWork], sized: SizedGraph) -> int | None:
     """Bytes of inputs, outputs and what is between them, where it is the most.
 
-    Whoever reads a dequantised tensor dequantises it, so that it takes nothing either.
+    Whoever reads a dequantised tensor dequantises it, so that it takes nothing either. `nodes` are of one
+    run of each, for a body's next run takes the place of the last.
     """
     root: dict[str, str] = {}
     size: dict[str, int] = {}

@@ -248,8 +248,9 @@ def _in_all_modes(device: Device) -> list[Device]:
     row, mode = target.row, target.power_mode
     if not isinstance(row, Jetson) or mode is None or ":" in target.name:
         return [device]
-    names = power_modes(row, mode.configuration)
-    targets = [jetson_target(row, name, mode.configuration) for name in names]
+    jetpack = device.software.jetpack
+    names = power_modes(row, mode.configuration, jetpack)
+    targets = [jetson_target(row, name, mode.configuration, jetpack) for name in names]
     return [replace(device, target=each) for each in targets]
 
 

@@ -12,6 +12,7 @@ from fusedge.bundle.errors import FusedgeError
 from fusedge.bundle.manifest import Manifest, Modality, Part
 from fusedge.devices.targets.bundle_plan import BundlePlan, plan_bundle, rows_of
 from fusedge.devices.targets.estimate import PartEstimate
+from fusedge.devices.targets.findings import listed
 from fusedge.devices.targets.table import Compute
 
 MAX_STREAMS = 64  # pipelines of one process: fusedge.runtime.appliance
@@ -55,7 +56,8 @@ class FitRow:
     `slower` are the parts whose rate has to be divided, and by how much; empty if the bundle fits as it
     is. Where nothing helps, `fits` is False and `reason` says why; the rest is the bundle as it is then.
     `streams` are as many as the device carries so. `sure`: it fits also if everything takes longer by the
-    expected error.
+    expected error. Where operators could not be counted it is not sure, `streams` are those asked for, and
+    `note` names the operators.
     """
 
     mode: str
@@ -68,6 +70,7 @@ class FitRow:
     sure: bool
     plan: BundlePlan
     reason: str = ""
+    note: str = ""
 
 
 @dataclass(frozen=True)
@@ -128,6 +131,7 @@ def _with_hop(modality: Modality, factor: int) -> Modality:
 
 def _fit_mode(manifest: Manifest, mode: Mode, limits: Limits, streams: int) -> FitRow:
     precision = _precisions(manifest, mode, streams)
+    note = _not_counted(manifest, mode, precision, streams)
 
     def plan(slower: Mapping[str, int], count: int) -> BundlePlan:
         changed = with_slower_parts(manifest, slower) if slower else manifest
@@ -149,9 +153,12 @@ def _fit_mode(manifest: Manifest, mode: Mode, limits: Limits, streams: int) -> F
             slower,
             {load.part: load.rate_hz for load in planned.parts if load.rate_hz is not None},
             count,
-            not reason and planned.keeps(limits.load, limits.latency_s, error=mode.error),
+            not reason
+            and not planned.lower_bound
+            and planned.keeps(limits.load, limits.latency_s, error=mode.error),
             planned,
             reason,
+            note,
         )
 
     as_it_is = plan({}, streams)
@@ -166,7 +173,7 @@ def _fit_mode(manifest: Manifest, mode: Mode, limits: Limits, streams: int) -> F
         slower[part] = slower.get(part, 1) + 1
         planned = plan(slower, streams)
     count = streams
-    if manifest.fusion is not None:
+    if manifest.fusion is not None and not planned.lower_bound:
         while count < mode.most_streams and plan(slower, count + 1).keeps(
             limits.load, limits.latency_s
         ):
@@ -196,9 +203,22 @@ def _precisions(manifest: Manifest, mode: Mode, streams: int) -> dict[str, str]:
                 hint="export it with another --precision",
             )
         best = min(costs.values())
-        choice = next(name for name, cost in costs.items() if cost <= best * NO_DIFFERENCE)
+        good = max(best, best * NO_DIFFERENCE)  # never less than the best, whatever its sign
+        choice = next(name for name, cost in costs.items() if cost <= good)
         chosen |= dict.fromkeys((part.name for part in parts), choice)
     return chosen
+
+
+def _not_counted(manifest: Manifest, mode: Mode, precision: Mapping[str, str], streams: int) -> str:
+    """The operators of which nothing is known, in a sentence; empty where all are counted."""
+    names = {
+        name: None
+        for part in manifest.parts
+        for name in mode.estimate(
+            part.name, precision[part.name], rows_of(manifest, part, streams)
+        ).unknown
+    }
+    return f"not counted, so it may take more: {listed(names)}" if names else ""
 
 
 def _rate(manifest: Manifest, part: Part) -> float:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import warnings
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +22,9 @@ from fusedge.bundle.errors import FusedgeError
 from fusedge.bundle.lookup import open_bundle
 from fusedge.cli import plan_report
 from fusedge.cli.app import app
+from fusedge.cli.plan_plot import draw_fit
 from fusedge.devices.targets.detect import detect
+from fusedge.devices.targets.fit import Limits, fit
 from fusedge.devices.targets.machine_target import machine_target
 from fusedge.devices.targets.profile import (
     FORMAT_VERSION,
@@ -37,7 +41,8 @@ from fusedge.devices.targets.profile import (
 )
 from fusedge.devices.targets.work import Kind
 from tests.cli.command import fusedge
-from tests.devices.test_bundle_plan import plain
+from tests.devices.test_bundle_plan import plain, tiny
+from tests.devices.test_fit import PARTS, mode
 from tests.tiny_bundle import modality, tiny_manifest, write_tiny_bundle
 
 ORIN = "jetson-orin-nano-8gb"
@@ -258,7 +263,18 @@ def test_an_unknown_operator_is_counted_as_unknown(tmp_path: Path) -> None:
     row = planned(path, "--target", "raspberry-pi-5-8gb")
     assert sum(row["parts"][0]["unknown"].values()) == 1
     assert row["plan"]["lower_bound"]
-    assert "at least" in plan(path, "--target", "raspberry-pi-5-8gb").stderr
+    target = ("--target", "raspberry-pi-5-8gb")
+    lines = [" ".join(line.split()) for line in plan(path, *target).stderr.splitlines()]
+    (latency,) = (line for line in lines if line.startswith("latency of a run"))
+    assert latency.startswith("latency of a run at least")
+    (throughput,) = (line for line in lines if line.startswith("throughput"))
+    assert throughput.startswith("throughput at most")
+    (energy,) = (line for line in lines if line.startswith("energy of a run"))
+    assert energy.endswith("J, by the power limit")
+    assert "at most" not in energy
+    several = plan(path, *target, "--target", "rtx-4090", "--fit").stderr
+    assert several.count("at least") == 4  # a row of each in the table of targets, and in the fit
+    assert "not counted, so it may take more: Mystery" in several
 
 
 def test_an_operator_that_does_not_exist_is_unknown(tmp_path: Path) -> None:
@@ -317,6 +333,45 @@ def test_a_fit_recommends_the_mode_of_fewest_watts_and_draws_all(tmp_path: Path)
 def test_a_fit_of_one_power_mode_is_of_that_one() -> None:
     told = json.loads(plan("driving", "--target", f"{ORIN}:15W", "--fit", "--json").stdout)
     assert [row["mode"] for row in told["fit"]["rows"]] == [f"{ORIN}:15W"]
+
+
+def test_a_picture_of_what_is_unknown_is_drawn_without_a_warning(tmp_path: Path) -> None:
+    slow = mode(seconds={part: {"fp32": None} for part in PARTS})
+    found = fit(tiny(), [slow], Limits(latency_s=0.1))  # at a tick of the axis
+    unlimited = replace(found.rows[0].plan, decision_rate_hz=None)  # as of a plain model
+    plain_fit = replace(found, limits=Limits(), rows=(replace(found.rows[0], plan=unlimited),))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for number, each in enumerate((found, plain_fit)):
+            draw_fit(each, "unknown", tmp_path / f"{number}.png")
+            assert (tmp_path / f"{number}.png").read_bytes()[:4] == b"\x89PNG"
+
+
+def test_modes_of_several_devices_are_told_apart_in_80_columns(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    words = ("--target", "raspberry-pi-5-8gb", "--target", "jetson-agx-orin-64gb", "--fit")
+    said = plan("driving", *words).stderr
+    assert "…" not in said
+    first = [line.split(" ")[0] for line in said.splitlines()]
+    for name in ("MAXN", "MODE_15W", "MODE_30W", "MODE_50W"):
+        assert first.count(name) == 1
+
+
+def test_a_target_that_is_left_out_of_the_fit_and_the_picture_is_named(tmp_path: Path) -> None:
+    picture, old = tmp_path / "no.png", ("--target", "jetson-nano-4gb")
+    alone = plan("driving", *old, "--plot", str(picture))
+    assert alone.exit_code == 1
+    assert not picture.exists()
+    assert alone.stderr.splitlines()[-2:] == [
+        "jetson-nano-4gb: no fit: it will not run",
+        f"no picture: {picture} is not written",
+    ]
+    beside = plan("driving", *old, "--target", ORIN, "--fit")
+    assert "jetson-nano-4gb: no fit: it will not run" in beside.stderr.splitlines()
+    assert f"{ORIN}: no fit" not in beside.stderr
+    assert "no fit" not in plan("driving", *old).stderr
 
 
 def test_where_nothing_fits_the_status_is_1(tmp_path: Path) -> None:

@@ -32,14 +32,18 @@ def mode(
     alike: bool = False,
     error: float = 1.3,
     most_streams: int = 64,
+    unknown: Mapping[str, int] | None = None,
 ) -> Mode:
-    """A mode in which a run takes `seconds` by part and precision, and `per_row` more for each row."""
+    """A mode in which a run takes `seconds` by part and precision, and `per_row` more for each row.
+
+    `unknown` are the operators of each part that were not counted.
+    """
     table = seconds or {part: {"fp32": 0.01} for part in PARTS}
 
     def estimate(part: str, precision: str, batch: int) -> PartEstimate:
         first = table[part][precision]
         took = None if first is None else (first + per_row * (batch - 1)) / speed
-        return PartEstimate(part, precision, batch, took, 1, {}, {}, {})
+        return PartEstimate(part, precision, batch, took, 1, {}, {}, unknown or {})
 
     return Mode(
         name=name,
@@ -205,6 +209,24 @@ def test_an_unknown_speed_does_not_fit_and_says_why() -> None:
     assert not row.fits
     assert row.streams == 0
     assert "unknown: how fast this GPU is at fp32, so how long these parts take: head" in row.reason
+
+
+def test_what_was_not_counted_is_named_and_nothing_rests_on_it() -> None:
+    light = all_take(1e-6)
+    row = only(fit(tiny(), [mode(seconds=light, unknown={"x::Mystery": 2})], Limits(), streams=3))
+    assert (row.fits, row.sure, row.streams, row.plan.lower_bound) == (True, False, 3, True)
+    assert row.note == "not counted, so it may take more: x::Mystery"
+    counted = only(fit(tiny(), [mode(seconds=light)], Limits(), streams=3))
+    assert (counted.sure, counted.streams, counted.note) == (True, 64, "")
+
+
+@pytest.mark.parametrize("seconds", [-1e-3, 0.0])
+def test_a_time_that_is_not_positive_still_has_a_precision(seconds: float) -> None:
+    table: dict[str, Seconds] = {
+        part: {"fp32": abs(seconds) + 0.01, "fp16": seconds} for part in PARTS
+    }
+    row = only(fit(tiny(), [mode(seconds=table)], Limits()))
+    assert set(row.precision.values()) == {"fp16"}
 
 
 def test_a_plain_model_fits_by_its_latency() -> None:

@@ -20,6 +20,7 @@ from benchmarks.published_networks import NETWORKS
 from fusedge.bundle.archive import Bundle
 from fusedge.bundle.errors import FusedgeError
 from fusedge.devices.targets.work import NodeWork, PartWork
+from fusedge.export.graph_shapes import size_graph
 from fusedge.export.part_work import count_work, part_work
 
 SHIPPED = Path(__file__).parents[2] / "bundle/shipped/driving.fusedge"
@@ -49,6 +50,12 @@ def graph_bytes(
     domains = [helper.make_opsetid("", opset), helper.make_opsetid("own", 1)]
     model = helper.make_model(graph, opset_imports=domains, functions=functions, ir_version=9)
     return model.SerializeToString()
+
+
+def broken(content: bytes, change: Any) -> bytes:
+    model = onnx.load_model_from_string(content)
+    change(model)
+    return bytes(model.SerializeToString())
 
 
 def zeros(*shape: int) -> np.ndarray:
@@ -261,6 +268,45 @@ def test_a_loop_of_unknown_length_is_unknown(trips: bool, stops: bool) -> None:
     assert work.unknown == {"Loop": 1}
 
 
+def loop_of(trips: np.ndarray, body: onnx.GraphProto | None = None) -> bytes:
+    """A loop of constant length around `Relu`, or around another body."""
+    if body is None:
+        body = helper.make_graph(
+            [
+                helper.make_node("Identity", ["going"], ["on"]),
+                helper.make_node("Relu", ["state"], ["next"], "step"),
+            ],
+            "body",
+            [value("i", [], I), value("going", [], TensorProto.BOOL), value("state", [4])],
+            [value("on", [], TensorProto.BOOL), value("next", [4])],
+        )
+    node = helper.make_node("Loop", ["trips", "true", "x"], ["y"], body=body)
+    graph = graph_bytes([node], {"trips": trips, "true": np.array(True)}, x=[4])
+    return broken(graph, lambda m: m.graph.output[0].CopyFrom(value("y", [4])))
+
+
+def test_a_loop_of_less_than_no_runs_takes_nothing() -> None:
+    work = count(loop_of(np.array(-(1 << 40))))
+    assert work.unknown == {}
+    assert sum(node.operations or 0 for node in work.nodes) == 0
+    assert all(use.bytes == 16 for node in work.nodes for use in node.writes)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        loop_of(np.array(1 << 62)),
+        loop_of(np.array([3, 4])),
+        loop_of(
+            np.array(3), helper.make_graph([helper.make_node("Relu", ["x"], ["z"])], "b", [], [])
+        ),
+    ],
+    ids=["too long", "of two lengths", "without a state"],
+)
+def test_a_loop_that_none_can_run_is_unknown(content: bytes) -> None:
+    assert count(content).unknown == {"Loop": 1}
+
+
 def branch(name: str, width: int) -> onnx.GraphProto:
     nodes = [helper.make_node("MatMul", ["x", f"w{width}"], [name], name)]
     return helper.make_graph(nodes, name, [], [value(name, None)])
@@ -300,6 +346,64 @@ def test_a_branch_that_data_decides_is_unknown() -> None:
     assert count(content).unknown == {"If": 1}
 
 
+def test_a_branch_that_is_not_there_is_unknown() -> None:
+    nodes = [
+        helper.make_node("Shape", ["x"], ["shape"]),
+        helper.make_node("Gather", ["shape", "zero"], ["batch"]),
+        helper.make_node("Cast", ["batch"], ["some"], to=TensorProto.BOOL),
+        helper.make_node("Not", ["some"], ["none"]),
+        helper.make_node("If", ["none"], ["y"], then_branch=branch("a", 8)),
+    ]
+    content = graph_bytes(nodes, {"zero": np.array(0), "w8": zeros(4, 8)}, x=["batch", 4])
+    assert count(content).unknown == {"If": 1}
+
+
+def test_a_branch_without_outputs_is_counted() -> None:
+    inner = helper.make_graph([helper.make_node("Relu", ["x"], ["q"])], "inner", [], [])
+    nodes = [
+        helper.make_node("If", ["c"], [], then_branch=inner, else_branch=inner),
+        helper.make_node("Relu", ["x"], ["y"]),
+    ]
+    work = count(graph_bytes(nodes, {"c": np.array(True)}, x=["batch", 4]))
+    assert work.nodes[-1].operations == 4
+
+
+@pytest.mark.parametrize(
+    "attributes",
+    [
+        {},
+        {"num_scan_inputs": 0},
+        {"num_scan_inputs": 7},
+        {"num_scan_inputs": 1, "scan_input_axes": [9]},
+    ],
+)
+def test_a_scan_along_nothing_is_unknown(attributes: dict[str, Any]) -> None:
+    body = helper.make_graph(
+        [helper.make_node("Relu", ["a"], ["b"])], "body", [value("a", [4])], [value("b", [4])]
+    )
+    node = helper.make_node("Scan", ["x"], ["y"], body=body, **attributes)
+    assert count(graph_bytes([node], x=[7, 4])).unknown == {"Scan": 1}
+
+
+def test_a_scan_keeps_the_tensors_of_one_step() -> None:
+    body = helper.make_graph(
+        [
+            helper.make_node("Add", ["state", "row"], ["sum"]),
+            helper.make_node("Tanh", ["sum"], ["next"]),
+            helper.make_node("ReduceMean", ["next"], ["out"], keepdims=0),
+        ],
+        "body",
+        [value("state", [1, 1000]), value("row", [1])],
+        [value("next", [1, 1000]), value("out", [])],
+    )
+    node = helper.make_node("Scan", ["start", "x"], ["end", "y"], num_scan_inputs=1, body=body)
+    work = count(graph_bytes([node], {"start": zeros(1, 1000)}, x=[500, 1]))
+    assert work.activation_bytes is not None
+    assert 8000 <= work.activation_bytes <= 4 * 4000 + 2 * 4 * 500
+    moved = [use.bytes for n in work.nodes if n.operator == "Tanh" for use in n.writes]
+    assert moved == [500 * 4000]
+
+
 def test_a_scan_runs_along_its_sequence() -> None:
     body = helper.make_graph(
         [
@@ -325,6 +429,24 @@ def test_unknown_operators_are_counted_as_unknown() -> None:
     assert work.unknown == {"Magic": 1, "Relu": 1, "NonMaxSuppression": 1}
     assert {node.operations for node in work.nodes} == {None}
     assert work.activation_bytes is None
+
+
+def test_a_view_of_unknown_size_is_unknown() -> None:
+    nodes = [
+        helper.make_node("Magic", ["x"], ["m"], domain="own"),
+        helper.make_node("Reshape", ["x", "m"], ["y"]),
+    ]
+    assert count(graph_bytes(nodes, x=["batch", 4])).unknown == {"Magic": 1, "Reshape": 1}
+
+
+@pytest.mark.parametrize("perm", [3, "abc", ["a", "b"]])
+def test_an_attribute_of_another_type_makes_a_node_unknown(perm: Any) -> None:
+    node = helper.make_node("Transpose", ["x"], ["y"])
+    node.attribute.append(helper.make_attribute("perm", perm))
+    content = broken(
+        graph_bytes([node], x=[2, 4]), lambda m: m.graph.output[0].CopyFrom(value("y", [4, 2]))
+    )
+    assert count(content).unknown == {"Transpose": 1}
 
 
 def quantised(weights_only: bool) -> bytes:
@@ -419,12 +541,6 @@ def test_shipped_parts_have_nothing_unknown() -> None:
 # Graphs that nobody should trust.
 
 
-def broken(content: bytes, change: Any) -> bytes:
-    model = onnx.load_model_from_string(content)
-    change(model)
-    return bytes(model.SerializeToString())
-
-
 def relu() -> bytes:
     return graph_bytes([helper.make_node("Relu", ["x"], ["y"], "node")], x=["batch", 4])
 
@@ -441,6 +557,17 @@ def _dims(*dims: int) -> Any:
 def _external(model: onnx.ModelProto) -> None:
     tensor = model.graph.initializer.add(name="w", dims=[4], data_type=F)
     tensor.data_location = TensorProto.EXTERNAL
+
+
+def _external_constant(model: onnx.ModelProto) -> None:
+    tensor = TensorProto(name="w", dims=[4], data_type=F, data_location=TensorProto.EXTERNAL)
+    model.graph.node.append(helper.make_node("Constant", [], ["w"], value=tensor))
+
+
+def _external_in_function(model: onnx.ModelProto) -> None:
+    tensor = TensorProto(name="w", dims=[4], data_type=F, data_location=TensorProto.EXTERNAL)
+    _calls(model, [("A", [])])
+    model.functions[0].node.append(helper.make_node("Constant", [], ["w"], value=tensor))
 
 
 def _weight(*dims: int) -> Any:
@@ -468,6 +595,10 @@ def _calls(model: onnx.ModelProto, names: Sequence[tuple[str, Sequence[str]]]) -
         (_weight(1 << 40, 1 << 40), "impossible size"),
         (_weight(-3), "impossible size"),
         (_external, "in another file"),
+        (_external_constant, "in another file"),
+        (_external_in_function, "in another file"),
+        (lambda m: m.opset_import[0].__setattr__("version", 1 << 62), "there is no opset"),
+        (lambda m: _calls(m, [(f"f{i}", [f"f{i + 1}"]) for i in range(3000)]), "deep"),
         (lambda m: m.graph.node[0].input.__setitem__(0, "y"), "nothing before it makes"),
         (lambda m: m.graph.node[0].output.__setitem__(0, "x"), "made twice"),
         (lambda m: m.graph.output[0].__setattr__("name", "z"), "nothing makes the output"),
@@ -522,6 +653,36 @@ def test_sizes_are_never_computed_by_making_what_has_them(
         assert "impossible size" in str(error)
     else:
         assert work.nodes[-1].operations == 4
+
+
+def test_numbers_that_are_evaluated_are_few_in_all() -> None:
+    adds = [helper.make_node("Add", [f"t{i}", "t0"], [f"t{i + 1}"]) for i in range(400)]
+    sizes = size_graph(
+        graph_bytes(
+            [*adds, helper.make_node("Relu", ["x"], ["y"])], {"t0": np.ones(4096, int)}, x=[4]
+        ),
+        {},
+        "part",
+    )
+    assert 900_000 < sizes.folded < 1_100_000
+    assert sizes.tensors["t400"].shape == (4096,)
+
+
+def test_numbers_that_double_are_not_carried_along() -> None:
+    doubled = [helper.make_node("Concat", [f"t{i}"] * 2, [f"t{i + 1}"], axis=0) for i in range(36)]
+    nodes = [*doubled, helper.make_node("Relu", ["x"], ["y"])]
+    assert count(graph_bytes(nodes, {"t0": np.array([1, 1])}, x=[4])).nodes[-1].operations == 4
+
+
+def test_sizes_within_a_body_are_found() -> None:
+    body = helper.make_graph(
+        [helper.make_node("Shape", ["a"], ["s"]), helper.make_node("Expand", ["zero", "s"], ["b"])],
+        "body",
+        [value("a", [4])],
+        [value("b", None)],
+    )
+    node = helper.make_node("Scan", ["x"], ["y"], num_scan_inputs=1, body=body)
+    assert count(graph_bytes([node], {"zero": zeros(1)}, x=[7, 4])).output_bytes == 7 * 4 * 4
 
 
 def test_a_constant_without_its_data_says_nothing_of_sizes() -> None:

@@ -144,6 +144,14 @@ def test_the_modes_are_those_of_the_jetpack(works: Works) -> None:
     assert [m.name.partition(":")[2] for m in fit_modes(works, old, Asked())] == ["15W", "7W"]
 
 
+def test_a_mode_that_came_after_the_jetpack_is_not_proposed(works: Works) -> None:
+    for release, late in (("6.2.3", False), ("7.2", True)):
+        agx = device("jetson-agx-orin-32gb", release)
+        names = [mode.name.partition(":")[2] for mode in fit_modes(works, agx, Asked())]
+        assert "MAXN" in names
+        assert ("MAXN_SUPER" in names) == late
+
+
 def test_onnx_runtime_has_one_precision_for_all_parts(works: Works) -> None:
     for name, options in (("raspberry-pi-5-8gb", {}), ("rtx-4090", {"backend": "onnx"})):
         (mode,) = fit_modes(works, device(name), Asked(**options))
