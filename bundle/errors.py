@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from pydantic import ValidationError
 
 MAX_LENGTH = 1000  # of each of a message's three texts; beyond any sentence and most paths
 MAX_OFFERED = 5  # close matches in a message
@@ -14,6 +18,13 @@ def printable(text: str) -> str:
     line = " ".join(text.split())
     shown = "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in line)
     return shown if len(shown) <= MAX_LENGTH else shown[: MAX_LENGTH - 1] + "…"
+
+
+def first_problem(error: ValidationError) -> str:
+    """What a model refuses first, in a line: where in the data, and why."""
+    first = error.errors()[0]
+    place = ".".join(str(step)[:80] for step in first["loc"])
+    return f"{place}: {first['msg']}" if place else first["msg"]
 
 
 class FusedgeError(Exception):

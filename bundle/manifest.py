@@ -10,7 +10,7 @@ import itertools
 import math
 from collections import Counter
 from pathlib import PurePosixPath
-from typing import Annotated, Literal
+from typing import Annotated, Literal, get_args
 
 from pydantic import (
     AfterValidator,
@@ -22,7 +22,7 @@ from pydantic import (
     model_validator,
 )
 
-from fusedge.bundle.errors import BundleError
+from fusedge.bundle.errors import BundleError, first_problem
 
 FORMAT_VERSION = 3
 MAX_BUFFERED = 10_000_000  # grid points that one modality may keep: 200 s of sound at 48 kHz
@@ -52,6 +52,7 @@ Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 Dim = Annotated[int, Field(ge=1)] | Name
 Precision = Literal["fp32", "fp16", "bf16", "int8"]
 GraphPrecision = Precision | Literal["mixed"]
+GRAPH_PRECISIONS = (*get_args(Precision), "mixed")
 Flavour = Literal["tensorrt", "tensorrt_rtx"]
 Dtype = Literal["float32", "uint8", "int32", "int64", "bool"]
 
@@ -652,9 +653,7 @@ def parse_manifest(text: bytes, where: str) -> Manifest:
     try:
         return Manifest.model_validate_json(text, strict=True)
     except ValidationError as error:
-        first = error.errors()[0]
-        place = ".".join(str(step)[:80] for step in first["loc"])
         raise BundleError(
-            f"manifest.json is not valid: {place + ': ' if place else ''}{first['msg']}",
+            f"manifest.json is not valid: {first_problem(error)}",
             where=where,
         ) from None

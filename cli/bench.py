@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from datetime import datetime, timezone
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, get_args
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
@@ -13,14 +13,9 @@ from rich.text import Text
 
 from fusedge.bundle.errors import FusedgeError, UnknownNameError
 from fusedge.bundle.lookup import open_bundle
-from fusedge.bundle.manifest import Precision
+from fusedge.bundle.manifest import GRAPH_PRECISIONS
 from fusedge.cli.console import console, print_json
-from fusedge.cli.options import (
-    AllowEnginesOption,
-    BundleArgument,
-    JsonOption,
-    writable_folder,
-)
+from fusedge.cli.options import AllowEnginesOption, BundleArgument, JsonOption, writable_folder
 
 if TYPE_CHECKING:
     from fusedge.bundle.archive import Bundle
@@ -90,9 +85,8 @@ def bench(
     opened = open_bundle(bundle)
     if out is not None:
         writable_folder(out.parent)  # not only after minutes
-    known = (*get_args(Precision), "mixed")
-    if precision != "auto" and precision not in known:
-        raise UnknownNameError("precision", precision, ("auto", *known))
+    if precision != "auto" and precision not in GRAPH_PRECISIONS:
+        raise UnknownNameError("precision", precision, ("auto", *GRAPH_PRECISIONS))
     from fusedge.cli.machine_bench import Wanted, bench_machine
     from fusedge.devices.targets.profile import profile_path, with_earlier, write_profile
     from fusedge.runtime.bench import BATCHES

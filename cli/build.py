@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, cast, get_args
+from typing import TYPE_CHECKING, Annotated, cast
 
 import typer
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
@@ -14,7 +14,7 @@ from rich.text import Text
 from fusedge.bundle.built_here import cache_folder
 from fusedge.bundle.errors import FusedgeError, UnknownNameError
 from fusedge.bundle.lookup import open_bundle, shipped_bundles
-from fusedge.bundle.manifest import GraphPrecision, Precision
+from fusedge.bundle.manifest import GRAPH_PRECISIONS, GraphPrecision
 from fusedge.cli.console import console, print_json
 from fusedge.cli.options import BundleArgument, JsonOption
 
@@ -86,9 +86,8 @@ def build(
     opened = open_bundle(bundle)
     if out is None and opened.path in shipped_bundles().values():
         raise FusedgeError("a shipped bundle is not changed", where=bundle, hint="choose a -o")
-    known = (*get_args(Precision), "mixed")
-    if precision is not None and precision not in known:
-        raise UnknownNameError("precision", precision, known)
+    if precision is not None and precision not in GRAPH_PRECISIONS:
+        raise UnknownNameError("precision", precision, GRAPH_PRECISIONS)
     from fusedge.devices.targets.tensorrt_api import EngineOptions
     from fusedge.export.build import BuildOptions, build_bundle
     from fusedge.export.cache import Cache

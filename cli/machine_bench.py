@@ -100,11 +100,7 @@ def bench_machine(bundle: Bundle, wanted: Wanted, date: str, progress: Progress)
     runs = _runs(bundle, wanted)
     machine, before = detect(), conditions()
     target = resolve_target("local", machine)
-    identity = identity_of(
-        machine,
-        target.row.name if target.row else target.name.partition(":")[0],
-        target.power_mode.name if target.power_mode else None,
-    )
+    identity = identity_of(machine, target)
     notes: dict[str, None] = {}  # each once, in order
     parts: list[MeasuredPart] = []
     observed: dict[tuple[str, str], list[Observation]] = {}

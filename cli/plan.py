@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, get_args
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from fusedge.bundle.errors import FusedgeError, UnknownNameError
 from fusedge.bundle.lookup import open_bundle
-from fusedge.bundle.manifest import Manifest, Precision
+from fusedge.bundle.manifest import GRAPH_PRECISIONS, Manifest
 from fusedge.bundle.signature import SignatureState, signature_state
 from fusedge.cli.console import console, print_json
 from fusedge.cli.options import AllowEnginesOption, BundleArgument, JsonOption
@@ -165,7 +165,7 @@ def _check(
     manifest: Manifest, backend: str, precision: str, batch: int | None, plot: Path | None
 ) -> None:
     """Raises FusedgeError for options that are wrong by themselves."""
-    known = (AUTO, *get_args(Precision), "mixed")
+    known = (AUTO, *GRAPH_PRECISIONS)
     if precision not in known:
         raise UnknownNameError("precision", precision, known)
     if backend not in BACKENDS:
@@ -198,8 +198,7 @@ def _devices(names: list[str], jetpack: str | None, measured: Profile | None) ->
         if name.partition(":")[0] in _HERE:
             machine = machine or detect()
             target = resolve_target(name, machine)
-            if target.row is not None:  # a fit is for all of its power modes
-                target = replace(target, name=target.row.name)
+            target = replace(target, name=target.device)  # a fit is for all of its power modes
             software = software_of(target, jetpack, machine)
             device = Device(target, software, kept_profile(machine), local_cpu(machine).compute)
         else:

@@ -9,7 +9,7 @@ from typing import Annotated
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from fusedge.bundle.archive import Bundle
-from fusedge.bundle.errors import FusedgeError
+from fusedge.bundle.errors import FusedgeError, first_problem
 from fusedge.bundle.manifest import Manifest, Sha256, Text
 from fusedge.bundle.regular_file import read_file
 from fusedge.bundle.signature import SignatureState, signer
@@ -85,10 +85,8 @@ def read_record(path: Path) -> ExportRecord:
     try:
         return ExportRecord.model_validate_json(content)
     except ValidationError as error:
-        first = error.errors()[0]
-        place = ".".join(str(step)[:80] for step in first["loc"])
         raise FusedgeError(
-            f"is no record of an export: {place + ': ' if place else ''}{first['msg']}",
+            f"is no record of an export: {first_problem(error)}",
             where=str(path),
         ) from None
 

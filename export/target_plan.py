@@ -115,7 +115,7 @@ class Device:
         mode, here = self.profile.machine.power_mode, self.target.power_mode
         if here is None or mode in (None, here.name):
             return rates
-        name = f"{_plain(self.target)}:{mode}"
+        name = f"{self.target.device}:{mode}"
         measured_on = Device(find_target(name, here.configuration), self.software).compute(route)
         return scaled_rates(rates, measured_on, self.compute(route))
 
@@ -126,17 +126,12 @@ def _providers(route: Route) -> tuple[str, ...]:
     return ("cpu",) if route.device == "cpu" else _GPU_PROVIDERS
 
 
-def _plain(target: Target) -> str:
-    """The target without its power mode."""
-    return target.row.name if target.row else target.name.partition(":")[0]
-
-
 def check_profile(profile: Profile, target: Target) -> None:
     """Raises FusedgeError where the profile was measured on another kind of device."""
     measured_on = profile.machine.target.partition(":")[0]
-    if measured_on != _plain(target):
+    if measured_on != target.device:
         raise FusedgeError(
-            f"the profile was measured on {measured_on}, which says nothing of {_plain(target)}",
+            f"the profile was measured on {measured_on}, which says nothing of {target.device}",
             hint=f"--target {measured_on}, or run fusedge bench there",
         )
 
@@ -147,8 +142,7 @@ def kept_profile(machine: Machine) -> Profile | None:
         here = machine_target(machine)
     except FusedgeError:  # of several GPUs; then nothing could be measured either
         return None
-    mode = here.power_mode.name if here.power_mode else None
-    identity = identity_of(machine, _plain(here), mode)
+    identity = identity_of(machine, here)
     found = (profile_for(identity, provider) for provider in ("cpu", NATIVE, *_GPU_PROVIDERS))
     return next((profile for profile in found if profile is not None), None)
 

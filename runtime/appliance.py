@@ -17,7 +17,7 @@ from pydantic import (
     model_validator,
 )
 
-from fusedge.bundle.errors import FusedgeError
+from fusedge.bundle.errors import FusedgeError, first_problem
 from fusedge.bundle.regular_file import read_file
 from fusedge.bundle.strict_yaml import MAX_BYTES, load_yaml
 from fusedge.devices.capture.source import SCHEMES
@@ -115,10 +115,8 @@ def load_appliance(path: Path) -> Appliance:
     try:
         appliance = Appliance.model_validate(raw)
     except ValidationError as error:
-        first = error.errors()[0]
-        place = ".".join(str(step)[:80] for step in first["loc"])
         raise FusedgeError(
-            f"{place + ': ' if place else ''}{first['msg']}",
+            first_problem(error),
             where=where,
             hint="see 'Several pipelines' in the README",
         ) from None

@@ -32,6 +32,7 @@ from fusedge.bundle.noise import noise
 from fusedge.devices.targets.energy import NoMeter, find_meter
 from fusedge.devices.targets.local import nvml_gpu
 from fusedge.devices.targets.profile import NATIVE, BatchTimes, Conditions, PausedTimes
+from fusedge.devices.targets.system_files import read_text
 from fusedge.runtime.backend import ONNX, BackendSetting, PartBackend, PartLoader
 from fusedge.runtime.clock import stopwatch_ns
 from fusedge.runtime.cuda import load_cuda
@@ -42,10 +43,8 @@ BATCHES = (1, 2, 4, 8)
 ROUNDS = 10  # turns
 MAX_TIMES = 5_000  # that are kept of one turn
 WARM_RUNS = 3  # the first allocates, the second of an engine captures a CUDA graph
-LEAST_PAUSE_S, MOST_PAUSE_S = (
-    0.02,
-    0.1,
-)  # shorter ones: caches are partly warm; longer ones: no colder
+# After shorter pauses caches are partly warm, after longer ones no colder.
+LEAST_PAUSE_S, MOST_PAUSE_S = 0.02, 0.1
 LEAST_PAUSED, MOST_PAUSED = 7, 25  # runs after a pause; as many as half of the budget allows
 ENERGY_S = 0.5  # RAPL counts every ms, an INA3221 is read every 20 ms
 _START = (
@@ -140,10 +139,7 @@ def precisions_of(part: Part, provider: str) -> list[str]:
 def conditions(root: Path = Path("/")) -> Conditions:
     """What else goes on on this machine, as far as it can be read."""
     governor = root / "sys/devices/system/cpu/cpu0/cpufreq/scaling_governor"
-    try:
-        found = printable(governor.read_text("utf-8", errors="replace")) or None
-    except OSError:
-        found = None
+    found = printable(read_text(governor)) or None
     load = round(os.getloadavg()[0], 2) if hasattr(os, "getloadavg") else None
     return Conditions(load_average=load, governor=found, cores=os.cpu_count())
 
@@ -334,10 +330,7 @@ class Memory:
                 self.notes.append(f"GPU memory cannot be read: {error}")
 
     def _status(self, name: str) -> int | None:
-        try:
-            text = (self._process / "status").read_text("utf-8", errors="replace")
-        except OSError:
-            return None
+        text = read_text(self._process / "status")
         found = re.search(rf"^{name}:\s*(\d+) kB", text, re.M)
         return int(found[1]) * 1024 if found else None
 

@@ -18,10 +18,8 @@ from fusedge.devices.targets.findings import listed
 from fusedge.devices.targets.table import Compute
 
 MAX_BATCH = 16  # streams whose encoders run together: fusedge.runtime.runner
-MAX_THREADS = (
-    4  # cores that compute parts at a time, if nobody asks for more: fusedge.runtime.runner
-)
-
+# Cores that compute parts at a time, if nobody asks for more: fusedge.runtime.runner.
+MAX_THREADS = 4
 REST_S = 0.01  # half of what 0.1 s costs is lost at 5 to 20 ms: docs/performance.md
 
 Device = Literal["gpu", "cpu"]

@@ -37,11 +37,8 @@ Floats = NDArray[np.float64]
 
 # Where a fit starts, in seconds: about a core of a CPU, and no surer than a factor of 10.
 _START = {"run": 3e-6, "tensor": 4e-7, "launch": 4e-7, "operation": 2e-11, "byte": 3e-11}
-_PAUSE_START = (
-    2e-4,
-    1.5e-6,
-    3e-11,
-)  # pause, node and byte: of a virtual core of an AMD EPYC (Zen 5)
+# Pause, node and byte, likewise: of a virtual core of an AMD EPYC (Zen 5).
+_PAUSE_START = (2e-4, 1.5e-6, 3e-11)
 _UNSURE = float(np.log(10))  # standard deviation of logarithms
 _NOISE = 0.05  # of a measured time, likewise
 _ROBUST = 2.0  # deviations beyond which a residual counts less
@@ -179,15 +176,9 @@ def scale_table(parts: Sequence[Observation], backend: Backend, table: Rates) ->
     if len(by_part) > 1:
         others = [np.median(by_part[:i] + by_part[i + 1 :]) for i in range(len(by_part))]
         error = _within(np.array(by_part) - others)
+    faster = 1 / factor
     kinds = {
-        kind: replace(
-            rate,
-            overhead_s=rate.overhead_s * factor,
-            operations_per_s={p: per_s / factor for p, per_s in rate.operations_per_s.items()},
-            bytes_per_s=rate.bytes_per_s / factor,
-            fill_s=rate.fill_s * factor,
-            source=_SOURCE,
-        )
+        kind: replace(rate.scaled(clock=faster, peak=faster, bandwidth=faster), source=_SOURCE)
         for kind, rate in table.kinds.items()
     }
     return Fit(

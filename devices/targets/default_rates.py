@@ -16,7 +16,7 @@ from typing import Annotated, Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from fusedge.bundle.errors import FusedgeError
+from fusedge.bundle.errors import FusedgeError, first_problem
 from fusedge.bundle.strict_yaml import load_yaml
 from fusedge.devices.targets.kernels import Backend
 from fusedge.devices.targets.rates import KindRate, Rates
@@ -66,9 +66,7 @@ def efficiencies() -> Mapping[Processing, Efficiencies]:
         raw = load_yaml(_FILE.read_bytes(), where)
         rows = [Efficiencies.model_validate(each) for each in raw]
     except ValidationError as error:
-        first = error.errors()[0]
-        place = ".".join(str(step) for step in first["loc"])
-        raise FusedgeError(f"{place}: {first['msg']}", where=where) from None
+        raise FusedgeError(first_problem(error), where=where) from None
     for row in rows:
         if row.peak_share.keys() != _NEEDED:
             raise FusedgeError(f"{row.processing} does not have all kinds", where=where)
@@ -156,13 +154,7 @@ def scaled_rates(rates: Rates, measured_on: Compute, wanted: Compute) -> Rates:
     )
     clock = _ratio(_relative_clock(measured_on), _relative_clock(wanted), "the clock")
     kinds = {
-        kind: replace(
-            rate,
-            overhead_s=rate.overhead_s / clock,
-            fill_s=rate.fill_s / clock,
-            operations_per_s={name: each * peak for name, each in rate.operations_per_s.items()},
-            bytes_per_s=rate.bytes_per_s * bandwidth,
-        )
+        kind: rate.scaled(clock=clock, peak=peak, bandwidth=bandwidth)
         for kind, rate in rates.kinds.items()
     }
     error = math.exp(math.hypot(math.log(rates.error), math.log(_CARRIED_OVER)))

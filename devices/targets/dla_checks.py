@@ -10,10 +10,10 @@ from fusedge.devices.targets.findings import Finding, listed
 from fusedge.devices.targets.rows import JetPack, Jetson
 from fusedge.devices.targets.software import Software
 from fusedge.devices.targets.table import Target, dla_operators, jetpacks_for
+from fusedge.devices.targets.tensorrt_api import DLA_INT8_TENSORRT
 from fusedge.devices.targets.work import PartWork
 
 _PRECISIONS = ("fp16", "int8")
-_INT8_TENSORRT = (11, 0)  # see tensorrt_api
 
 
 def dla_findings(target: Target, software: Software, backend: str) -> list[Finding]:
@@ -75,7 +75,7 @@ def dla_problems(
         way = "plan and build with --precision fp16, or export such a graph"
         yield Finding("dla", "refused", sentence, way, names)
     number = version_number(software.tensorrt) if software.tensorrt else None
-    if "int8" in precisions and number is not None and number < _INT8_TENSORRT:
+    if "int8" in precisions and number is not None and number < DLA_INT8_TENSORRT:
         sentence = f"{software.tensorrt_title} builds no int8 graph for DLA."
         yield Finding("dla", "refused", sentence, "use the fp16 graph", names)
     free = sorted(name for name, dim in part.dims.items() if dim.least != dim.greatest)

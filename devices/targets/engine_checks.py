@@ -19,12 +19,11 @@ from fusedge.devices.targets.opsets import max_opset
 from fusedge.devices.targets.rows import Generation, Gpu, Jetson
 from fusedge.devices.targets.software import PYTHONS, Software, software_of
 from fusedge.devices.targets.table import Target, find_target, generations, jetpacks_for
+from fusedge.devices.targets.tensorrt_api import BF16_TENSORRT, LEAST_TENSORRT
 from fusedge.devices.targets.unbuilt_operators import unbuilt_operators
 from fusedge.devices.targets.work import PartWork
 
 # 8.5 names inputs and outputs at run time, on which the runtime relies: see tensorrt_api.
-_LEAST_TENSORRT = (8, 5)
-_BF16_TENSORRT = (9, 0)  # see tensorrt_api
 _NEWEST_OPSET = max_opset("999.0")
 
 
@@ -55,11 +54,11 @@ def target_findings(target: Target, software: Software) -> list[Finding]:
     if software.installed and software.tensorrt is None:
         return [_not_installed(target, software)]
     number = version_number(software.tensorrt) if software.tensorrt else None
-    if target.flavour == "tensorrt" and number is not None and number < _LEAST_TENSORRT:
+    if target.flavour == "tensorrt" and number is not None and number < LEAST_TENSORRT:
         sentence = (
             f"Target {target.name} has {software.tensorrt_title}, and Fusedge needs 8.5 or newer."
         )
-        return [Finding("tensorrt", "refused", sentence, _newer(target, _LEAST_TENSORRT))]
+        return [Finding("tensorrt", "refused", sentence, _newer(target, LEAST_TENSORRT))]
     generation = generations().get(capability)
     if generation is None:
         sentence = (
@@ -168,7 +167,7 @@ def _present(
 ) -> tuple[Engine | None, list[Finding]]:
     """The bundle's engine for this target, or why none of them is."""
     findings = []
-    for engine in sorted(part.engines, key=lambda engine: engine.power_mode != _mode(target)):
+    for engine in sorted(part.engines, key=lambda engine: engine.power_mode != target.mode):
         problem = _mismatch(engine, target, software, precision, dla)
         if problem is None:
             return engine, []
@@ -252,7 +251,7 @@ def _about_engine(
         )
         way = f"install that version there, or build on it: {_build(target)}"
         yield Finding("tensorrt", "unknown", sentence, way, names)
-    elif engine.flavour == "tensorrt" and _device(target) not in _devices(engine):
+    elif engine.flavour == "tensorrt" and target.device not in _devices(engine):
         sentence = (
             f"The bundle's engine was built and tuned on {listed(engine.targets)}: on {target.name} it may "
             "be slower than one that is built there, or fail."
@@ -268,7 +267,7 @@ def _about_engine(
         )
         way = "fusedge sign, then fusedge keys trust on the device; or run --allow-unsigned-engines"
         yield Finding("trust", "warning", sentence, way, names)
-    mode = _mode(target)
+    mode = target.mode
     if engine.power_mode is not None and engine.power_mode != mode:
         sentence = (
             f"The engine was tuned in power mode {shown(engine.power_mode)}, and the target is in "
@@ -287,15 +286,6 @@ def _build(target: Target) -> str:
     if target.builds_anywhere and target.row is not None:
         return f"fusedge build BUNDLE --target {target.name}"
     return "fusedge build BUNDLE --target local, on the device"
-
-
-def _device(target: Target) -> str:
-    """The target without its power mode."""
-    return target.row.name if target.row else target.name
-
-
-def _mode(target: Target) -> str | None:
-    return target.power_mode.name if target.power_mode else None
 
 
 def _build_problems(
@@ -340,7 +330,7 @@ def graph_precisions(graph: Graph) -> tuple[str, ...]:
 
 def _opset(opset: int, software: Software, names: tuple[str, ...]) -> Iterator[Finding]:
     version = software.tensorrt
-    most = _NEWEST_OPSET if version is None else max_opset(f"{version}.0")
+    most = _NEWEST_OPSET if version is None else max_opset(version)
     if most is not None and opset > most:
         sentence = (
             f"The graph is in ONNX opset {opset}, the version of its operators, and "
@@ -360,9 +350,8 @@ def _precisions(
     generation = generations().get(target.compute_capability or "")
     operations: dict[str, float | None] = {}
     for rates in (generation, target.row):
-        if isinstance(
-            rates, Generation | Gpu
-        ):  # a chip can differ from the others of its generation
+        # a chip can differ from the others of its generation
+        if isinstance(rates, Generation | Gpu):
             operations.update({str(name): value for name, value in rates.operations.items()})
     gpu = f"{generation.architecture} GPUs" if generation else ""
     lower = "build another precision that the bundle has, or export with --precision fp16"
@@ -376,7 +365,7 @@ def _precisions(
             precision == "bf16"
             and target.flavour == "tensorrt"
             and number is not None
-            and number < _BF16_TENSORRT
+            and number < BF16_TENSORRT
         ):
             sentence = f"{software.tensorrt_title} has no bf16, in which the graph is."
             yield Finding("precision", "refused", sentence, lower, names)

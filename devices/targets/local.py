@@ -92,8 +92,9 @@ def local_gpu(
             hint="pip install nvidia-ml-py",
         )
     _check_tensorrt(machine, target.compute_capability)
-    plain = target.row.name if target.row else target.name
-    return LocalGpu(replace(target, name=plain), name, driver, read_power_modes(root).current)
+    return LocalGpu(
+        replace(target, name=target.device), name, driver, read_power_modes(root).current
+    )
 
 
 def _check_tensorrt(machine: Machine, capability: str) -> None:

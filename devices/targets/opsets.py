@@ -16,6 +16,6 @@ _MAX_OPSETS = (
 
 def max_opset(tensorrt: str) -> int | None:
     """Of a version such as `8.5.2`; None of one before 7.1. (TensorRT-RTX has none: 1.7 read opset 30.)"""
-    major, minor = tensorrt.split(".")[:2]
+    major, minor = f"{tensorrt}.0".split(".")[:2]
     number = (int(major), int(minor))
     return next((most for least, most in _MAX_OPSETS if number >= least), None)

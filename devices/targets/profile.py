@@ -15,11 +15,12 @@ from typing import Annotated, get_args
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from fusedge.bundle.built_here import cache_folder, make_private
-from fusedge.bundle.errors import FusedgeError
+from fusedge.bundle.errors import FusedgeError, first_problem
 from fusedge.bundle.manifest import Name, Text
 from fusedge.bundle.regular_file import is_file, read_file
 from fusedge.devices.targets.machine import Machine
 from fusedge.devices.targets.rates import KindRate, Rates
+from fusedge.devices.targets.table import Target
 from fusedge.devices.targets.work import Kind
 
 FORMAT_VERSION = 1
@@ -164,12 +165,12 @@ class Profile(_Strict):
         return self
 
 
-def identity_of(machine: Machine, target: str, power_mode: str | None) -> MachineIdentity:
-    """Of the machine that was detected; `target` as it is called in the table, or `cpu`."""
+def identity_of(machine: Machine, target: Target) -> MachineIdentity:
+    """Of the machine that was detected, and what it is as a target."""
     return MachineIdentity(
         processor=machine.processor,
-        target=target,
-        power_mode=power_mode,
+        target=target.device,
+        power_mode=target.mode,
         gpu_driver=machine.gpu_driver,
         onnxruntime=machine.onnxruntime,
         tensorrt=dict(sorted(machine.tensorrt.items())),
@@ -182,10 +183,8 @@ def load_profile(path: Path) -> Profile:
     try:
         return Profile.model_validate_json(content, strict=True)
     except ValidationError as error:
-        first = error.errors()[0]
-        place = ".".join(str(step)[:80] for step in first["loc"])
         raise FusedgeError(
-            f"is no profile: {place + ': ' if place else ''}{first['msg']}",
+            f"is no profile: {first_problem(error)}",
             where=str(path),
             hint="make one on the device: fusedge bench BUNDLE -o FILE",
         ) from None
@@ -203,6 +202,12 @@ def profile_for(
 
     A kept file that cannot be read is as none: `fusedge bench` writes it again.
     """
+    found = _kept(machine, folder)
+    fits = found is not None and provider in {c.provider for c in found.calibrations}
+    return found if fits else None
+
+
+def _kept(machine: MachineIdentity, folder: Path | None) -> Profile | None:
     path = profile_path(machine, folder)
     if not is_file(path):
         return None
@@ -210,8 +215,7 @@ def profile_for(
         found = load_profile(path)
     except FusedgeError:
         return None
-    fits = found.machine == machine and provider in {c.provider for c in found.calibrations}
-    return found if fits else None
+    return found if found.machine == machine else None
 
 
 def rates_of(profile: Profile, provider: str, precision: str) -> Rates | None:
@@ -237,14 +241,8 @@ def rates_of(profile: Profile, provider: str, precision: str) -> Rates | None:
 
 def with_earlier(new: Profile, folder: Path | None = None) -> Profile:
     """With the rates that an earlier run on this machine found for other providers and precisions."""
-    path = profile_path(new.machine, folder)
-    if not is_file(path):
-        return new
-    try:
-        old = load_profile(path)
-    except FusedgeError:
-        return new
-    if old.machine != new.machine:
+    old = _kept(new.machine, folder)
+    if old is None:
         return new
     known = {(each.provider, each.precision) for each in new.calibrations}
     kept = [each for each in old.calibrations if (each.provider, each.precision) not in known]

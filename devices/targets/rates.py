@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from fusedge.devices.targets.work import Kind
 
@@ -24,6 +24,16 @@ class KindRate:
     source: str
     fill_s: float = 0.0
     fill_factor: float = 0.0
+
+    def scaled(self, *, clock: float, peak: float, bandwidth: float) -> KindRate:
+        """Of a device whose clock, peak and bandwidth are so many times as high."""
+        return replace(
+            self,
+            overhead_s=self.overhead_s / clock,
+            fill_s=self.fill_s / clock,
+            operations_per_s={name: each * peak for name, each in self.operations_per_s.items()},
+            bytes_per_s=self.bytes_per_s * bandwidth,
+        )
 
 
 @dataclass(frozen=True)

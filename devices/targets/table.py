@@ -15,7 +15,7 @@ from typing import TypeVar
 
 from pydantic import ValidationError
 
-from fusedge.bundle.errors import FusedgeError, UnknownNameError
+from fusedge.bundle.errors import FusedgeError, UnknownNameError, first_problem
 from fusedge.bundle.manifest import Flavour
 from fusedge.bundle.strict_yaml import load_yaml
 from fusedge.devices.targets.names import nearest_names
@@ -79,6 +79,16 @@ class Target:
     compute: Compute = Compute()
     power_mode: PowerMode | None = None
     row: Jetson | Gpu | Computer | None = None
+
+    @property
+    def device(self) -> str:
+        """Its name without the power mode."""
+        return self.row.name if self.row else self.name.partition(":")[0]
+
+    @property
+    def mode(self) -> str | None:
+        """The name of its power mode, None where it has none."""
+        return self.power_mode.name if self.power_mode else None
 
     @property
     def builds_anywhere(self) -> bool:
@@ -389,9 +399,7 @@ def _rows(kind: type[RowT], file: str) -> list[RowT]:
             rows.append(kind.model_validate(raw))
         except ValidationError as error:
             name = raw.get("name", number) if isinstance(raw, dict) else number
-            first = error.errors()[0]
-            place = [f"row {name}", ".".join(str(step) for step in first["loc"]), first["msg"]]
-            raise FusedgeError(": ".join(filter(None, place)), where=where) from None
+            raise FusedgeError(f"row {name}: {first_problem(error)}", where=where) from None
     return rows
 
 

@@ -42,9 +42,12 @@ class _Package(NamedTuple):
     least_version: tuple[int, int]
 
 
-# 8.5 names inputs and outputs at run time (execute_async_v3), on which the runtime relies.
+# It names inputs and outputs at run time (execute_async_v3), on which the runtime relies.
+LEAST_TENSORRT = (8, 5)
+BF16_TENSORRT = (9, 0)  # the first with bf16
+DLA_INT8_TENSORRT = (11, 0)  # the first that builds Q/DQ graphs for the DLA
 _PACKAGES: Mapping[str, _Package] = {
-    "tensorrt": _Package("tensorrt", "tensorrt", (8, 5)),
+    "tensorrt": _Package("tensorrt", "tensorrt", LEAST_TENSORRT),
     "tensorrt_rtx": _Package("tensorrt-rtx", "rtx", (1, 0)),
 }
 _DATA_TYPES = {
@@ -170,8 +173,8 @@ class TensorRt:
             (options.hardware_compatible, rtx or number < (8, 6), "hardware-compatible engines"),
             # DLA: 10.7 was the last before 11.4.1, docs.nvidia.com, "Working with DLA"
             (dla, rtx or (10, 7) < number < (11, 4), "DLA"),
-            (dla and "int8" in precisions, number < (11, 0), "Q/DQ graphs on DLA"),
-            ("bf16" in precisions, not rtx and number < (9, 0), "bf16"),
+            (dla and "int8" in precisions, number < DLA_INT8_TENSORRT, "Q/DQ graphs on DLA"),
+            ("bf16" in precisions, not rtx and number < BF16_TENSORRT, "bf16"),
         ):
             if asked and lacking:
                 raise FusedgeError(f"{self.flavour} {self.version} has no {name}")

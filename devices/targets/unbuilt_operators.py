@@ -12,38 +12,59 @@ from fusedge.bundle.manifest import Flavour
 from fusedge.devices.targets.engine_fit import version_number
 
 _NO_TENSORRT = frozenset(
-    (
-        *(
-            "Bernoulli",
-            "BitCast",
-            "BitwiseAnd",
-            "BitwiseNot",
-            "BitwiseOr",
-            "BitwiseXor",
-            "Compress",
-        ),
-        *("ConcatFromSequence", "CumProd", "Det", "ImageDecoder", "MaxRoiPool", "MaxUnpool"),
-        *("MelWeightMatrix", "Multinomial", "Optional", "OptionalGetElement", "QLinearConv"),
-        *("RegexFullMatch", "SequenceAt", "SequenceConstruct", "SequenceEmpty", "SequenceErase"),
-        *("SequenceInsert", "SequenceLength", "SequenceMap", "SplitToSequence", "StringConcat"),
-        *("StringNormalizer", "StringSplit", "TfIdfVectorizer", "Unique"),
-    )
+    [
+        "Bernoulli",
+        "BitCast",
+        "BitwiseAnd",
+        "BitwiseNot",
+        "BitwiseOr",
+        "BitwiseXor",
+        "Compress",
+        "ConcatFromSequence",
+        "CumProd",
+        "Det",
+        "ImageDecoder",
+        "MaxRoiPool",
+        "MaxUnpool",
+        "MelWeightMatrix",
+        "Multinomial",
+        "Optional",
+        "OptionalGetElement",
+        "QLinearConv",
+        "RegexFullMatch",
+        "SequenceAt",
+        "SequenceConstruct",
+        "SequenceEmpty",
+        "SequenceErase",
+        "SequenceInsert",
+        "SequenceLength",
+        "SequenceMap",
+        "SplitToSequence",
+        "StringConcat",
+        "StringNormalizer",
+        "StringSplit",
+        "TfIdfVectorizer",
+        "Unique",
+    ]
 )
 _NO_RTX = _NO_TENSORRT | {"DeformConv", "NonMaxSuppression", "NonZero", "RoiAlign"}
 # None of them has these; `fusedge build` writes them in others, which it can where sizes are known.
 _REWRITTEN = frozenset(
-    (
-        *(
-            "AffineGrid",
-            "BitShift",
-            "CausalConvWithState",
-            "CenterCropPad",
-            "Col2Im",
-            "ConvInteger",
-        ),
-        *("DynamicQuantizeLinear", "LinearAttention", "MatMulInteger", "NegativeLogLikelihoodLoss"),
-        *("QLinearMatMul", "SoftmaxCrossEntropyLoss", "SwiGLU"),
-    )
+    [
+        "AffineGrid",
+        "BitShift",
+        "CausalConvWithState",
+        "CenterCropPad",
+        "Col2Im",
+        "ConvInteger",
+        "DynamicQuantizeLinear",
+        "LinearAttention",
+        "MatMulInteger",
+        "NegativeLogLikelihoodLoss",
+        "QLinearMatMul",
+        "SoftmaxCrossEntropyLoss",
+        "SwiGLU",
+    ]
 )
 # The first version of `tensorrt` that reads them; before it, those of _FUNCTIONS are rewritten.
 _FIRST_VERSIONS: dict[str, tuple[int, ...]] = {
@@ -65,17 +86,18 @@ _FIRST_VERSIONS: dict[str, tuple[int, ...]] = {
 }
 # ONNX defines them by simpler operators, or there is another form in export/operator_forms.py.
 _FUNCTIONS = frozenset(
-    (
-        *(
-            "Attention",
-            "BlackmanWindow",
-            "DFT",
-            "GroupNormalization",
-            "HammingWindow",
-            "HannWindow",
-        ),
-        *("LayerNormalization", "RMSNormalization", "RotaryEmbedding", "Swish"),
-    )
+    [
+        "Attention",
+        "BlackmanWindow",
+        "DFT",
+        "GroupNormalization",
+        "HammingWindow",
+        "HannWindow",
+        "LayerNormalization",
+        "RMSNormalization",
+        "RotaryEmbedding",
+        "Swish",
+    ]
 )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from fusedge.devices.targets.engine_fit import version_number
 from fusedge.devices.targets.rows import JetPack, Wheel
 from fusedge.devices.targets.table import onnxruntime_wheels
 
@@ -22,7 +23,7 @@ def wheels_for(
         and package in (None, wheel.package)
         and _fits(wheel, jetpack)
     ]
-    return sorted(found, key=lambda wheel: [int(part) for part in wheel.first.split(".")])
+    return sorted(found, key=lambda wheel: version_number(wheel.first))
 
 
 def _fits(wheel: Wheel, jetpack: JetPack | None) -> bool:

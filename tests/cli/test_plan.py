@@ -488,9 +488,7 @@ def test_this_machine_is_the_target_where_none_is_named(tmp_path: Path) -> None:
 
 def test_what_was_measured_on_this_machine_is_used_by_itself() -> None:
     machine = detect()
-    here = machine_target(machine)
-    name = here.row.name if here.row else here.name.partition(":")[0]
-    identity = identity_of(machine, name, here.power_mode.name if here.power_mode else None)
+    identity = identity_of(machine, machine_target(machine))
     for kept in (False, True):
         if kept:
             profile(profile_path(identity), identity, "cpu", "fp32")
