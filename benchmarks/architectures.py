@@ -33,7 +33,7 @@ from torch import nn
 
 from fusedge.bundle.errors import FusedgeError, MissingExtraError
 from fusedge.bundle.manifest import GraphPrecision, Provenance
-from fusedge.devices.targets.table import Target, find_target
+from fusedge.devices.targets.facts.table import Target, find_target
 from fusedge.export.cache import Cache
 from fusedge.export.engine import BuildLimits, EngineRequest, build_engine
 from fusedge.export.graphs import DEFAULT_OPSET, Proved, Prover

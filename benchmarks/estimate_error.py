@@ -31,8 +31,8 @@ from examples import fusion_model, plain_model
 from fusedge.bundle.archive import Bundle
 from fusedge.bundle.lookup import open_bundle
 from fusedge.cli.machine_bench import Wanted, bench_machine
-from fusedge.devices.targets.profile import MeasuredPart, Profile, rates_of
-from fusedge.devices.targets.roofline import estimate_part
+from fusedge.devices.targets.calibration.profile import MeasuredPart, Profile, rates_of
+from fusedge.devices.targets.planning.roofline import estimate_part
 from fusedge.export.part_work import part_work
 
 DESIGN = ("driving", "room", "digits", "mobile", "residual", "sounds", "sequences")

@@ -5,7 +5,7 @@
 Each figure is the latency of one run in TensorRT, of a network built here again with its sizes. The devices
 are in two halves: the efficiencies that fit one half estimate the other, and the other way round, so that
 each error is of a device that nothing was fitted to. `--fit` does that, for discrete and for integrated
-GPUs apart, and then fits all figures: these are the numbers of `devices/targets/data/efficiencies.yaml`.
+GPUs apart, and then fits all figures: the numbers of `devices/targets/planning/efficiencies.yaml`.
 Without it, the table is of estimates by that file.
 
 Only facts are taken from the sources: device, network, precision, batch, milliseconds. Left out were fp32
@@ -25,11 +25,11 @@ from pathlib import Path
 from statistics import fmean, median
 
 from benchmarks.published_networks import NETWORKS
-from fusedge.devices.targets.default_rates import Efficiencies, efficiencies, rates_by
-from fusedge.devices.targets.kernels import Kernel, kernels_of
-from fusedge.devices.targets.rates import Rates
-from fusedge.devices.targets.roofline import kernel_seconds
-from fusedge.devices.targets.table import Target, find_target
+from fusedge.devices.targets.facts.table import Target, find_target
+from fusedge.devices.targets.planning.default_rates import Efficiencies, efficiencies, rates_by
+from fusedge.devices.targets.planning.kernels import Kernel, kernels_of
+from fusedge.devices.targets.planning.rates import Rates
+from fusedge.devices.targets.planning.roofline import kernel_seconds
 from fusedge.export.part_work import count_work
 
 # Sources. What each measures, beside the kernels, is told, since it is in the figures.

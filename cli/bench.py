@@ -19,7 +19,7 @@ from fusedge.cli.options import AllowEnginesOption, BundleArgument, JsonOption, 
 
 if TYPE_CHECKING:
     from fusedge.bundle.archive import Bundle
-    from fusedge.devices.targets.profile import MeasuredPart, Profile
+    from fusedge.devices.targets.calibration.profile import MeasuredPart, Profile
 
 _MIB = 1 << 20
 _BUSY = 0.5  # load average above which others are likely to disturb
@@ -88,7 +88,11 @@ def bench(
     if precision != "auto" and precision not in GRAPH_PRECISIONS:
         raise UnknownNameError("precision", precision, ("auto", *GRAPH_PRECISIONS))
     from fusedge.cli.machine_bench import Wanted, bench_machine
-    from fusedge.devices.targets.profile import profile_path, with_earlier, write_profile
+    from fusedge.devices.targets.calibration.profile import (
+        profile_path,
+        with_earlier,
+        write_profile,
+    )
     from fusedge.runtime.bench import BATCHES
 
     wanted = Wanted(
@@ -137,7 +141,7 @@ def bench(
 
 def _providers(bundle: Bundle, backend: str, provider: str) -> list[str]:
     """What to measure on; raises FusedgeError for names that are unknown or do not go together."""
-    from fusedge.devices.targets.profile import NATIVE
+    from fusedge.devices.targets.calibration.profile import NATIVE
     from fusedge.runtime.backend import AUTO, BackendSetting
     from fusedge.runtime.bench import providers_here
 

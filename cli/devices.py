@@ -14,9 +14,9 @@ from fusedge.cli.devices_targets import list_targets
 from fusedge.cli.devices_watch import watch_machine
 from fusedge.cli.options import JsonOption
 from fusedge.devices.capture.listing import Inputs, list_inputs
-from fusedge.devices.targets.detect import detect
-from fusedge.devices.targets.machine import Machine
-from fusedge.devices.targets.machine_target import gpu_here, machine_target
+from fusedge.devices.targets.detection.detect import detect
+from fusedge.devices.targets.detection.machine import Machine
+from fusedge.devices.targets.detection.machine_target import gpu_here, machine_target
 
 GIB = 1 << 30
 MAX_FORMATS = 8  # of a camera, on a screen

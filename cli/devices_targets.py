@@ -8,8 +8,8 @@ from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
 from fusedge.cli.console import console, print_json
-from fusedge.devices.targets.rows import Jetson, PowerMode
-from fusedge.devices.targets.table import Target, find_target, jetson_target, target_names
+from fusedge.devices.targets.facts.rows import Jetson, PowerMode
+from fusedge.devices.targets.facts.table import Target, find_target, jetson_target, target_names
 
 GIB = 1 << 30
 

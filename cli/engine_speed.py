@@ -10,9 +10,9 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from fusedge.bundle.errors import FusedgeError
-from fusedge.devices.targets.detect import detect
-from fusedge.devices.targets.local import LocalGpu, local_gpu
-from fusedge.devices.targets.table import find_target
+from fusedge.devices.targets.detection.detect import detect
+from fusedge.devices.targets.detection.local import LocalGpu, local_gpu
+from fusedge.devices.targets.facts.table import find_target
 from fusedge.devices.targets.tensorrt_api import installed_version, load
 from fusedge.export.cache import Cache
 from fusedge.export.engine import BuildLimits, BuiltEngine, EngineRequest, build_engine

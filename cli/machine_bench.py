@@ -14,13 +14,8 @@ from typing import cast, get_args
 from fusedge.bundle.archive import Bundle
 from fusedge.bundle.errors import FusedgeError, MissingExtraError
 from fusedge.bundle.manifest import Part
-from fusedge.devices.targets.calibration import Fit, Observation, calibrate, scale_table
-from fusedge.devices.targets.default_rates import default_rates
-from fusedge.devices.targets.detect import detect
-from fusedge.devices.targets.kernels import Backend
-from fusedge.devices.targets.local import resolve_target
-from fusedge.devices.targets.machine import Machine
-from fusedge.devices.targets.profile import (
+from fusedge.devices.targets.calibration.calibration import Fit, Observation, calibrate, scale_table
+from fusedge.devices.targets.calibration.profile import (
     FORMAT_VERSION,
     NATIVE,
     Calibration,
@@ -31,9 +26,14 @@ from fusedge.devices.targets.profile import (
     profile_for,
     rates_of,
 )
-from fusedge.devices.targets.rates import Rates
-from fusedge.devices.targets.roofline import estimate_part
-from fusedge.devices.targets.table import Target
+from fusedge.devices.targets.detection.detect import detect
+from fusedge.devices.targets.detection.local import resolve_target
+from fusedge.devices.targets.detection.machine import Machine
+from fusedge.devices.targets.facts.table import Target
+from fusedge.devices.targets.planning.default_rates import default_rates
+from fusedge.devices.targets.planning.kernels import Backend
+from fusedge.devices.targets.planning.rates import Rates
+from fusedge.devices.targets.planning.roofline import estimate_part
 from fusedge.devices.targets.work import PartWork
 from fusedge.export.packages import needs_extra
 from fusedge.runtime.bench import (

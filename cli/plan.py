@@ -18,8 +18,8 @@ from fusedge.export.packages import needs_extra
 from fusedge.runtime.backend import AUTO, BACKENDS
 
 if TYPE_CHECKING:
-    from fusedge.devices.targets.machine import Machine
-    from fusedge.devices.targets.profile import Profile
+    from fusedge.devices.targets.calibration.profile import Profile
+    from fusedge.devices.targets.detection.machine import Machine
     from fusedge.export.target_plan import Device
 
 _HERE = ("local", "cpu")
@@ -111,9 +111,9 @@ def plan(
     _check(manifest, backend, precision, batch, plot)
     with needs_extra("plan", "counting what a bundle computes"):
         from fusedge.cli.plan_report import TargetRow, fit_as_dict, print_fit, print_row, print_rows
-        from fusedge.devices.targets.fit import Limits
-        from fusedge.devices.targets.fit import fit as propose
-        from fusedge.devices.targets.profile import load_profile
+        from fusedge.devices.targets.calibration.profile import load_profile
+        from fusedge.devices.targets.planning.fit import Limits
+        from fusedge.devices.targets.planning.fit import fit as propose
         from fusedge.export.target_plan import Asked, Works, fit_modes, plan_target
     if plot is not None:
         from fusedge.cli.plan_plot import draw_fit
@@ -185,11 +185,11 @@ def _check(
 
 def _devices(names: list[str], jetpack: str | None, measured: Profile | None) -> list[Device]:
     """The targets with the software on them, and what was measured there."""
-    from fusedge.devices.targets.detect import detect
-    from fusedge.devices.targets.local import resolve_target
-    from fusedge.devices.targets.machine_target import local_cpu
-    from fusedge.devices.targets.software import software_of
-    from fusedge.devices.targets.table import find_target, jetpacks
+    from fusedge.devices.targets.detection.detect import detect
+    from fusedge.devices.targets.detection.local import resolve_target
+    from fusedge.devices.targets.detection.machine_target import local_cpu
+    from fusedge.devices.targets.facts.table import find_target, jetpacks
+    from fusedge.devices.targets.preflight.software import software_of
     from fusedge.export.target_plan import Device, check_profile, kept_profile
 
     machine: Machine | None = None

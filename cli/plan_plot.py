@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fusedge.bundle.errors import FusedgeError
-from fusedge.devices.targets.fit import Fit, FitRow
+from fusedge.devices.targets.planning.fit import Fit, FitRow
 from fusedge.export.packages import needs_extra
 
 with needs_extra("plot", "the picture of a fit"):

@@ -12,9 +12,9 @@ from rich.text import Text
 
 from fusedge.bundle.manifest import Manifest
 from fusedge.cli.console import console
-from fusedge.devices.targets.bundle_plan import BundlePlan
-from fusedge.devices.targets.fit import Fit, FitRow
-from fusedge.devices.targets.kernels import kernels_of
+from fusedge.devices.targets.planning.bundle_plan import BundlePlan
+from fusedge.devices.targets.planning.fit import Fit, FitRow
+from fusedge.devices.targets.planning.kernels import kernels_of
 from fusedge.export.target_plan import TargetPlan
 
 _STYLES = {"refused": "bold red", "unknown": "yellow", "warning": "yellow", "fits": "green"}

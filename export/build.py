@@ -17,11 +17,11 @@ from fusedge.bundle.built_here import FILE, built_here
 from fusedge.bundle.errors import BundleError, FusedgeError, MissingExtraError
 from fusedge.bundle.manifest import Engine, Graph, GraphPrecision, Manifest, Part
 from fusedge.bundle.signature import SignatureState, signature_state
-from fusedge.devices.targets.detect import detect
-from fusedge.devices.targets.local import LocalGpu, free_memory_bytes, local_gpu
-from fusedge.devices.targets.memory_need import build_bytes
-from fusedge.devices.targets.power_mode import power_mode_warning
-from fusedge.devices.targets.table import Target, find_target
+from fusedge.devices.targets.detection.detect import detect
+from fusedge.devices.targets.detection.local import LocalGpu, free_memory_bytes, local_gpu
+from fusedge.devices.targets.detection.power_mode import power_mode_warning
+from fusedge.devices.targets.facts.table import Target, find_target
+from fusedge.devices.targets.preflight.memory_need import build_bytes
 from fusedge.devices.targets.tensorrt_api import NO_OPTIONS, EngineOptions, installed_version
 from fusedge.export.cache import Cache
 from fusedge.export.engine import (

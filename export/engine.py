@@ -27,7 +27,7 @@ from typing import TYPE_CHECKING, Any
 from fusedge.bundle.built_here import remember_built
 from fusedge.bundle.errors import FusedgeError, MissingExtraError
 from fusedge.bundle.manifest import DimRange, Engine, GraphPrecision
-from fusedge.devices.targets.table import Target
+from fusedge.devices.targets.facts.table import Target
 from fusedge.devices.targets.tensorrt_api import (
     NO_OPTIONS,
     EngineOptions,

@@ -9,7 +9,7 @@ import onnx
 
 from fusedge.bundle.errors import FusedgeError
 from fusedge.bundle.manifest import Engine, GraphPrecision
-from fusedge.devices.targets.table import Target
+from fusedge.devices.targets.facts.table import Target
 from fusedge.devices.targets.tensorrt_api import EngineOptions, check_installed
 from fusedge.export.audit import AuditRow
 from fusedge.export.cache import Cache

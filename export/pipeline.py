@@ -12,7 +12,7 @@ from typing import Literal
 from fusedge.bundle.archive import Bundle, check_destination, write_bundle
 from fusedge.bundle.errors import FusedgeError
 from fusedge.bundle.manifest import GraphPrecision, Precision
-from fusedge.devices.targets.table import find_target
+from fusedge.devices.targets.facts.table import find_target
 from fusedge.devices.targets.tensorrt_api import NO_OPTIONS, EngineOptions
 from fusedge.export.audit import Audit
 from fusedge.export.cache import Cache, key_of

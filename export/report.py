@@ -13,7 +13,7 @@ from fusedge.bundle.errors import FusedgeError, first_problem
 from fusedge.bundle.manifest import Manifest, Sha256, Text
 from fusedge.bundle.regular_file import read_file
 from fusedge.bundle.signature import SignatureState, signer
-from fusedge.devices.targets.detect import detect
+from fusedge.devices.targets.detection.detect import detect
 from fusedge.export.node_cost import GraphCost, measure_graph
 
 MAX_RECORD_BYTES = 16 << 20

@@ -9,22 +9,17 @@ from dataclasses import dataclass, field, replace
 from fusedge.bundle.archive import Bundle
 from fusedge.bundle.errors import FusedgeError
 from fusedge.bundle.manifest import Part
-from fusedge.devices.targets.bundle_plan import BundlePlan, plan_bundle, rows_of
-from fusedge.devices.targets.default_rates import default_rates, missing_figures, scaled_rates
-from fusedge.devices.targets.estimate import PartEstimate
-from fusedge.devices.targets.findings import listed
-from fusedge.devices.targets.fit import MAX_STREAMS, Mode
-from fusedge.devices.targets.kernels import kernels_of
-from fusedge.devices.targets.machine import Machine
-from fusedge.devices.targets.machine_target import machine_target
-from fusedge.devices.targets.memory_need import Route
-from fusedge.devices.targets.preflight import Preflight, preflight
-from fusedge.devices.targets.profile import NATIVE, Profile, identity_of, profile_for, rates_of
-from fusedge.devices.targets.rates import Rates
-from fusedge.devices.targets.roofline import estimate_part
-from fusedge.devices.targets.rows import Jetson
-from fusedge.devices.targets.software import Software
-from fusedge.devices.targets.table import (
+from fusedge.devices.targets.calibration.profile import (
+    NATIVE,
+    Profile,
+    identity_of,
+    profile_for,
+    rates_of,
+)
+from fusedge.devices.targets.detection.machine import Machine
+from fusedge.devices.targets.detection.machine_target import machine_target
+from fusedge.devices.targets.facts.rows import Jetson
+from fusedge.devices.targets.facts.table import (
     Compute,
     Target,
     cpu_compute,
@@ -33,6 +28,21 @@ from fusedge.devices.targets.table import (
     jetson_target,
     power_modes,
 )
+from fusedge.devices.targets.planning.bundle_plan import BundlePlan, plan_bundle, rows_of
+from fusedge.devices.targets.planning.default_rates import (
+    default_rates,
+    missing_figures,
+    scaled_rates,
+)
+from fusedge.devices.targets.planning.estimate import PartEstimate
+from fusedge.devices.targets.planning.fit import MAX_STREAMS, Mode
+from fusedge.devices.targets.planning.kernels import kernels_of
+from fusedge.devices.targets.planning.rates import Rates
+from fusedge.devices.targets.planning.roofline import estimate_part
+from fusedge.devices.targets.preflight.findings import listed
+from fusedge.devices.targets.preflight.memory_need import Route
+from fusedge.devices.targets.preflight.preflight import Preflight, preflight
+from fusedge.devices.targets.preflight.software import Software
 from fusedge.devices.targets.work import PartWork
 from fusedge.export.part_work import part_work
 

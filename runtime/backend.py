@@ -24,8 +24,8 @@ from fusedge.bundle.errors import FusedgeError, UnknownNameError, printable
 from fusedge.bundle.inference import onnxruntime
 from fusedge.bundle.manifest import Engine, Part
 from fusedge.bundle.signature import SignatureState, signature_state
-from fusedge.devices.targets.engine_fit import is_for_gpu, is_for_version
-from fusedge.devices.targets.power_mode import read_power_modes
+from fusedge.devices.targets.detection.power_mode import read_power_modes
+from fusedge.devices.targets.facts.engine_fit import is_for_gpu, is_for_version
 from fusedge.devices.targets.tensorrt_api import load as load_tensorrt
 from fusedge.runtime.cuda import Cuda, load_cuda
 from fusedge.runtime.native_part import NativePart

@@ -29,10 +29,10 @@ from fusedge.bundle.errors import FusedgeError, UnknownNameError, printable
 from fusedge.bundle.inference import onnxruntime
 from fusedge.bundle.manifest import Part
 from fusedge.bundle.noise import noise
-from fusedge.devices.targets.energy import NoMeter, find_meter
-from fusedge.devices.targets.local import nvml_gpu
-from fusedge.devices.targets.profile import NATIVE, BatchTimes, Conditions, PausedTimes
-from fusedge.devices.targets.system_files import read_text
+from fusedge.devices.targets.calibration.energy import NoMeter, find_meter
+from fusedge.devices.targets.calibration.profile import NATIVE, BatchTimes, Conditions, PausedTimes
+from fusedge.devices.targets.detection.local import nvml_gpu
+from fusedge.devices.targets.detection.system_files import read_text
 from fusedge.runtime.backend import ONNX, BackendSetting, PartBackend, PartLoader
 from fusedge.runtime.clock import stopwatch_ns
 from fusedge.runtime.cuda import load_cuda

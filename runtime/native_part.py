@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from fusedge.bundle.errors import FusedgeError
 from fusedge.bundle.manifest import Engine
-from fusedge.devices.targets.engine_fit import dla_core
+from fusedge.devices.targets.facts.engine_fit import dla_core
 from fusedge.devices.targets.tensorrt_api import make_logger
 from fusedge.runtime.cuda import Buffer, Cuda
 from fusedge.runtime.onnx_part import Array

@@ -27,7 +27,7 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from fusedge.bundle.errors import FusedgeError, MissingExtraError
-from fusedge.devices.targets.opsets import max_opset
+from fusedge.devices.targets.facts.opsets import max_opset
 
 # What brings each flavour; a wheel is named for its CUDA, a JetPack package is not.
 DISTRIBUTIONS: Mapping[str, tuple[str, ...]] = {

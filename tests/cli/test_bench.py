@@ -13,7 +13,7 @@ import pytest
 from typer.testing import CliRunner
 
 from fusedge.cli.app import app
-from fusedge.devices.targets.profile import load_profile, rates_of
+from fusedge.devices.targets.calibration.profile import load_profile, rates_of
 from tests.cli.command import fusedge
 from tests.tiny_bundle import write_tiny_bundle
 

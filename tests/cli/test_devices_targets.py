@@ -9,7 +9,7 @@ import pytest
 from fusedge.cli import devices as command
 from fusedge.cli.devices_targets import list_targets
 from fusedge.devices.capture.listing import Inputs
-from fusedge.devices.targets.table import find_target, target_names
+from fusedge.devices.targets.facts.table import find_target, target_names
 from tests.cli.command import fusedge
 from tests.devices.recorded_machines import NAMES, recorded
 

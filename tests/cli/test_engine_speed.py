@@ -13,8 +13,8 @@ from examples.plain_model import DigitNet
 from fusedge.bundle.errors import FusedgeError
 from fusedge.cli import engine_speed
 from fusedge.cli.engine_speed import EngineSpeed, gpu_of
-from fusedge.devices.targets.local import LocalGpu
-from fusedge.devices.targets.table import find_target
+from fusedge.devices.targets.detection.local import LocalGpu
+from fusedge.devices.targets.facts.table import find_target
 from fusedge.export.cache import Cache
 from fusedge.export.engine import BuildLimits, BuiltEngine, EngineRequest, build_engine
 from fusedge.export.evaluation import RowsEvaluation

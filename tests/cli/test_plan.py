@@ -23,10 +23,7 @@ from fusedge.bundle.lookup import open_bundle
 from fusedge.cli import plan_report
 from fusedge.cli.app import app
 from fusedge.cli.plan_plot import draw_fit
-from fusedge.devices.targets.detect import detect
-from fusedge.devices.targets.fit import Limits, fit
-from fusedge.devices.targets.machine_target import machine_target
-from fusedge.devices.targets.profile import (
+from fusedge.devices.targets.calibration.profile import (
     FORMAT_VERSION,
     BatchTimes,
     Calibration,
@@ -39,6 +36,9 @@ from fusedge.devices.targets.profile import (
     profile_path,
     write_profile,
 )
+from fusedge.devices.targets.detection.detect import detect
+from fusedge.devices.targets.detection.machine_target import machine_target
+from fusedge.devices.targets.planning.fit import Limits, fit
 from fusedge.devices.targets.work import Kind
 from tests.cli.command import fusedge
 from tests.devices.test_bundle_plan import plain, tiny

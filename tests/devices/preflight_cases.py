@@ -9,10 +9,10 @@ from typing import Any
 
 from fusedge.bundle.lookup import open_bundle
 from fusedge.bundle.manifest import BATCH, Engine, Manifest
-from fusedge.devices.targets.findings import Finding, verdict
-from fusedge.devices.targets.preflight import Preflight, preflight
-from fusedge.devices.targets.software import Software, software_of
-from fusedge.devices.targets.table import Target, find_target
+from fusedge.devices.targets.facts.table import Target, find_target
+from fusedge.devices.targets.preflight.findings import Finding, verdict
+from fusedge.devices.targets.preflight.preflight import Preflight, preflight
+from fusedge.devices.targets.preflight.software import Software, software_of
 from fusedge.devices.targets.work import PartWork
 from fusedge.export.part_work import part_work
 

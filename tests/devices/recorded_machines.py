@@ -13,8 +13,8 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-from fusedge.devices.targets.detect import detect
-from fusedge.devices.targets.machine import Machine
+from fusedge.devices.targets.detection.detect import detect
+from fusedge.devices.targets.detection.machine import Machine
 
 MACHINES = Path(__file__).with_name("machines")
 NAMES = sorted(folder.name for folder in MACHINES.iterdir())

@@ -13,14 +13,14 @@ from hypothesis import strategies as st
 from fusedge.bundle.lookup import open_bundle
 from fusedge.bundle.manifest import Manifest
 from fusedge.bundle.window import to_ns
-from fusedge.devices.targets.bundle_plan import (
+from fusedge.devices.targets.facts.table import Compute
+from fusedge.devices.targets.planning.bundle_plan import (
     MAX_BATCH,
     BundlePlan,
     plan_bundle,
     rows_of,
 )
-from fusedge.devices.targets.estimate import PartEstimate
-from fusedge.devices.targets.table import Compute
+from fusedge.devices.targets.planning.estimate import PartEstimate
 from fusedge.runtime import runner
 from tests.tiny_bundle import modality, tiny_manifest
 

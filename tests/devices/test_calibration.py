@@ -11,10 +11,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fusedge.devices.targets.calibration import Fit, Observation, calibrate, scale_table
-from fusedge.devices.targets.rates import KindRate, Rates
-from fusedge.devices.targets.roofline import estimate_part
-from fusedge.devices.targets.starts import tensor_count, view_count
+from fusedge.devices.targets.calibration.calibration import Fit, Observation, calibrate, scale_table
+from fusedge.devices.targets.planning.rates import KindRate, Rates
+from fusedge.devices.targets.planning.roofline import estimate_part
+from fusedge.devices.targets.planning.starts import tensor_count, view_count
 from fusedge.devices.targets.work import Kind, NodeWork, PartWork, TensorUse
 
 TENSOR_S, VIEW_S = 4e-7, 2e-7

@@ -15,10 +15,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fusedge.bundle.errors import FusedgeError
-from fusedge.devices.targets.detect import detect
-from fusedge.devices.targets.machine import Gpu, Machine
-from fusedge.devices.targets.machine_target import machine_target
-from fusedge.devices.targets.table import jetsons
+from fusedge.devices.targets.detection.detect import detect
+from fusedge.devices.targets.detection.machine import Gpu, Machine
+from fusedge.devices.targets.detection.machine_target import machine_target
+from fusedge.devices.targets.facts.table import jetsons
 from tests.devices.recorded_machines import MACHINES, NAMES, absent, nvml, recorded
 
 MODEL, COMPATIBLE = "proc/device-tree/model", "proc/device-tree/compatible"

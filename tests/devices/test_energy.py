@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
-from fusedge.devices.targets import energy
-from fusedge.devices.targets.energy import NoMeter, PowerMeter, find_meter, integral_j
+from fusedge.devices.targets.calibration import energy
+from fusedge.devices.targets.calibration.energy import NoMeter, PowerMeter, find_meter, integral_j
 
 
 def rapl(

@@ -7,12 +7,12 @@ from dataclasses import replace
 import pytest
 
 from fusedge.bundle.manifest import DimRange, Manifest
-from fusedge.devices.targets import engine_checks
-from fusedge.devices.targets.engine_fit import is_for_gpu
-from fusedge.devices.targets.machine import SystemTensorRT
-from fusedge.devices.targets.preflight import Preflight, preflight
-from fusedge.devices.targets.software import Software, software_of
-from fusedge.devices.targets.table import find_target, generations, jetpacks_for, jetsons
+from fusedge.devices.targets.detection.machine import SystemTensorRT
+from fusedge.devices.targets.facts.engine_fit import is_for_gpu
+from fusedge.devices.targets.facts.table import find_target, generations, jetpacks_for, jetsons
+from fusedge.devices.targets.preflight import engine_checks
+from fusedge.devices.targets.preflight.preflight import Preflight, preflight
+from fusedge.devices.targets.preflight.software import Software, software_of
 from fusedge.devices.targets.work import Kind, NodeWork
 from tests.devices.preflight_cases import (
     DRIVING,

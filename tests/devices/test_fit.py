@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 
 from fusedge.bundle.errors import FusedgeError
 from fusedge.bundle.manifest import Manifest
-from fusedge.devices.targets.bundle_plan import plan_bundle, rows_of
-from fusedge.devices.targets.estimate import PartEstimate
-from fusedge.devices.targets.fit import Fit, FitRow, Limits, Mode, fit, with_slower_parts
+from fusedge.devices.targets.planning.bundle_plan import plan_bundle, rows_of
+from fusedge.devices.targets.planning.estimate import PartEstimate
+from fusedge.devices.targets.planning.fit import Fit, FitRow, Limits, Mode, fit, with_slower_parts
 from tests.devices.test_bundle_plan import FILES, GPU, QUAD, plain, tiny
 from tests.tiny_bundle import modality, tiny_manifest
 

@@ -8,8 +8,8 @@ from collections.abc import Iterable
 
 import pytest
 
-from fusedge.devices.targets.rows import JetPack, Wheel
-from fusedge.devices.targets.table import (
+from fusedge.devices.targets.facts.rows import JetPack, Wheel
+from fusedge.devices.targets.facts.table import (
     computers,
     find_target,
     generations,
@@ -22,7 +22,7 @@ from fusedge.devices.targets.table import (
     processors,
     target_names,
 )
-from fusedge.devices.targets.wheels import wheels_for
+from fusedge.devices.targets.facts.wheels import wheels_for
 
 # Cards whose driver calls them nothing that a user would say; cards that are there in two sizes.
 _OTHER_NAMES = {"h100-sxm": "h100-80gb-hbm3", "gh200": "gh200-480gb", "b300": "b300-sxm6-ac"}

@@ -7,9 +7,8 @@ import itertools
 import pytest
 
 from fusedge.bundle.errors import FusedgeError, UnknownNameError
-from fusedge.devices.targets.rows import Configuration, Jetson, PowerMode
-from fusedge.devices.targets.software import software_of
-from fusedge.devices.targets.table import (
+from fusedge.devices.targets.facts.rows import Configuration, Jetson, PowerMode
+from fusedge.devices.targets.facts.table import (
     Target,
     dla_operators,
     find_target,
@@ -23,6 +22,7 @@ from fusedge.devices.targets.table import (
     power_modes,
     processors,
 )
+from fusedge.devices.targets.preflight.software import software_of
 
 CONFIGURATIONS: tuple[Configuration, ...] = ("standard", "super")
 ALL = [

@@ -10,12 +10,12 @@ from typing import Any
 import pytest
 
 from fusedge.bundle.errors import FusedgeError, UnknownNameError
-from fusedge.devices.targets.local import local_gpu, nvml_gpu, resolve_target
-from fusedge.devices.targets.machine import Board, CoreKind, Gpu, Machine
-from fusedge.devices.targets.machine_target import local_cpu, machine_target
-from fusedge.devices.targets.rows import Gpu as GpuRow
-from fusedge.devices.targets.rows import Jetson
-from fusedge.devices.targets.table import (
+from fusedge.devices.targets.detection.local import local_gpu, nvml_gpu, resolve_target
+from fusedge.devices.targets.detection.machine import Board, CoreKind, Gpu, Machine
+from fusedge.devices.targets.detection.machine_target import local_cpu, machine_target
+from fusedge.devices.targets.facts.rows import Gpu as GpuRow
+from fusedge.devices.targets.facts.rows import Jetson
+from fusedge.devices.targets.facts.table import (
     Target,
     computers,
     find_target,

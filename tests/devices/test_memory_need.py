@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 
 from fusedge.bundle.manifest import DimRange
-from fusedge.devices.targets.memory_checks import size
-from fusedge.devices.targets.preflight import Preflight, preflight
-from fusedge.devices.targets.software import software_of
-from fusedge.devices.targets.table import find_target
+from fusedge.devices.targets.facts.table import find_target
+from fusedge.devices.targets.preflight.memory_checks import size
+from fusedge.devices.targets.preflight.preflight import Preflight, preflight
+from fusedge.devices.targets.preflight.software import software_of
 from tests.devices.preflight_cases import (
     DRIVING,
     ORIN,

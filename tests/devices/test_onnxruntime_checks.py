@@ -8,12 +8,12 @@ from dataclasses import replace
 import pytest
 
 from fusedge.bundle.errors import FusedgeError, UnknownNameError
-from fusedge.devices.targets.detect import detect
-from fusedge.devices.targets.local import resolve_target
-from fusedge.devices.targets.machine_target import machine_target
-from fusedge.devices.targets.preflight import preflight
-from fusedge.devices.targets.software import software_of
-from fusedge.devices.targets.table import find_target, jetpacks, jetpacks_for, jetsons
+from fusedge.devices.targets.detection.detect import detect
+from fusedge.devices.targets.detection.local import resolve_target
+from fusedge.devices.targets.detection.machine_target import machine_target
+from fusedge.devices.targets.facts.table import find_target, jetpacks, jetpacks_for, jetsons
+from fusedge.devices.targets.preflight.preflight import preflight
+from fusedge.devices.targets.preflight.software import software_of
 from tests.devices.preflight_cases import (
     DRIVING,
     ORIN,

@@ -7,10 +7,10 @@ from dataclasses import replace
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fusedge.devices.targets.findings import Finding, joined, listed
-from fusedge.devices.targets.preflight import preflight
-from fusedge.devices.targets.software import software_of
-from fusedge.devices.targets.table import find_target, jetpacks_for, jetsons, target_names
+from fusedge.devices.targets.facts.table import find_target, jetpacks_for, jetsons, target_names
+from fusedge.devices.targets.preflight.findings import Finding, joined, listed
+from fusedge.devices.targets.preflight.preflight import preflight
+from fusedge.devices.targets.preflight.software import software_of
 from tests.devices.preflight_cases import (
     DRIVING,
     ORIN,

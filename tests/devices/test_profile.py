@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fusedge.bundle.errors import FusedgeError
-from fusedge.devices.targets.profile import (
+from fusedge.devices.targets.calibration.profile import (
     MAX_BYTES,
     BatchTimes,
     Calibration,

@@ -12,12 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fusedge.bundle.errors import FusedgeError
-from fusedge.devices.targets import default_rates as module
-from fusedge.devices.targets.default_rates import default_rates, efficiencies, scaled_rates
-from fusedge.devices.targets.kernels import Backend, kernels_of
-from fusedge.devices.targets.rates import KindRate, Rates
-from fusedge.devices.targets.roofline import estimate_part
-from fusedge.devices.targets.table import (
+from fusedge.devices.targets.facts.table import (
     Compute,
     Target,
     find_target,
@@ -26,6 +21,11 @@ from fusedge.devices.targets.table import (
     jetsons,
     power_modes,
 )
+from fusedge.devices.targets.planning import default_rates as module
+from fusedge.devices.targets.planning.default_rates import default_rates, efficiencies, scaled_rates
+from fusedge.devices.targets.planning.kernels import Backend, kernels_of
+from fusedge.devices.targets.planning.rates import KindRate, Rates
+from fusedge.devices.targets.planning.roofline import estimate_part
 from fusedge.devices.targets.work import Kind, NodeWork, PartWork, TensorUse
 
 SIZE = 1000  # bytes of each tensor here

@@ -11,10 +11,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fusedge.bundle.errors import FusedgeError, UnknownNameError
-from fusedge.devices.targets import table
-from fusedge.devices.targets.local import resolve_target
-from fusedge.devices.targets.opsets import max_opset
-from fusedge.devices.targets.table import (
+from fusedge.devices.targets.detection.local import resolve_target
+from fusedge.devices.targets.facts import table
+from fusedge.devices.targets.facts.opsets import max_opset
+from fusedge.devices.targets.facts.table import (
     Target,
     computers,
     find_target,

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from fusedge.bundle.manifest import GraphPrecision
-from fusedge.devices.targets.table import find_target
+from fusedge.devices.targets.facts.table import find_target
 from fusedge.export.engine import EngineRequest, build_engine
 from fusedge.export.parity import TOLERANCE, PartSession, check_part
 from fusedge.export.plain import plain_part

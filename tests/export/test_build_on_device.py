@@ -20,15 +20,15 @@ from fusedge.bundle.built_here import FILE, built_here
 from fusedge.bundle.errors import BundleError, FusedgeError, MissingExtraError
 from fusedge.bundle.keys import load_private_key, load_public_key, new_key, trust
 from fusedge.bundle.signature import SignatureState, sign_bundle, signature_state
-from fusedge.devices.targets.local import LocalGpu, free_memory_bytes, local_gpu
-from fusedge.devices.targets.machine import Gpu, Jetson, Machine
-from fusedge.devices.targets.power_mode import (
+from fusedge.devices.targets.detection.local import LocalGpu, free_memory_bytes, local_gpu
+from fusedge.devices.targets.detection.machine import Gpu, Jetson, Machine
+from fusedge.devices.targets.detection.power_mode import (
     CONFIGURATION,
     STATUS,
     power_mode_warning,
     read_power_modes,
 )
-from fusedge.devices.targets.table import Target
+from fusedge.devices.targets.facts.table import Target
 from fusedge.devices.targets.tensorrt_api import EngineOptions
 from fusedge.export import build as building
 from fusedge.export import engine

@@ -19,7 +19,7 @@ from onnx import TensorProto, helper
 
 from fusedge.bundle.errors import FusedgeError, MissingExtraError
 from fusedge.bundle.manifest import DimRange
-from fusedge.devices.targets.table import find_target
+from fusedge.devices.targets.facts.table import find_target
 from fusedge.devices.targets.tensorrt_api import EngineOptions
 from fusedge.export import engine
 from fusedge.export import repair as repairing
@@ -277,7 +277,7 @@ def test_an_interrupt_leaves_no_child(tmp_path: Path) -> None:
     program = f"""
         import sys
         from fusedge.export import engine
-        from fusedge.devices.targets.table import find_target
+        from fusedge.devices.targets.facts.table import find_target
         engine.CHILD = (sys.executable, "-c", {child!r})
         targets = (find_target("rtx-3090"),)
         engine.build_engine(engine.EngineRequest("part", b"", "fp32", targets, {{}}))

@@ -14,7 +14,7 @@ import pytest
 from fusedge.bundle.built_here import FILE, built_here, remember_built
 from fusedge.bundle.lookup import open_bundle
 from fusedge.bundle.manifest import DimRange
-from fusedge.devices.targets.table import find_target
+from fusedge.devices.targets.facts.table import find_target
 from fusedge.devices.targets.tensorrt_api import NO_OPTIONS, EngineOptions
 from fusedge.export import engine
 from fusedge.export.cache import Cache

@@ -18,7 +18,7 @@ from torch import nn
 
 from fusedge.bundle.archive import Bundle
 from fusedge.bundle.errors import FusedgeError, MissingExtraError, UnknownNameError
-from fusedge.devices.targets.table import find_target
+from fusedge.devices.targets.facts.table import find_target
 from fusedge.export import engine
 from fusedge.export import graphs as graph_stage
 from fusedge.export.audit import Audit, AuditRow

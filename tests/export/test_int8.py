@@ -12,7 +12,7 @@ from onnx import helper, numpy_helper
 from torch import nn
 
 from fusedge.bundle.errors import FusedgeError
-from fusedge.devices.targets.table import find_target
+from fusedge.devices.targets.facts.table import find_target
 from fusedge.export.calibration import PERCENTILE, Calibration, Histogram, calibrate
 from fusedge.export.engine import EngineRequest, build_engine
 from fusedge.export.part import ModulePart

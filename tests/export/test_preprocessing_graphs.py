@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from fusedge.bundle.inference import open_session
-from fusedge.devices.targets.table import find_target
+from fusedge.devices.targets.facts.table import find_target
 from fusedge.export.engine import EngineRequest, build_engine
 from fusedge.export.lower import lower
 from fusedge.export.part import ModulePart

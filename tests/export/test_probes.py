@@ -9,7 +9,7 @@ import pytest
 
 from fusedge.bundle.inference import open_session
 from fusedge.bundle.noise import noise
-from fusedge.devices.targets.kernels import kernels_of
+from fusedge.devices.targets.planning.kernels import kernels_of
 from fusedge.devices.targets.work import Kind
 from fusedge.export.part_work import count_work, part_work
 from fusedge.export.probes import PART, ProbePrecision, probes, write_probe

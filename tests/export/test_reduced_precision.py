@@ -10,7 +10,7 @@ import onnx
 import pytest
 
 from fusedge.bundle.inference import open_session
-from fusedge.devices.targets.table import find_target
+from fusedge.devices.targets.facts.table import find_target
 from fusedge.export.calibration import calibrate
 from fusedge.export.emulate import emulated
 from fusedge.export.engine import EngineRequest, build_engine

@@ -10,9 +10,7 @@ import pytest
 
 from fusedge.bundle.lookup import open_bundle
 from fusedge.bundle.manifest import DimRange
-from fusedge.devices.targets.fit import Limits, fit
-from fusedge.devices.targets.software import software_of
-from fusedge.devices.targets.table import (
+from fusedge.devices.targets.facts.table import (
     cpu_compute,
     find_target,
     jetson_cpu,
@@ -20,6 +18,8 @@ from fusedge.devices.targets.table import (
     power_modes,
     target_names,
 )
+from fusedge.devices.targets.planning.fit import Limits, fit
+from fusedge.devices.targets.preflight.software import software_of
 from fusedge.export.target_plan import Asked, Device, TargetPlan, Works, fit_modes, plan_target
 from tests.tiny_bundle import write_tiny_bundle
 

@@ -18,7 +18,7 @@ from fusedge.bundle.manifest import Part
 from fusedge.bundle.recording import tracks_of
 from fusedge.bundle.sample import Sample
 from fusedge.bundle.signature import sign_bundle
-from fusedge.devices.targets.power_mode import PowerModes
+from fusedge.devices.targets.detection.power_mode import PowerModes
 from fusedge.runtime.backend import (
     AUTOMATIC,
     BackendSetting,

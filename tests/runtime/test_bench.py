@@ -18,8 +18,8 @@ import pytest
 from fusedge.bundle.archive import Bundle
 from fusedge.bundle.errors import FusedgeError
 from fusedge.bundle.manifest import DimRange, Part
-from fusedge.devices.targets import energy
-from fusedge.devices.targets.profile import BatchTimes
+from fusedge.devices.targets.calibration import energy
+from fusedge.devices.targets.calibration.profile import BatchTimes
 from fusedge.runtime import bench
 from fusedge.runtime.bench import (
     Item,

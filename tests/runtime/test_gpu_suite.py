@@ -12,8 +12,8 @@ import pytest
 
 from fusedge.bundle.archive import Bundle
 from fusedge.bundle.built_here import VARIABLE
-from fusedge.devices.targets.local import LocalGpu
-from fusedge.devices.targets.table import find_target
+from fusedge.devices.targets.detection.local import LocalGpu
+from fusedge.devices.targets.facts.table import find_target
 from fusedge.runtime.backend import PartLoader
 from fusedge.runtime.native_part import NativePart
 from tests.gpu import test_backends as suite

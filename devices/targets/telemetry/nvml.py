@@ -106,6 +106,6 @@ def _first_gpu(nvml: Any, load: Callable[[str], Any]) -> Any:
     if nvml.nvmlDeviceGetCount() == 1:
         return nvml.nvmlDeviceGetHandleByIndex(0)
     # Knows the tables of targets, and asks CUDA: only where there is a choice.
-    from fusedge.devices.targets.local import nvml_gpu
+    from fusedge.devices.targets.detection.local import nvml_gpu
 
     return nvml_gpu(nvml, load)

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from fusedge.bundle.errors import printable
-from fusedge.devices.targets.power_mode import STATUS, read_power_modes
+from fusedge.devices.targets.detection.power_mode import STATUS, read_power_modes
 from fusedge.devices.targets.telemetry.files import read_text
 from fusedge.devices.targets.telemetry.host import HostSource
 from fusedge.devices.targets.telemetry.nvml import NvmlSource

@@ -13,9 +13,9 @@ from typing import Literal
 
 from fusedge.bundle.manifest import Manifest, Part
 from fusedge.bundle.window import NANOSECONDS, to_ns
-from fusedge.devices.targets.estimate import PartEstimate
-from fusedge.devices.targets.findings import listed
-from fusedge.devices.targets.table import Compute
+from fusedge.devices.targets.facts.table import Compute
+from fusedge.devices.targets.planning.estimate import PartEstimate
+from fusedge.devices.targets.preflight.findings import listed
 
 MAX_BATCH = 16  # streams whose encoders run together: fusedge.runtime.runner
 # Cores that compute parts at a time, if nobody asks for more: fusedge.runtime.runner.

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from fusedge.devices.targets.engine_fit import version_number
-from fusedge.devices.targets.rows import JetPack, Wheel
-from fusedge.devices.targets.table import onnxruntime_wheels
+from fusedge.devices.targets.facts.engine_fit import version_number
+from fusedge.devices.targets.facts.rows import JetPack, Wheel
+from fusedge.devices.targets.facts.table import onnxruntime_wheels
 
 
 def wheels_for(

@@ -7,7 +7,7 @@ from typing import Annotated
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, NonNegativeInt, PositiveFloat
 
 from fusedge.bundle.errors import printable
-from fusedge.devices.targets.rows import Configuration
+from fusedge.devices.targets.facts.rows import Configuration
 
 # All texts come from files that anyone may have written.
 Shown = Annotated[str, AfterValidator(printable)]

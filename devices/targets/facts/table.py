@@ -18,9 +18,9 @@ from pydantic import ValidationError
 from fusedge.bundle.errors import FusedgeError, UnknownNameError, first_problem
 from fusedge.bundle.manifest import Flavour
 from fusedge.bundle.strict_yaml import load_yaml
-from fusedge.devices.targets.names import nearest_names
-from fusedge.devices.targets.opsets import max_opset
-from fusedge.devices.targets.rows import (
+from fusedge.devices.targets.facts.names import nearest_names
+from fusedge.devices.targets.facts.opsets import max_opset
+from fusedge.devices.targets.facts.rows import (
     Computation,
     Computer,
     Configuration,

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 
 from fusedge.bundle.errors import FusedgeError, UnknownNameError
 from fusedge.bundle.manifest import Flavour
-from fusedge.devices.targets.machine import Machine, SystemTensorRT
-from fusedge.devices.targets.rows import Computer, JetPack, Jetson
-from fusedge.devices.targets.table import Target, jetpack_of_l4t, jetpacks, jetpacks_for
+from fusedge.devices.targets.detection.machine import Machine, SystemTensorRT
+from fusedge.devices.targets.facts.rows import Computer, JetPack, Jetson
+from fusedge.devices.targets.facts.table import Target, jetpack_of_l4t, jetpacks, jetpacks_for
 
 PYTHONS = ("3.10", "3.11", "3.12", "3.13")  # `requires-python` of the project
 _ARCHITECTURES = {"amd64": "x86_64", "arm64": "aarch64"}

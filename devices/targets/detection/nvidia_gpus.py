@@ -9,9 +9,9 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
-from fusedge.devices.targets.machine import Gpu
-from fusedge.devices.targets.system_files import matching, read_field, read_text
-from fusedge.devices.targets.table import generations
+from fusedge.devices.targets.detection.machine import Gpu
+from fusedge.devices.targets.detection.system_files import matching, read_field, read_text
+from fusedge.devices.targets.facts.table import generations
 
 _MOST = 64  # GPUs, and instances of one
 ValueT = TypeVar("ValueT")

@@ -10,10 +10,10 @@ from pydantic import ValidationError
 
 from fusedge.bundle.errors import FusedgeError
 from fusedge.bundle.manifest import Manifest, Modality, Part
-from fusedge.devices.targets.bundle_plan import BundlePlan, plan_bundle, rows_of
-from fusedge.devices.targets.estimate import PartEstimate
-from fusedge.devices.targets.findings import listed
-from fusedge.devices.targets.table import Compute
+from fusedge.devices.targets.facts.table import Compute
+from fusedge.devices.targets.planning.bundle_plan import BundlePlan, plan_bundle, rows_of
+from fusedge.devices.targets.planning.estimate import PartEstimate
+from fusedge.devices.targets.preflight.findings import listed
 
 MAX_STREAMS = 64  # pipelines of one process: fusedge.runtime.appliance
 NO_DIFFERENCE = 1.05  # a precision that is faster by less than this is not worth it

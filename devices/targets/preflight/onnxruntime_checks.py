@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Sequence
 
-from fusedge.devices.targets.engine_fit import version_number
-from fusedge.devices.targets.findings import Finding
-from fusedge.devices.targets.rows import Jetson, Wheel
-from fusedge.devices.targets.software import PYTHONS, Software
-from fusedge.devices.targets.table import Target, jetpacks_for
-from fusedge.devices.targets.wheels import wheels_for
+from fusedge.devices.targets.facts.engine_fit import version_number
+from fusedge.devices.targets.facts.rows import Jetson, Wheel
+from fusedge.devices.targets.facts.table import Target, jetpacks_for
+from fusedge.devices.targets.facts.wheels import wheels_for
+from fusedge.devices.targets.preflight.findings import Finding
+from fusedge.devices.targets.preflight.software import PYTHONS, Software
 
 # The extras of the project.
 _LEAST_ONNXRUNTIME = (1, 20)

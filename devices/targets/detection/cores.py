@@ -7,10 +7,15 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-from fusedge.devices.targets.machine import CoreKind
-from fusedge.devices.targets.rows import Processor
-from fusedge.devices.targets.system_files import cpu_list, matching, read_number, read_text
-from fusedge.devices.targets.table import processors
+from fusedge.devices.targets.detection.machine import CoreKind
+from fusedge.devices.targets.detection.system_files import (
+    cpu_list,
+    matching,
+    read_number,
+    read_text,
+)
+from fusedge.devices.targets.facts.rows import Processor
+from fusedge.devices.targets.facts.table import processors
 
 CPUS = "sys/devices/system/cpu"
 # What ONNX Runtime and other libraries have kernels for; names as the kernel writes them.

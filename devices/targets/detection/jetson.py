@@ -5,11 +5,11 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from fusedge.devices.targets.machine import Board, Jetson
-from fusedge.devices.targets.power_mode import PowerModes, read_power_modes
-from fusedge.devices.targets.rows import Configuration
-from fusedge.devices.targets.system_files import matching, read_number, read_text
-from fusedge.devices.targets.table import jetpack_of_l4t, jetson_by_part, jetsons
+from fusedge.devices.targets.detection.machine import Board, Jetson
+from fusedge.devices.targets.detection.power_mode import PowerModes, read_power_modes
+from fusedge.devices.targets.detection.system_files import matching, read_number, read_text
+from fusedge.devices.targets.facts.rows import Configuration
+from fusedge.devices.targets.facts.table import jetpack_of_l4t, jetson_by_part, jetsons
 
 _TREE = "proc/device-tree"
 _MOST_NAMES = 64  # in `compatible`; real ones have up to six

@@ -27,10 +27,10 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from fusedge.devices.targets.kernels import Backend, kernels_of
-from fusedge.devices.targets.rates import KindRate, Rates
-from fusedge.devices.targets.roofline import estimate_part
-from fusedge.devices.targets.starts import tensor_count, view_count
+from fusedge.devices.targets.planning.kernels import Backend, kernels_of
+from fusedge.devices.targets.planning.rates import KindRate, Rates
+from fusedge.devices.targets.planning.roofline import estimate_part
+from fusedge.devices.targets.planning.starts import tensor_count, view_count
 from fusedge.devices.targets.work import Kind, PartWork
 
 Floats = NDArray[np.float64]

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 
-from fusedge.devices.targets.findings import Finding
-from fusedge.devices.targets.memory_need import MB, MemoryNeed, Place, Route, build_bytes
-from fusedge.devices.targets.rows import Jetson
-from fusedge.devices.targets.table import Target
+from fusedge.devices.targets.facts.rows import Jetson
+from fusedge.devices.targets.facts.table import Target
+from fusedge.devices.targets.preflight.findings import Finding
+from fusedge.devices.targets.preflight.memory_need import MB, MemoryNeed, Place, Route, build_bytes
 from fusedge.devices.targets.work import PartWork
 
 # The account is rough, and other programs run as well.

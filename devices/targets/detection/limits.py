@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-from fusedge.devices.targets.system_files import (
+from fusedge.devices.targets.detection.system_files import (
     cpu_list,
     matching,
     read_field,

@@ -18,9 +18,9 @@ from fusedge.bundle.built_here import cache_folder, make_private
 from fusedge.bundle.errors import FusedgeError, first_problem
 from fusedge.bundle.manifest import Name, Text
 from fusedge.bundle.regular_file import is_file, read_file
-from fusedge.devices.targets.machine import Machine
-from fusedge.devices.targets.rates import KindRate, Rates
-from fusedge.devices.targets.table import Target
+from fusedge.devices.targets.detection.machine import Machine
+from fusedge.devices.targets.facts.table import Target
+from fusedge.devices.targets.planning.rates import KindRate, Rates
 from fusedge.devices.targets.work import Kind
 
 FORMAT_VERSION = 1
@@ -109,7 +109,7 @@ class MeasuredPart(_Strict):
 
 
 class KindCost(_Strict):
-    """Of one kind of work: see fusedge.devices.targets.rates.KindRate."""
+    """Of one kind of work: see fusedge.devices.targets.planning.rates.KindRate."""
 
     overhead_s: Seconds
     operations_per_s: dict[_Short, PerSecond] = Field(max_length=16)
@@ -120,7 +120,7 @@ class KindCost(_Strict):
 
 
 class Calibration(_Strict):
-    """What estimates for a provider at a precision rest on: see fusedge.devices.targets.rates.Rates.
+    """What estimates for a provider at a precision rest on: see `Rates` in planning/rates.py.
 
     `graphs` and `kernels` are how many it was fitted to.
     """

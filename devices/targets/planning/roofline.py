@@ -20,10 +20,10 @@ from __future__ import annotations
 
 from collections import defaultdict
 
-from fusedge.devices.targets.estimate import PartEstimate
-from fusedge.devices.targets.kernels import Backend, Kernel, kernels_of
-from fusedge.devices.targets.rates import Rates
-from fusedge.devices.targets.starts import tensor_count, view_count
+from fusedge.devices.targets.planning.estimate import PartEstimate
+from fusedge.devices.targets.planning.kernels import Backend, Kernel, kernels_of
+from fusedge.devices.targets.planning.rates import Rates
+from fusedge.devices.targets.planning.starts import tensor_count, view_count
 from fusedge.devices.targets.work import Kind, PartWork
 
 # Done by units that are as many for any precision, so that fp32's rate stands in for one that is not known.

@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from fusedge.bundle.errors import FusedgeError, MissingExtraError
-from fusedge.devices.targets.detect import detect
-from fusedge.devices.targets.machine import Machine
-from fusedge.devices.targets.machine_target import (
+from fusedge.devices.targets.detection.detect import detect
+from fusedge.devices.targets.detection.machine import Machine
+from fusedge.devices.targets.detection.machine_target import (
     CPU,
     cuda_runtime,
     first_gpu,
@@ -22,9 +22,9 @@ from fusedge.devices.targets.machine_target import (
     local_cpu,
     machine_target,
 )
-from fusedge.devices.targets.power_mode import read_power_modes
-from fusedge.devices.targets.system_files import read_text
-from fusedge.devices.targets.table import Target, find_target, generations
+from fusedge.devices.targets.detection.power_mode import read_power_modes
+from fusedge.devices.targets.detection.system_files import read_text
+from fusedge.devices.targets.facts.table import Target, find_target, generations
 
 LOCAL = "local"
 

@@ -10,23 +10,23 @@ from dataclasses import dataclass, replace
 from typing import Literal, NamedTuple
 
 from fusedge.bundle.manifest import Graph, Manifest, Part
-from fusedge.devices.targets.dla_checks import dla_findings
-from fusedge.devices.targets.engine_checks import (
+from fusedge.devices.targets.facts.table import Target
+from fusedge.devices.targets.preflight.dla_checks import dla_findings
+from fusedge.devices.targets.preflight.engine_checks import (
     engine_verdict,
     graph_precisions,
     target_findings,
 )
-from fusedge.devices.targets.findings import Finding, joined, listed, verdict
-from fusedge.devices.targets.memory_checks import build_findings, memory_findings
-from fusedge.devices.targets.memory_need import MemoryNeed, Route, memory_need
-from fusedge.devices.targets.onnxruntime_checks import (
+from fusedge.devices.targets.preflight.findings import Finding, joined, listed, verdict
+from fusedge.devices.targets.preflight.memory_checks import build_findings, memory_findings
+from fusedge.devices.targets.preflight.memory_need import MemoryNeed, Route, memory_need
+from fusedge.devices.targets.preflight.onnxruntime_checks import (
     onnxruntime_findings,
     processor_findings,
     python_findings,
     runs_on_gpu,
 )
-from fusedge.devices.targets.software import Software
-from fusedge.devices.targets.table import Target
+from fusedge.devices.targets.preflight.software import Software
 from fusedge.devices.targets.work import PartWork
 
 

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator
 
 from fusedge.bundle.manifest import Part
-from fusedge.devices.targets.engine_fit import version_number
-from fusedge.devices.targets.findings import Finding, listed
-from fusedge.devices.targets.rows import JetPack, Jetson
-from fusedge.devices.targets.software import Software
-from fusedge.devices.targets.table import Target, dla_operators, jetpacks_for
+from fusedge.devices.targets.facts.engine_fit import version_number
+from fusedge.devices.targets.facts.rows import JetPack, Jetson
+from fusedge.devices.targets.facts.table import Target, dla_operators, jetpacks_for
+from fusedge.devices.targets.preflight.findings import Finding, listed
+from fusedge.devices.targets.preflight.software import Software
 from fusedge.devices.targets.tensorrt_api import DLA_INT8_TENSORRT
 from fusedge.devices.targets.work import PartWork
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from fusedge.bundle.manifest import Flavour
-from fusedge.devices.targets.engine_fit import version_number
+from fusedge.devices.targets.facts.engine_fit import version_number
 
 _NO_TENSORRT = frozenset(
     [

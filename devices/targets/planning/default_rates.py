@@ -18,12 +18,12 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from fusedge.bundle.errors import FusedgeError, first_problem
 from fusedge.bundle.strict_yaml import load_yaml
-from fusedge.devices.targets.kernels import Backend
-from fusedge.devices.targets.rates import KindRate, Rates
-from fusedge.devices.targets.table import Compute, generations
+from fusedge.devices.targets.facts.table import Compute, generations
+from fusedge.devices.targets.planning.kernels import Backend
+from fusedge.devices.targets.planning.rates import KindRate, Rates
 from fusedge.devices.targets.work import Kind
 
-_FILE = Path(__file__).with_name("data") / "efficiencies.yaml"
+_FILE = Path(__file__).with_name("efficiencies.yaml")
 Processing = Literal["discrete", "integrated", "cpu"]
 _Share = Annotated[float, Field(gt=0, le=1)]
 _Least = Annotated[float, Field(ge=0, allow_inf_nan=False)]

@@ -7,20 +7,20 @@ from dataclasses import dataclass
 
 from fusedge.bundle.errors import FusedgeError
 from fusedge.bundle.manifest import Engine, Graph, Part
-from fusedge.devices.targets.dla_checks import dla_problems
-from fusedge.devices.targets.engine_fit import (
+from fusedge.devices.targets.facts.engine_fit import (
     dla_core,
     is_for_gpu,
     is_for_version,
     version_number,
 )
-from fusedge.devices.targets.findings import Finding, listed, shown
-from fusedge.devices.targets.opsets import max_opset
-from fusedge.devices.targets.rows import Generation, Gpu, Jetson
-from fusedge.devices.targets.software import PYTHONS, Software, software_of
-from fusedge.devices.targets.table import Target, find_target, generations, jetpacks_for
+from fusedge.devices.targets.facts.opsets import max_opset
+from fusedge.devices.targets.facts.rows import Generation, Gpu, Jetson
+from fusedge.devices.targets.facts.table import Target, find_target, generations, jetpacks_for
+from fusedge.devices.targets.facts.unbuilt_operators import unbuilt_operators
+from fusedge.devices.targets.preflight.dla_checks import dla_problems
+from fusedge.devices.targets.preflight.findings import Finding, listed, shown
+from fusedge.devices.targets.preflight.software import PYTHONS, Software, software_of
 from fusedge.devices.targets.tensorrt_api import BF16_TENSORRT, LEAST_TENSORRT
-from fusedge.devices.targets.unbuilt_operators import unbuilt_operators
 from fusedge.devices.targets.work import PartWork
 
 # 8.5 names inputs and outputs at run time, on which the runtime relies: see tensorrt_api.

@@ -8,10 +8,10 @@ from dataclasses import dataclass
 from typing import Literal
 
 from fusedge.bundle.manifest import Manifest, Modality, Part
-from fusedge.devices.targets.engine_fit import version_number
-from fusedge.devices.targets.rows import Jetson
-from fusedge.devices.targets.software import Software
-from fusedge.devices.targets.table import Target
+from fusedge.devices.targets.facts.engine_fit import version_number
+from fusedge.devices.targets.facts.rows import Jetson
+from fusedge.devices.targets.facts.table import Target
+from fusedge.devices.targets.preflight.software import Software
 from fusedge.devices.targets.work import PartWork
 
 Place = Literal["memory", "GPU memory"]

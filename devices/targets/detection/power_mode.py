@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from fusedge.bundle.errors import FusedgeError
-from fusedge.devices.targets.system_files import read_text
+from fusedge.devices.targets.detection.system_files import read_text
 
 STATUS = "var/lib/nvpmodel/status"
 CONFIGURATION = "etc/nvpmodel.conf"

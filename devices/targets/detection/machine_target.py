@@ -10,11 +10,11 @@ from typing import Any
 
 from fusedge.bundle.errors import FusedgeError
 from fusedge.bundle.manifest import Flavour
-from fusedge.devices.targets.machine import CoreKind, Gpu, Jetson, Machine
-from fusedge.devices.targets.rows import Computer, PowerMode, Processor
-from fusedge.devices.targets.rows import Gpu as GpuRow
-from fusedge.devices.targets.rows import Jetson as JetsonRow
-from fusedge.devices.targets.table import (
+from fusedge.devices.targets.detection.machine import CoreKind, Gpu, Jetson, Machine
+from fusedge.devices.targets.facts.rows import Computer, PowerMode, Processor
+from fusedge.devices.targets.facts.rows import Gpu as GpuRow
+from fusedge.devices.targets.facts.rows import Jetson as JetsonRow
+from fusedge.devices.targets.facts.table import (
     Compute,
     Target,
     computers,

@@ -13,12 +13,12 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from fusedge.devices.targets.cores import read_cores
-from fusedge.devices.targets.jetson import read_board, read_jetson
-from fusedge.devices.targets.limits import Limits, read_limits
-from fusedge.devices.targets.machine import Machine, SystemTensorRT
-from fusedge.devices.targets.nvidia_gpus import read_gpus
-from fusedge.devices.targets.system_files import matching, read_text
+from fusedge.devices.targets.detection.cores import read_cores
+from fusedge.devices.targets.detection.jetson import read_board, read_jetson
+from fusedge.devices.targets.detection.limits import Limits, read_limits
+from fusedge.devices.targets.detection.machine import Machine, SystemTensorRT
+from fusedge.devices.targets.detection.nvidia_gpus import read_gpus
+from fusedge.devices.targets.detection.system_files import matching, read_text
 from fusedge.devices.targets.tensorrt_api import DISTRIBUTIONS
 
 _LIBRARY = re.compile(r"libnvinfer\.so\.(\d{1,3}(?:\.\d{1,5}){1,3})")

@@ -13,7 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, Protocol
 
-from fusedge.devices.targets.local import nvml_gpu
+from fusedge.devices.targets.detection.local import nvml_gpu
 from fusedge.devices.targets.telemetry.rails import PowerRails
 from fusedge.devices.targets.telemetry.reading import BOARD_RAILS
 
