@@ -78,7 +78,7 @@ class TargetRow:
     def as_dict(self) -> dict[str, Any]:
         """For machines."""
         device, found = self.planned.device, self.planned.preflight
-        compute = device.target.compute
+        compute, system = device.target.compute, device.software.system_tensorrt
         return {
             "target": device.target.name,
             "power_mode": device.target.power_mode.name if device.target.power_mode else None,
@@ -87,6 +87,7 @@ class TargetRow:
             "software": {
                 **vars(device.software),
                 "jetpack": device.software.jetpack.name if device.software.jetpack else None,
+                "system_tensorrt": None if system is None else system.model_dump(),
             },
             "will_run": self.will_run,
             "verdict": self.verdict,
@@ -342,6 +343,8 @@ def _figures(plan: BundlePlan) -> tuple[str, str, str, str]:
 
 
 def _fits(row: FitRow) -> Text:
+    if row.plan.worst_s is None:
+        return Text("unknown", _STYLES["unknown"])
     if not row.fits:
         return Text("no", _STYLES["refused"])
     said = "at lower rates" if row.slower else "yes"
