@@ -69,6 +69,8 @@ def write_whole(path: Path, content: bytes, *, private: bool = False) -> None:
                 file.write(content)
                 file.flush()
                 os.fsync(file.fileno())
+            if place.exists():
+                partial.chmod(stat.S_IMODE(place.stat().st_mode))  # who may read it stays
             partial.replace(place)
         finally:
             partial.unlink(missing_ok=True)

@@ -201,7 +201,11 @@ def _devices(names: list[str], jetpack: str | None, measured: Profile | None) ->
             target = replace(target, name=target.device)  # a fit is for all of its power modes
             software = software_of(target, jetpack, machine)
             modes = {} if jetpack else own_modes(machine, target)  # another JetPack brings its own
-            kept, processor = kept_profile(machine), local_cpu(machine).compute
+            processor, kept = local_cpu(machine).compute, None
+            try:
+                kept = kept_profile(machine)
+            except FusedgeError as error:
+                console.print(f"warning: {error}; it is not used", style="yellow", markup=False)
             device = Device(target, software, kept, processor, modes)
         else:
             release = jetpacks().get(jetpack or "")

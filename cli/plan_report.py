@@ -15,7 +15,7 @@ from fusedge.cli.console import console
 from fusedge.devices.targets.planning.bundle_plan import BundlePlan
 from fusedge.devices.targets.planning.fit import Fit, FitRow
 from fusedge.devices.targets.planning.kernels import kernels_of
-from fusedge.devices.targets.preflight.findings import amount
+from fusedge.devices.targets.preflight.findings import amount, listed
 from fusedge.export.target_plan import TargetPlan
 
 _STYLES = {"refused": "bold red", "unknown": "yellow", "warning": "yellow", "fits": "green"}
@@ -39,9 +39,11 @@ class TargetRow:
         against = [f for f in self.planned.preflight.findings if f.verdict == "refused"]
         if against:
             return f"will not run: {against[0].sentence}"
-        load = self.planned.plan.load if self.planned.plan else None
-        if load is not None and load > 1:
+        plan = self.planned.plan
+        if plan is not None and plan.load is not None and plan.load > 1:
             return "will run, but more is due than it can compute"
+        if plan is not None and (outdated := plan.outdated()):
+            return f"will run, but {listed(outdated)} will be missing at times: the encoder is too slow"
         return "will run"
 
     @property
@@ -298,6 +300,8 @@ def _bundle(plan: BundlePlan) -> Table:
         waits = f"stamps {_time(age.latency_s)} late, {_time(age.lateness_s)} for late samples"
         if age.computing_s:
             waits += f", {_time(age.computing_s)} for its encoder"
+        if age.worst_s > age.max_age_s:
+            waits += f"; it is missing when older than {_time(age.max_age_s)}"
         table.add_row(
             f"newest {age.modality} then",
             f"{_time(age.typical_s)} old typically, {_time(age.worst_s)} at worst ({waits})",

@@ -9,11 +9,14 @@ from dataclasses import dataclass, field, replace
 from fusedge.bundle.archive import Bundle
 from fusedge.bundle.errors import FusedgeError
 from fusedge.bundle.manifest import Part
+from fusedge.bundle.regular_file import is_file
 from fusedge.devices.targets.calibration.profile import (
     NATIVE,
     Profile,
     identity_of,
+    load_profile,
     profile_for,
+    profile_path,
     rates_of,
 )
 from fusedge.devices.targets.detection.machine import Machine
@@ -171,12 +174,17 @@ def check_profile(profile: Profile, target: Target) -> None:
 
 
 def kept_profile(machine: Machine) -> Profile | None:
-    """What `fusedge bench` has measured on this machine, if it has."""
+    """What `fusedge bench` has measured on this machine, if it has.
+
+    Raises FusedgeError where it has, and the file cannot be read any more.
+    """
     try:
         here = machine_target(machine)
     except FusedgeError:  # of several GPUs; then nothing could be measured either
         return None
     identity = identity_of(machine, here)
+    if is_file(path := profile_path(identity)):
+        load_profile(path)
     found = (profile_for(identity, provider) for provider in ("cpu", NATIVE, *_GPU_PROVIDERS))
     return next((profile for profile in found if profile is not None), None)
 

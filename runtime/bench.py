@@ -431,7 +431,8 @@ class _Subject:
                 if len(self.lanes) == 1:
                     memory.read()
         except Exception as error:  # ONNX Runtime and TensorRT raise dozens of kinds
-            self._problems[item.batches[len(self.lanes)]] = _line(error)
+            failed = min(len(self.lanes), len(item.batches) - 1)
+            self._problems[item.batches[failed]] = _line(error)
 
     def run_after_pause(self, wait: Wait) -> None:
         """Run once at the first batch, where that is wanted."""

@@ -298,8 +298,10 @@ class Crew:
         self._active = list(sessions)
         self._size = threads
         self._cores = set(cores)
-        self._baton = threading.Condition()
+        lock = threading.RLock()
+        self._baton, self._lead = threading.Condition(lock), threading.Condition(lock)
         self._leading = False
+        self._lead_until_ns = 0
         self._closed = False
         self._ended = threading.Event()
         self._members: dict[threading.Thread, _Task | None] = {}
@@ -333,6 +335,7 @@ class Crew:
         with self._baton:
             self._closed = True
             self._baton.notify_all()
+            self._lead.notify_all()
             members = list(self._members)
         for member in members:
             member.join(max(0.0, (end_ns - stopwatch_ns()) / 1e9))
@@ -363,9 +366,9 @@ class Crew:
                         self._rest()
                         continue
                     task = self._members[me] = _Task(work)
-                    if task.heavy and not self._leading:
-                        self._baton.notify()
                     self._long += task.heavy
+                    if task.heavy:
+                        self._see_to_a_leader(self._rest_ns())
                     self._baton.release()
                     try:
                         outcome: Any = work.compute()
@@ -384,19 +387,33 @@ class Crew:
 
     def _rest(self) -> None:
         """Wait for the next due time, or behind the one who does."""
+        wait_ns = self._rest_ns()
         if self._leading:
+            self._see_to_a_leader(wait_ns)
             self._baton.wait(SUPERVISE_NS / 1e9)
             return
-        wait_s = SUPERVISE_NS / 1e9
+        self._leading = True
+        self._lead_until_ns = stopwatch_ns() + wait_ns
+        self._lead.wait(wait_ns / 1e9)
+        self._leading = False
+
+    def _rest_ns(self) -> int:
+        """How long there is nothing to do for another member."""
+        wait_ns = SUPERVISE_NS
         for session in self._active:
             due_ns = session.next_due(self._may_take_long)
             if due_ns is not None:
-                left_s = session.clock.seconds_until(due_ns)
+                left_ns = to_ns(session.clock.seconds_until(due_ns))
                 # what is due and cannot be done yet waits for a short job of another member
-                wait_s = min(wait_s, left_s if left_s > 0 else WAIT_NS / 1e9)
-        self._leading = True
-        self._baton.wait(wait_s)
-        self._leading = False
+                wait_ns = min(wait_ns, left_ns if left_ns > 0 else WAIT_NS)
+        return wait_ns
+
+    def _see_to_a_leader(self, wait_ns: int) -> None:
+        """Somebody must wait for what is due next: what came back or began since may have changed it."""
+        if not self._leading:
+            self._baton.notify()
+        elif stopwatch_ns() + wait_ns < self._lead_until_ns:
+            self._lead.notify()
 
     def _next_work(self) -> _Work | None:
         if stopwatch_ns() - self._supervised_ns >= SUPERVISE_NS:

@@ -31,6 +31,14 @@ def test_any_name_that_a_file_can_have_can_be_written(tmp_path: Path, name: str)
     assert [path.name for path in tmp_path.iterdir()] == [name]
 
 
+@POSIX
+def test_who_may_read_a_file_stays(tmp_path: Path) -> None:
+    place = tmp_path / "profile.json"
+    place.touch(0o600)
+    write_whole(place, b"new")
+    assert place.stat().st_mode & 0o777 == 0o600
+
+
 @pytest.mark.parametrize("error", [OSError(errno.ENOSPC, "No space left"), KeyboardInterrupt()])
 @pytest.mark.parametrize("step", ["write", "fsync", "replace"])
 def test_what_lay_there_stays_where_writing_ends_half_way(

@@ -26,6 +26,7 @@ from fusedge.bundle.lookup import open_bundle
 from fusedge.cli import plan_report
 from fusedge.cli.app import app
 from fusedge.cli.plan_plot import draw_fit
+from fusedge.cli.plan_report import TargetRow
 from fusedge.devices.targets.calibration.profile import (
     FORMAT_VERSION,
     BatchTimes,
@@ -46,7 +47,9 @@ from fusedge.devices.targets.facts.rows import Configuration
 from fusedge.devices.targets.facts.table import find_target
 from fusedge.devices.targets.planning.fit import Limits, fit
 from fusedge.devices.targets.preflight.findings import amount
+from fusedge.devices.targets.preflight.software import software_of
 from fusedge.devices.targets.work import Kind
+from fusedge.export.target_plan import Asked, Device, Works, plan_target
 from tests.cli.command import fusedge
 from tests.devices.recorded_machines import recorded
 from tests.devices.test_bundle_plan import plain, tiny
@@ -653,3 +656,27 @@ def test_what_was_measured_on_this_machine_is_used_by_itself() -> None:
         row = planned("driving", "--target", "cpu")
         measured = [bool(rates and rates["measured"]) for rates in row["rates"].values()]
         assert measured == [kept] * 4
+
+
+def test_what_was_measured_here_and_cannot_be_read_any_more_is_told() -> None:
+    machine = detect()
+    path = profile_path(identity_of(machine, machine_target(machine)))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("garbage")
+    told = " ".join(plan("driving", "--target", "cpu").output.split())
+    assert "is no profile" in told and "it is not used" in told
+
+
+def test_a_modality_that_will_be_missing_at_times_is_part_of_the_verdict(tmp_path: Path) -> None:
+    bundle = write_tiny_bundle(tmp_path / "tiny.fusedge").path
+    manifest = open_bundle(str(bundle)).manifest
+    target = find_target("rtx-4090")
+    device = Device(target, software_of(target, None, None))
+    made = plan_target(Works(open_bundle(str(bundle))), device, Asked())
+    assert made.plan is not None
+    assert TargetRow(manifest, made).verdict == "will run"
+    age = replace(made.plan.ages[0], worst_s=9.0, awaited_s=1.0, max_age_s=2.0)
+    slow = replace(made, plan=replace(made.plan, ages=(age,)))
+    assert TargetRow(manifest, slow).verdict == (
+        f"will run, but {age.modality} will be missing at times: the encoder is too slow"
+    )

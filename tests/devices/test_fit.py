@@ -235,6 +235,18 @@ def test_streams_that_are_asked_for_are_fitted_together() -> None:
     assert four.streams == four.plan.streams == 4
 
 
+def test_an_error_that_makes_an_encoder_heavy_is_not_covered() -> None:
+    # At 0.8 ms decisions wait for it, at 1.2 ms its embedding of the time before is too old.
+    manifest = tiny_manifest(
+        (modality("fast", lateness_s=0, max_age_s=0.4), modality("slow")), FILES, 2
+    )
+    seconds: dict[str, Seconds] = {**all_take(1e-6), "fast_encoder": {"fp32": 8e-4}}
+    for error, sure in ((1.2, True), (1.5, False)):
+        made = replace(mode(seconds=seconds, error=error), most_streams=1)
+        row = only(fit(manifest, [made], Limits()))
+        assert (row.fits, row.sure) == (True, sure)
+
+
 def test_whether_the_expected_error_is_covered_is_told() -> None:
     load = 0.01 * 5
     assert not only(fit(tiny(), [mode(error=1.3)], Limits(load=load * 1.2))).sure

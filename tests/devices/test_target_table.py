@@ -240,3 +240,9 @@ def test_only_what_tensorrt_rtx_takes_is_built_elsewhere() -> None:
 )
 def test_the_highest_opset_of_a_tensorrt(tensorrt: str, opset: int | None) -> None:
     assert max_opset(tensorrt) == opset
+
+
+@pytest.mark.parametrize("name", ["jetson-orin-nano-8gb:", "rtx-4090:", "local:", "cpu:"])
+def test_a_colon_without_a_power_mode_is_refused(name: str) -> None:
+    with pytest.raises(FusedgeError, match="has no power mode after the colon"):
+        resolve_target(name)

@@ -75,12 +75,12 @@ class RecordedSource:
         pass
 
 
-def write_quick_bundle(path: Path, rate_hz: float = 20) -> Bundle:
-    """The tiny bundle with windows every 50 ms."""
+def write_quick_bundle(path: Path, rate_hz: float = 20, hop_s: float = 0.05) -> Bundle:
+    """The tiny bundle with windows every 50 ms, or as often as is said."""
     quick: dict[str, Any] = {
         "rate_hz": 20,
         "window_s": 0.1,
-        "hop_s": 0.05,
+        "hop_s": hop_s,
         "max_hold_s": 0.1,
         "latency_s": 0,
         "lateness_s": 0.02,

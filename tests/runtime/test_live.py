@@ -6,6 +6,7 @@ import itertools
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -124,6 +125,17 @@ class Live:
 
     def present(self, name: str) -> list[bool]:
         return [d.modalities[name].present for d in self.decisions]
+
+
+@pytest.mark.parametrize("threads", [2, 4])
+def test_a_head_that_takes_a_while_skips_no_tick(tmp_path: Path, threads: int) -> None:
+    # Windows are due with every second decision: while one computes, nothing is due for 100 ms.
+    bundle = write_quick_bundle(tmp_path / "quick.fusedge", RATE_HZ, hop_s=0.1)
+    live = Live(bundle, parts={"head": lambda: time.sleep(0.005)})
+    live.run(2.0, threads=threads)
+    # Whoever waits for what is next must learn of it: else every second one is skipped.
+    account = live.session.pipeline.head_part.account
+    assert account.used > 0.7 * account.received
 
 
 def test_a_live_session_decides_on_every_tick_and_stops_at_once(bundle: Bundle) -> None:

@@ -52,8 +52,8 @@ def resolve_target(name: str, machine: Machine | None = None) -> Target:
     `machine` is what `detect` says of this one, which is asked for where it is needed and not given.
     Raises FusedgeError for an unknown name, and where CUDA alone could tell which of several GPUs is meant.
     """
-    plain, _, mode = name.partition(":")
-    if plain not in (LOCAL, CPU):
+    plain, colon, mode = name.partition(":")
+    if plain not in (LOCAL, CPU) or (colon and not mode):
         return find_target(name)
     if mode:
         raise FusedgeError(

@@ -108,8 +108,12 @@ def find_target(
     `configuration` is the set of power modes of a device, None where it is not known; `jetpack` is the one
     on it, None for the newest. Raises FusedgeError, for an unknown name with the closest matches.
     """
-    said, _, mode = name.partition(":")
+    said, colon, mode = name.partition(":")
     plain = "-".join(said.lower().split())
+    if colon and not mode.strip():
+        raise FusedgeError(
+            "has no power mode after the colon", where=f"target {name}", hint="leave the colon out"
+        )
     if plain == "local":
         raise FusedgeError(
             "a device is wanted by its name here", where="target local", hint=_LISTING

@@ -92,7 +92,7 @@ class ModalityAge:
     """How old the newest sample of a modality is when a decision is due, in seconds.
 
     Of that, `latency_s` is the known delay of its stamps, `lateness_s` what the window waits for late
-    samples, `computing_s` at worst its encoder's computing, if that is heavy, and the rest the time
+    samples, `computing_s` at worst its encoder's computing, if none waits for that, and the rest the time
     from a window to the next decision, `typical_s` on the mean. A `computing_s` that is not known, None, is
     not counted. `awaited_s` is what `worst_s` would be if it took no time.
     """
@@ -139,32 +139,23 @@ class BundlePlan:
     unknown: tuple[str, ...]
     ignored: tuple[str, ...]
 
-    def keeps(self, load: float, latency_s: float | None, *, error: float = 1.0) -> bool:
-        """Whether it is known to stay within both, also if all takes longer by the factor `error`, and no
-        modality goes missing only because its encoder takes so long.
+    def keeps(self, load: float, latency_s: float | None) -> bool:
+        """Whether it is known to stay within both, and no modality goes missing only because its encoder
+        takes so long.
 
         `latency_s` None is one decision period, and no limit for a plain model, which has no load either.
         """
         if self.worst_s is None:
             return False
         if self.decision_rate_hz is None:
-            return latency_s is None or self.worst_s * error <= latency_s
+            return latency_s is None or self.worst_s <= latency_s
         limit_s = 1 / self.decision_rate_hz if latency_s is None else latency_s
-        return (
-            self.load is not None
-            and self.load * error <= load
-            and self.worst_s * error <= limit_s
-            and not self.outdated(error)
-        )
+        within = self.load is not None and self.load <= load and self.worst_s <= limit_s
+        return within and not self.outdated()
 
-    def outdated(self, error: float = 1.0) -> list[str]:
+    def outdated(self) -> list[str]:
         """Modalities whose embedding is at times too old only because its encoder takes so long."""
-        return [
-            age.modality
-            for age in self.ages
-            if age.computing_s
-            and age.awaited_s <= age.max_age_s < age.worst_s + (error - 1) * age.computing_s
-        ]
+        return [age.modality for age in self.ages if age.awaited_s <= age.max_age_s < age.worst_s]
 
 
 def rows_of(manifest: Manifest, part: Part, streams: int = 1) -> int:
@@ -348,7 +339,9 @@ def _latency(
         return times[0], times[0]
     period_ns = to_ns(1 / manifest.fusion.decision_rate_hz)
     typical_s = worst_s = 0.0
+    batch_typical_s = batch_worst_s = 0.0  # of those that run at once
     heavy = _heavy(manifest, loads)
+    held_s = _held(manifest, loads, computes)
     for part, load, time_s in zip(manifest.parts, loads, times, strict=True):
         if load in heavy:
             continue
@@ -366,13 +359,39 @@ def _latency(
             continue
         modality = manifest.modality(str(part.modality))
         first_ns, step_ns, count = _waits(to_ns(modality.delay_s), to_ns(modality.hop_s), period_ns)
-        awaited_ns = min(shared * time_s, WAIT_S) * NANOSECONDS
+        batch = time_s >= LIGHT_S
+        longest = held_s if held_s and batch else WAIT_S
+        awaited_ns = min(shared * max(time_s, held_s if batch else 0.0), longest) * NANOSECONDS
         # Of `count` ticks, at `late` the encoder still computes, each time a step less.
         late = min(count, max(0, math.ceil((awaited_ns - first_ns) / step_ns)))
         left_ns = late * (awaited_ns - first_ns) - step_ns * late * (late - 1) / 2
-        typical_s += left_ns / count / NANOSECONDS
-        worst_s += min(time_s + min(sharing * time_s, longest_s), WAIT_S)
-    return typical_s, worst_s
+        left_s = left_ns / count / NANOSECONDS
+        last_s = max(time_s, held_s if batch else 0.0)
+        last_s = min(last_s + min(sharing * time_s, longest_s), longest)
+        if batch:
+            batch_typical_s = max(batch_typical_s, left_s)
+            batch_worst_s = max(batch_worst_s, last_s)
+        else:
+            typical_s, worst_s = typical_s + left_s, worst_s + last_s
+    return typical_s + batch_typical_s, worst_s + batch_worst_s
+
+
+def _held(manifest: Manifest, loads: Sequence[PartLoad], computes: Mapping[str, Compute]) -> float:
+    """For how long batches of light runs leave no thread to the decisions; 0 where one is left."""
+    head = manifest.head.name
+    batches = [
+        load
+        for load in loads
+        if load.part != head and load.light and (load.due_s or 0.0) >= LIGHT_S
+    ]
+    if not batches:
+        return 0.0
+    compute = computes[batches[0].part]
+    threads = _threads(compute)
+    if len(batches) < threads:
+        return 0.0
+    turns = -(-len(batches) // (1 if compute.multiprocessors else threads))
+    return turns * max(load.due_s or 0.0 for load in batches)
 
 
 def _sharing(heavy: list[PartLoad], compute: Compute) -> int:
@@ -413,7 +432,9 @@ def _ages(
             continue
         modality = manifest.modality(str(part.modality))
         alone_s, computing_s = 0.0, None if load.due_s is None else 0.0
-        if load in heavy:
+        if load.due_s is not None and load.due_s > WAIT_S and load not in heavy:
+            alone_s = computing_s = load.due_s  # a batch that decisions wait for no longer
+        elif load in heavy:
             alone_s = load.due_s or 0.0
             others = [o.due_s or 0.0 for o in heavy if o.device == load.device and o is not load]
             computing_s = alone_s + sum(others) / _heavy_at_once(computes[load.part])

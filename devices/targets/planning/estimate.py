@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from fusedge.devices.targets.work import Kind
 
@@ -29,3 +29,9 @@ class PartEstimate:
     unknown: Mapping[str, int]
     missing: tuple[str, ...] = ()
     paused_s: float | None = None
+
+    def scaled(self, factor: float) -> PartEstimate:
+        """If everything took longer by a factor."""
+        seconds = None if self.seconds is None else self.seconds * factor
+        paused_s = None if self.paused_s is None else self.paused_s * factor
+        return replace(self, seconds=seconds, paused_s=paused_s)

@@ -138,12 +138,12 @@ def _fit_mode(manifest: Manifest, mode: Mode, limits: Limits, streams: int) -> F
     precision = _precisions(manifest, mode, streams)
     note = _not_counted(manifest, mode, precision, streams)
 
-    def plan(slower: Mapping[str, int], count: int) -> BundlePlan:
+    def plan(slower: Mapping[str, int], count: int, error: float = 1.0) -> BundlePlan:
         changed = with_slower_parts(manifest, slower) if slower else manifest
         estimates = {
             part.name: mode.estimate(
                 part.name, precision[part.name], rows_of(manifest, part, count)
-            )
+            ).scaled(error)
             for part in manifest.parts
         }
         computes = {name: mode.precisions[name][chosen] for name, chosen in precision.items()}
@@ -160,7 +160,7 @@ def _fit_mode(manifest: Manifest, mode: Mode, limits: Limits, streams: int) -> F
             count,
             not reason
             and not planned.lower_bound
-            and planned.keeps(limits.load, limits.latency_s, error=mode.error),
+            and plan(slower, planned.streams, mode.error).keeps(limits.load, limits.latency_s),
             planned,
             reason,
             note,
