@@ -353,7 +353,7 @@ BROKEN: dict[str, tuple[Edit, str]] = {
     ),
     "part without a rate": (
         lambda raw: raw["parts"][FAST].update(rate_hz=None),
-        "encoders and the head have a rate",
+        "encoders, front ends and the head have a rate",
     ),
     "fusion without its description": (
         lambda raw: raw.pop("fusion"),
