@@ -1,10 +1,13 @@
-"""Reading files that a user names: regular ones only, and never more than is asked for."""
+"""Files that a user names: regular ones only, read no further than asked, written whole or not at all."""
 
 from __future__ import annotations
 
 import os
+import secrets
+import stat
 from pathlib import Path
 
+from fusedge.bundle.built_here import make_private
 from fusedge.bundle.errors import FusedgeError
 
 
@@ -31,3 +34,52 @@ def read_file(path: Path, most: int) -> bytes:
     if len(content) > most:
         raise FusedgeError(f"has more than {most} bytes", where=where)
     return content
+
+
+def refuse_special(path: Path) -> None:
+    """Refuse at once, before any work, what `write_whole` must not replace: a folder, a pipe, a device.
+
+    Raises FusedgeError, also for a name that no file can have.
+    """
+    try:
+        if not stat.S_ISREG(path.stat().st_mode):
+            raise OSError("it is there and no regular file")
+    except FileNotFoundError:
+        return
+    except (OSError, ValueError) as error:
+        raise _cannot_write(path, error) from None
+
+
+def write_whole(path: Path, content: bytes, *, private: bool = False) -> None:
+    """Write a file, so that what lay there stays until the new content is whole and on the disk.
+
+    A link is followed. Folders that lack are made, `private` ones for this user alone. Raises
+    FusedgeError; nothing half-written is left.
+    """
+    refuse_special(path)
+    try:
+        place = path.resolve()
+        partial = place.with_name(f".{secrets.token_hex(8)}.partial")  # however long its name is
+        if private:
+            make_private(place.parent)
+        else:
+            place.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            with partial.open("xb") as file:
+                file.write(content)
+                file.flush()
+                os.fsync(file.fileno())
+            partial.replace(place)
+        finally:
+            partial.unlink(missing_ok=True)
+    except OSError as error:
+        raise _cannot_write(path, error) from None
+
+
+def _cannot_write(path: Path, error: Exception) -> FusedgeError:
+    reason = error.strerror if isinstance(error, OSError) else None
+    return FusedgeError(
+        f"cannot be written: {reason or error}",
+        where=str(path),
+        hint="make room there, or choose another place",
+    )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -13,7 +14,8 @@ from rich.text import Text
 
 from fusedge.bundle.errors import FusedgeError, UnknownNameError
 from fusedge.bundle.lookup import open_bundle
-from fusedge.bundle.manifest import GRAPH_PRECISIONS
+from fusedge.bundle.manifest import GRAPH_PRECISIONS, MAX_SIZE
+from fusedge.bundle.regular_file import refuse_special
 from fusedge.cli.console import console, print_json
 from fusedge.cli.options import AllowEnginesOption, BundleArgument, JsonOption, writable_folder
 
@@ -22,6 +24,7 @@ if TYPE_CHECKING:
     from fusedge.devices.targets.calibration.profile import MeasuredPart, Profile
 
 _MIB = 1 << 20
+_MAX_BATCHES = 32
 _BUSY = 0.5  # load average above which others are likely to disturb
 
 
@@ -46,6 +49,7 @@ def bench(
         list[int] | None,
         typer.Option(
             min=1,
+            max=MAX_SIZE,
             help="Rows in a run; several times for more. Default: 1, 2, 4 and 8, as it takes.",
         ),
     ] = None,
@@ -83,14 +87,18 @@ def bench(
       `fusedge plan other.fusedge --target jetson-orin-nano-8gb --profile orin.json`
     """
     opened = open_bundle(bundle)
-    if out is not None:
-        writable_folder(out.parent)  # not only after minutes
+    if out is not None:  # not only after minutes
+        writable_folder(out.parent)
+        _refuse_other_than_profile(out)
+    if batch and len(batch) > _MAX_BATCHES:
+        raise FusedgeError(
+            f"{_MAX_BATCHES} batches can be measured, not {len(batch)}", where="--batch"
+        )
     if precision != "auto" and precision not in GRAPH_PRECISIONS:
         raise UnknownNameError("precision", precision, ("auto", *GRAPH_PRECISIONS))
     from fusedge.cli.machine_bench import Wanted, bench_machine
     from fusedge.devices.targets.calibration.profile import (
-        profile_path,
-        with_earlier,
+        keep_profile,
         write_profile,
     )
     from fusedge.runtime.bench import BATCHES
@@ -113,22 +121,33 @@ def bench(
             lambda what, share: bar.update(line, description=what, completed=share),
         )
     found = benched.profile
-    kept = profile_path(found.machine)
-    write_profile(with_earlier(found), kept)
-    if out is not None:
-        write_profile(found, out)
+    notes = [*benched.notes, *_not_taken(opened, batch or ())]
+    written: list[Path] = []
+    not_written: FusedgeError | None = None
+    try:
+        written.append(keep_profile(found))
+    except FusedgeError as error:  # the result of minutes is told all the same
+        notes.append(f"not kept, so `fusedge plan` will not use it here: {error.line()}")
+    try:
+        if out is not None:
+            write_profile(found, out)
+            written.append(out)
+    except FusedgeError as error:
+        not_written = error
     if as_json:
         print_json(
             {
                 **found.model_dump(mode="json"),
-                "notes": benched.notes,
-                "written": [str(path) for path in (kept, out) if path is not None],
+                "notes": notes,
+                "written": [str(path) for path in written],
             }
         )
     else:
         console.print(_table(found.parts))
-        _print_notes(found, benched.notes)
-        console.print(_written(found, out or kept), markup=False, soft_wrap=True)
+        _print_notes(found, notes)
+        console.print(_rates(found, written), markup=False, soft_wrap=True)
+    if not_written is not None:
+        raise not_written
     failed = [part for part in found.parts if part.problem]
     if failed:
         first = failed[0]
@@ -152,6 +171,33 @@ def _providers(bundle: Bundle, backend: str, provider: str) -> list[str]:
         return list(dict.fromkeys(setting.providers))
     here = providers_here(bundle)
     return here if backend == AUTO else [name for name in here if name != NATIVE]
+
+
+def _refuse_other_than_profile(out: Path) -> None:
+    from fusedge.devices.targets.calibration.profile import load_profile
+
+    refuse_special(out)
+    if out.exists():
+        try:
+            load_profile(out)
+        except FusedgeError as error:
+            raise FusedgeError(
+                f"is there and no profile, so it is not replaced: {error.what}",
+                where=str(out),
+                hint="choose another -o FILE, or remove it first",
+            ) from None
+
+
+def _not_taken(bundle: Bundle, asked: Sequence[int]) -> Iterator[str]:
+    from fusedge.runtime.bench import batches_of
+
+    for part in bundle.manifest.parts:
+        taken = batches_of(part, asked)
+        if left := sorted(set(asked) - set(taken)):
+            yield (
+                f"part {part.name} does not take {', '.join(map(str, left))} rows: "
+                f"measured at {', '.join(map(str, taken))}"
+            )
 
 
 def _table(parts: tuple[MeasuredPart, ...]) -> Table:
@@ -188,7 +234,7 @@ def _memory(part: MeasuredPart) -> str:
     return "\n".join(f"{size / _MIB:.0f} MiB{where}" for size, where in sizes if size is not None)
 
 
-def _print_notes(profile: Profile, notes: tuple[str, ...]) -> None:
+def _print_notes(profile: Profile, notes: Sequence[str]) -> None:
     conditions = profile.conditions
     lines = dict.fromkeys([*notes, *(note for part in profile.parts for note in part.notes)])
     if conditions.load_average is not None and conditions.load_average > _BUSY:
@@ -204,10 +250,11 @@ def _print_notes(profile: Profile, notes: tuple[str, ...]) -> None:
         console.print(f"note: {line}", style="yellow", markup=False, soft_wrap=True)
 
 
-def _written(profile: Profile, path: Path) -> str:
+def _rates(profile: Profile, written: Sequence[Path]) -> str:
     told = "; ".join(
         f"{each.provider} {each.precision}: {len(each.kinds)} kinds of nodes from {each.graphs} graphs, "
         f"expected error {(each.error - 1) * 100:.0f} %"
         for each in profile.calibrations
     )
-    return f"wrote {path}: {told or 'measured times alone, no rates'}"
+    place = f"wrote {written[-1]}" if written else "not written"
+    return f"{place}: {told or 'measured times alone, no rates'}"

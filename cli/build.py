@@ -50,7 +50,8 @@ def build(
     version_compatible: Annotated[
         bool,
         typer.Option(
-            "--version-compatible", help="Engines that later versions of TensorRT load too."
+            "--version-compatible",
+            help="Engines that later versions of TensorRT load too, up to the next major one.",
         ),
     ] = False,
     hardware_compatible: Annotated[

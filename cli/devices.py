@@ -134,7 +134,10 @@ def _board_rows(machine: Machine) -> Iterator[tuple[str, str | None]]:
             yield "board", machine.board.model
         return
     yield "Jetson", jetson.model
-    yield "module", f"{jetson.module}, part {jetson.part}" if jetson.module else jetson.soc
+    part = f"part {jetson.part}" if jetson.part else None
+    unlisted = (part and f"{part}, in no table", jetson.soc)
+    module = (jetson.module, part) if jetson.module else unlisted
+    yield "module", ", ".join(each for each in module if each) or None
     yield "JetPack", f"{jetson.jetpack or 'unknown'}, L4T {jetson.l4t or 'unknown'}"
     others = ", ".join(jetson.power_modes)
     yield "power mode", f"{jetson.power_mode or 'unknown'}, of {others}" if others else None
@@ -162,8 +165,5 @@ def _tensorrt(machine: Machine) -> str:
     found = [f"{name} {version}" for name, version in machine.tensorrt.items()]
     system = machine.tensorrt_system
     if system and "tensorrt" not in machine.tensorrt:
-        pythons = ", ".join(system.pythons) or "none"
-        found.append(
-            f"{system.version} among the system's libraries, whose module is for Python {pythons} only"
-        )
+        found.append(f"the system's {system.version} {system.unseen(machine.python)}")
     return "; ".join(found) or "none installed"

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.table import Table
 
+from fusedge.bundle.regular_file import write_whole
 from fusedge.cli.console import console, print_json
 from fusedge.cli.options import DataOption, JsonOption, ModelArgument, writable_folder
 from fusedge.cli.tasks import check_task, read_recordings
@@ -43,7 +44,7 @@ def evaluate(
     check_task(model, "train", "evaluation")
     from fusedge.cli.crossvalidation import CrossValidation
     from fusedge.models import driving, protocols
-    from fusedge.models.training import TrainingConfig, write_whole
+    from fusedge.models.training import TrainingConfig
 
     writable_folder(out)
     recordings = read_recordings(data)

@@ -12,11 +12,12 @@ from pathlib import Path
 from typing import cast, get_args
 
 from fusedge.bundle.archive import Bundle
-from fusedge.bundle.errors import FusedgeError, MissingExtraError
+from fusedge.bundle.errors import FusedgeError, MissingExtraError, printable
 from fusedge.bundle.manifest import Part
 from fusedge.devices.targets.calibration.calibration import Fit, Observation, calibrate, scale_table
 from fusedge.devices.targets.calibration.profile import (
     FORMAT_VERSION,
+    MAX_ERROR,
     NATIVE,
     Calibration,
     KindCost,
@@ -118,7 +119,8 @@ def bench_machine(bundle: Bundle, wanted: Wanted, date: str, progress: Progress)
         rates = rates_of(earlier, run.provider, run.precision) if earlier else None
         rates = rates or _table_rates(run.provider, machine, target)
         parts.append(_row(bundle, run, result, works, rates))
-        # A lower bound is no estimate.
+        if any(work.unknown for work in works):  # a lower bound is no estimate
+            notes[f"{run}: has nodes of which nothing is known, so no rates rest on it"] = None
         observed.setdefault((run.provider, run.precision), []).extend(
             Observation(work, times.p50_s, "part", _paused_s(result) if number == 0 else None)
             for number, (work, times) in enumerate(zip(works, result.times, strict=False))
@@ -157,12 +159,13 @@ def _calibrations(
             observations.extend(_probed(provider, precision, wanted.budget_s * _PROBE_BUDGET, tell))
         except FusedgeError as error:
             notes[f"no probes on {provider}, {precision}: {error.line()}"] = None
+        except OSError as error:  # no place for temporary files
+            notes[f"no probes on {provider}, {precision}: {printable(str(error))}"] = None
         table = _table_rates(provider, machine, target)
-        calibration = _calibration(provider, precision, observations, table)
-        if calibration is None:
-            notes[f"no rates for {provider}, {precision}: no probes, and no table knows it"] = None
-        else:
-            calibrations.append(calibration)
+        try:
+            calibrations.append(_calibration(provider, precision, observations, table))
+        except FusedgeError as error:
+            notes[f"no rates for {provider}, {precision}: {error.line()}"] = None
     return tuple(calibrations)
 
 
@@ -274,8 +277,8 @@ def _paused_s(result: Measured) -> float | None:
 
 def _calibration(
     provider: str, precision: str, observations: Sequence[Observation], table: Rates | None
-) -> Calibration | None:
-    """From probes, or without them from the table of efficiencies; None where that is not known."""
+) -> Calibration:
+    """From probes, or without them from the table of efficiencies; FusedgeError where none can be told."""
     backend = _backend(provider)
     fit: Fit | None = None
     if any(each.origin == "probe" for each in observations):
@@ -283,7 +286,9 @@ def _calibration(
     elif table is not None:
         fit = scale_table(observations, backend, table)
     if fit is None:
-        return None
+        raise FusedgeError("no probes, and no table knows it")
+    if not fit.rates.error <= MAX_ERROR:
+        raise FusedgeError(f"they would be off by more than a factor of {MAX_ERROR:g}")
     return Calibration(
         provider=provider,
         precision=precision,

@@ -190,7 +190,7 @@ def _devices(names: list[str], jetpack: str | None, measured: Profile | None) ->
     from fusedge.devices.targets.detection.machine_target import local_cpu
     from fusedge.devices.targets.facts.table import find_target, jetpacks
     from fusedge.devices.targets.preflight.software import software_of
-    from fusedge.export.target_plan import Device, check_profile, kept_profile
+    from fusedge.export.target_plan import Device, check_profile, kept_profile, own_modes
 
     machine: Machine | None = None
     devices = []
@@ -200,7 +200,9 @@ def _devices(names: list[str], jetpack: str | None, measured: Profile | None) ->
             target = resolve_target(name, machine)
             target = replace(target, name=target.device)  # a fit is for all of its power modes
             software = software_of(target, jetpack, machine)
-            device = Device(target, software, kept_profile(machine), local_cpu(machine).compute)
+            modes = {} if jetpack else own_modes(machine, target)  # another JetPack brings its own
+            kept, processor = kept_profile(machine), local_cpu(machine).compute
+            device = Device(target, software, kept, processor, modes)
         else:
             release = jetpacks().get(jetpack or "")
             target = find_target(name, jetpack=release)

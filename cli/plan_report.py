@@ -15,13 +15,10 @@ from fusedge.cli.console import console
 from fusedge.devices.targets.planning.bundle_plan import BundlePlan
 from fusedge.devices.targets.planning.fit import Fit, FitRow
 from fusedge.devices.targets.planning.kernels import kernels_of
+from fusedge.devices.targets.preflight.findings import amount
 from fusedge.export.target_plan import TargetPlan
 
 _STYLES = {"refused": "bold red", "unknown": "yellow", "warning": "yellow", "fits": "green"}
-_PREFIXES = (
-    *((1e15, "P"), (1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")),
-    *((1.0, ""), (1e-3, "m")),
-)
 _SMALL = 0.01  # of the memory that is needed: such rows are shown as one
 
 
@@ -81,7 +78,7 @@ class TargetRow:
     def as_dict(self) -> dict[str, Any]:
         """For machines."""
         device, found = self.planned.device, self.planned.preflight
-        compute = device.target.compute
+        compute, system = device.target.compute, device.software.system_tensorrt
         return {
             "target": device.target.name,
             "power_mode": device.target.power_mode.name if device.target.power_mode else None,
@@ -90,6 +87,7 @@ class TargetRow:
             "software": {
                 **vars(device.software),
                 "jetpack": device.software.jetpack.name if device.software.jetpack else None,
+                "system_tensorrt": None if system is None else system.model_dump(),
             },
             "will_run": self.will_run,
             "verdict": self.verdict,
@@ -197,14 +195,14 @@ def _print_device(row: TargetRow) -> None:
     )
     each_core = " a core" if compute.multiprocessors == 0 else ""
     peaks = [
-        f"{_amount(peak)}op/s{each_core} in {name}"
+        f"{amount(peak)}op/s{each_core} in {name}"
         for name, peak in compute.peak.items()
         if peak is not None
     ]
     figures = [
         *(peaks or ["peaks unknown"]),
-        f"{_amount(compute.bandwidth_bytes_per_s)}B/s",
-        f"memory {_amount(compute.memory_bytes)}B",
+        f"{amount(compute.bandwidth_bytes_per_s)}B/s",
+        f"memory {amount(compute.memory_bytes)}B",
         "watts unknown" if compute.watts is None else f"{compute.watts:g} W",
     ]
     console.print(f"at most {', '.join(figures)}", markup=False, soft_wrap=True)
@@ -232,14 +230,14 @@ def _memory(row: TargetRow) -> Table:
         least = _SMALL * memory.needed(place)
         for each in rows:
             if each.bytes is None or each.bytes >= least:
-                size = "unknown" if each.bytes is None else f"{_amount(each.bytes)}B"
+                size = "unknown" if each.bytes is None else f"{amount(each.bytes)}B"
                 table.add_row(each.what, size, place, Text(each.source, "dim"))
         small = [each.bytes for each in rows if each.bytes is not None and each.bytes < least]
         if small:
             what = f"{len(small)} more, each below {_SMALL:.0%} (all with --json)"
-            table.add_row(what, f"{_amount(sum(small))}B", place)
-        whole = "unknown" if capacity is None else f"{_amount(capacity)}B"
-        table.add_row("in all", f"{_amount(memory.needed(place))}B", place, f"of {whole}")
+            table.add_row(what, f"{amount(sum(small))}B", place)
+        whole = "unknown" if capacity is None else f"{amount(capacity)}B"
+        table.add_row("in all", f"{amount(memory.needed(place))}B", place, f"of {whole}")
     return table
 
 
@@ -259,15 +257,15 @@ def _parts(row: TargetRow) -> Table:
             part["part"],
             on,
             str(part["batch"]),
-            _amount(part["operations"]),
-            f"{_amount(part['bytes'])}B",
+            amount(part["operations"]),
+            f"{amount(part['bytes'])}B",
             str(part["kernels"]),
             _time(part["seconds"])
             + (f"\n{_time(part['paused_s'])}" if part["paused_s"] is not None else ""),
             bound,
         ]
         if row.manifest.fusion:
-            cells += [f"{_amount(part['rate_hz'])}Hz", _percent(part["share"])]
+            cells += [f"{amount(part['rate_hz'])}Hz", _percent(part["share"])]
         if unknown:
             said = ", ".join(f"{count} {name}" for name, count in part["unknown"].items())
             cells.append(Text(said, "yellow"))
@@ -298,17 +296,19 @@ def _bundle(plan: BundlePlan) -> Table:
         table.add_row("decision latency", "unknown" if plan.worst_s is None else known)
     for age in plan.ages:
         waits = f"stamps {_time(age.latency_s)} late, {_time(age.lateness_s)} for late samples"
+        if age.computing_s:
+            waits += f", {_time(age.computing_s)} for its encoder"
         table.add_row(
             f"newest {age.modality} then",
             f"{_time(age.typical_s)} old typically, {_time(age.worst_s)} at worst ({waits})",
         )
     energy = "unknown"
     if plan.energy_j is not None and plan.energy_measured:
-        energy = f"{least}{_amount(plan.energy_j)}J, measured"
+        energy = f"{least}{amount(plan.energy_j)}J, measured"
     elif plan.energy_j is not None:
         # Of a time that is a lower bound, at a power that is an upper one: neither.
         most = "" if plan.lower_bound else "at most, "
-        energy = f"{_amount(plan.energy_j)}J, {most}by the power limit"
+        energy = f"{amount(plan.energy_j)}J, {most}by the power limit"
     table.add_row("energy of a run" if plan.throughput_hz else "energy of a decision", energy)
     for unknown in plan.unknown:
         table.add_row("unknown", unknown)
@@ -337,12 +337,14 @@ def _figures(plan: BundlePlan) -> tuple[str, str, str, str]:
         load = least + load
     if plan.worst_s is not None:
         latency = least + latency
-    energy = "unknown" if plan.energy_j is None else f"{_amount(plan.energy_j)}J"
+    energy = "unknown" if plan.energy_j is None else f"{amount(plan.energy_j)}J"
     error = "" if plan.worst_s is None else f"factor {plan.error:.3g}"
     return "" if plan.decision_rate_hz is None else load, latency, energy, error
 
 
 def _fits(row: FitRow) -> Text:
+    if row.plan.worst_s is None:
+        return Text("unknown", _STYLES["unknown"])
     if not row.fits:
         return Text("no", _STYLES["refused"])
     said = "at lower rates" if row.slower else "yes"
@@ -362,7 +364,7 @@ def _rates(row: FitRow) -> str:
     if not row.slower:
         return "as they are"
     return "\n".join(
-        f"{name} {_amount(row.rates_hz[name])}Hz (1/{n})" for name, n in row.slower.items()
+        f"{name} {amount(row.rates_hz[name])}Hz (1/{n})" for name, n in row.slower.items()
     )
 
 
@@ -386,18 +388,8 @@ def _bare_table(title: str, *, show_header: bool = True) -> Table:
     )
 
 
-def _amount(value: float | None) -> str:
-    """With the prefix of its unit, such as `1.25 T`."""
-    if value is None:
-        return "unknown "
-    for limit, prefix in _PREFIXES:
-        if abs(value) >= 0.9995 * limit:  # 999.5 of the unit below is shown as 1000 of it
-            return f"{value / limit:.3g} {prefix}"
-    return f"{value * 1e6:.3g} µ" if value else "0 "
-
-
 def _time(seconds: float | None) -> str:
-    return "unknown" if seconds is None else f"{_amount(seconds)}s"
+    return "unknown" if seconds is None else f"{amount(seconds)}s"
 
 
 def _percent(share: float | None) -> str:

@@ -23,7 +23,6 @@ from fusedge.devices.targets.facts.table import (
     Compute,
     Target,
     cpu_compute,
-    find_target,
     jetson_cpu,
     jetson_target,
     power_modes,
@@ -47,6 +46,8 @@ from fusedge.devices.targets.work import PartWork
 from fusedge.export.part_work import part_work
 
 _GPU_PROVIDERS = ("tensorrt-rtx", "tensorrt", "cuda")
+# Of a power mode: see PowerMode in facts/rows.py.
+_FIGURES = ("cpus", "cpu_mhz", "tpcs", "gpu_mhz", "emc_mhz", "dla_mhz", "watts")
 _NO_CPU = cpu_compute(None, cores=None, cpu_mhz=None, memory_bytes=None)
 
 
@@ -86,12 +87,14 @@ class Device:
     """A target with its software, and the profile of measurements that estimates for it rest on.
 
     `processor` is what runs beside its GPU, as far as it is known; that of a Jetson follows from its mode.
+    `modes` are the power modes of a machine that was looked at, see `own_modes`; empty: those of the table.
     """
 
     target: Target
     software: Software
     profile: Profile | None = None
     processor: Compute = _NO_CPU
+    modes: Mapping[str, Target] = field(default_factory=dict)
     _rates: dict[tuple[str, str, str], Rates | None] = field(
         default_factory=dict, init=False, compare=False, repr=False
     )
@@ -113,21 +116,42 @@ class Device:
             )
         return self._rates[key]
 
-    def _measured(self, route: Route) -> Rates | None:
+    @property
+    def other_mode(self) -> str | None:
+        """The power mode that the profile was measured in, None where it is the one of the target."""
+        here = self.target.power_mode
+        mode = self.profile.machine.power_mode if self.profile and here else None
+        return None if here is None or mode == here.name else mode
+
+    def profiled(self, route: Route) -> Rates | None:
+        """What the profile has for the route, in the power mode that it was measured in."""
         if self.profile is None:
             return None
-        for provider in _providers(route):
-            rates = rates_of(self.profile, provider, route.precision)
-            if rates is not None:
-                break
-        else:
-            return None
-        mode, here = self.profile.machine.power_mode, self.target.power_mode
-        if here is None or mode in (None, here.name):
+        found = (rates_of(self.profile, name, route.precision) for name in _providers(route))
+        return next((rates for rates in found if rates is not None), None)
+
+    def _measured(self, route: Route) -> Rates | None:
+        rates, mode = self.profiled(route), self.other_mode
+        if rates is None or mode is None:
             return rates
-        name = f"{self.target.device}:{mode}"
-        measured_on = Device(find_target(name, here.configuration), self.software).compute(route)
-        return scaled_rates(rates, measured_on, self.compute(route))
+        target = self.modes.get(mode) or self._of_table(mode)
+        if target is None:
+            return None
+        try:
+            measured_on = replace(self, target=target).compute(route)
+            return scaled_rates(rates, measured_on, self.compute(route))
+        except FusedgeError:  # clocks are not known: `_notes` says what takes its place
+            return None
+
+    def _of_table(self, mode: str) -> Target | None:
+        """In a power mode by its exact name; of the set of modes that the target has, if it is in both."""
+        row, here = self.target.row, self.target.power_mode
+        if not isinstance(row, Jetson) or here is None:
+            return None
+        sets = {each.configuration for each in row.modes if each.name == mode}
+        if not sets:
+            return None
+        return jetson_target(row, mode, min(sets, key=lambda each: each != here.configuration))
 
 
 def _providers(route: Route) -> tuple[str, ...]:
@@ -155,6 +179,35 @@ def kept_profile(machine: Machine) -> Profile | None:
     identity = identity_of(machine, here)
     found = (profile_for(identity, provider) for provider in ("cpu", NATIVE, *_GPU_PROVIDERS))
     return next((profile for profile in found if profile is not None), None)
+
+
+def own_modes(machine: Machine, here: Target) -> dict[str, Target]:
+    """A Jetson in each power mode of its own nvpmodel configuration, by name; empty where none was read.
+
+    `here` is the machine as a target, in the mode that it is in. Other modes have the clocks of the table,
+    with the memory and cores that this process may take. Of a mode that the table lacks, as a user's own,
+    the name alone is known.
+    """
+    row, now = here.row, here.power_mode
+    if machine.jetson is None or not isinstance(row, Jetson) or now is None:
+        return {}
+    known, memory = power_modes(row, now.configuration), here.compute.memory_bytes
+    limit = here.compute.cores if (here.compute.cores or 0) < (now.cpus or 0) else None
+    modes = {}
+    for name in machine.jetson.power_modes:
+        if name == now.name:
+            mode, compute = now, here.compute
+        elif name in known:
+            mode = known[name]
+            compute = jetson_target(row, name, now.configuration).compute
+            cores = min((n for n in (compute.cores, limit) if n), default=None)
+            compute = replace(compute, memory_bytes=memory, cores=cores)
+        else:
+            mode = now.model_copy(update={**dict.fromkeys(_FIGURES), "name": name})
+            compute = Compute(memory_bytes=memory)
+        named = f"{row.name}:{name}"
+        modes[name] = replace(here, name=named, compute=compute, power_mode=mode)
+    return modes
 
 
 @dataclass(frozen=True)
@@ -202,13 +255,19 @@ def _notes(
     device: Device, routes: Mapping[str, Route], rates: Mapping[str, Rates | None], asked: Asked
 ) -> Iterator[str]:
     if device.profile is not None:
-        of, here = device.profile.machine, device.target.power_mode
+        of, mode = device.profile.machine, device.other_mode
         yield f"the profile is of {of.processor or of.target}, {device.profile.date}"
-        if here is not None and of.power_mode not in (None, here.name):
-            yield f"it was measured in power mode {of.power_mode}, and is converted by the clocks"
-        lacking = [name for name, each in rates.items() if each and not each.measured]
-        if lacking:
-            yield f"it has nothing for {listed(lacking)}: by the table of efficiencies"
+        lacking = [name for name, each in rates.items() if not (each and each.measured)]
+        unused = [name for name in lacking if device.profiled(routes[name])]
+        if mode is not None and len(lacking) < len(rates):
+            yield f"it was measured in power mode {mode}, and is converted by the clocks"
+        if unused:
+            yield (
+                f"it was measured in power mode {mode}, and clocks to convert it to {device.target.mode} "
+                f"are not known: {listed(unused)} by the table of efficiencies"
+            )
+        if nothing := [name for name in lacking if name not in unused and rates[name]]:
+            yield f"it has nothing for {listed(nothing)}: by the table of efficiencies"
     if any(route.backend == "onnx" and route.device == "gpu" for route in routes.values()):
         yield "ONNX Runtime on a GPU is counted as TensorRT; its own kernels are slower"
     if asked.dla and any(route.backend == "native" for route in routes.values()):
@@ -252,6 +311,8 @@ def _in_all_modes(device: Device) -> list[Device]:
     row, mode = target.row, target.power_mode
     if not isinstance(row, Jetson) or mode is None or ":" in target.name:
         return [device]
+    if device.modes:
+        return [replace(device, target=each) for each in device.modes.values()]
     jetpack = device.software.jetpack
     names = power_modes(row, mode.configuration, jetpack)
     targets = [jetson_target(row, name, mode.configuration, jetpack) for name in names]
@@ -271,7 +332,9 @@ def _routes(works: Works, device: Device, asked: Asked) -> tuple[_Routes, bool]:
         wanted = sorted({graph.precision for part in parts.values() for graph in part.graphs})
     routes: _Routes = {}
     for precision in wanted:
-        found = _preflight(works, device, asked, precision)
+        found = automatic
+        if precision != asked.precision:
+            found = _preflight(works, device, asked, precision)
         refused = {name for f in found.findings if f.verdict == "refused" for name in f.parts}
         for name, route in found.routes.items():
             first = automatic.routes[name]

@@ -10,12 +10,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fusedge.bundle.manifest import Modality
+from fusedge.bundle.regular_file import write_whole
 from fusedge.bundle.sample import Recording
 from fusedge.models import driving
 from fusedge.models.dataset import Drive, make_drive
 from fusedge.models.fusion import FusionKind
 from fusedge.models.fusion_model import FusionModel, model_bytes
-from fusedge.models.training import Progress, TrainingConfig, train, write_whole
+from fusedge.models.training import Progress, TrainingConfig, train
 
 WEIGHTS = "weights.safetensors"
 RECIPE = TrainingConfig()

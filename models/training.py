@@ -18,6 +18,7 @@ from torch.nn import functional
 
 from fusedge.bundle.errors import FusedgeError
 from fusedge.bundle.manifest import Modality
+from fusedge.bundle.regular_file import write_whole
 from fusedge.models.dataset import Drive
 from fusedge.models.fusion_model import FusionModel, ModelConfig
 from fusedge.models.one_thread import one_thread
@@ -285,28 +286,6 @@ class _Run:
                 value.copy_(tensors[f"model.{name}"])
                 self.average[name].copy_(tensors[f"average.{name}"])
                 self.optimizer.state[value] = {key: tensors[f"{key}.{name}"] for key in _MOMENTS}
-
-
-def write_whole(path: Path, content: bytes) -> None:
-    """Write a file, and its folder, so that what lay there stays until the new content is whole.
-
-    Raises FusedgeError; nothing half-written is left.
-    """
-    partial = path.with_suffix(".partial")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            partial.write_bytes(content)
-            partial.replace(path)
-        except BaseException:
-            partial.unlink(missing_ok=True)
-            raise
-    except OSError as error:
-        raise FusedgeError(
-            f"cannot be written: {error.strerror or error}",
-            where=str(path),
-            hint="make room there, or choose another folder with --out",
-        ) from None
 
 
 _IGNORED = -100  # a target that the loss leaves out

@@ -30,7 +30,13 @@ from fusedge.bundle.inference import onnxruntime
 from fusedge.bundle.manifest import Part
 from fusedge.bundle.noise import noise
 from fusedge.devices.targets.calibration.energy import NoMeter, find_meter
-from fusedge.devices.targets.calibration.profile import NATIVE, BatchTimes, Conditions, PausedTimes
+from fusedge.devices.targets.calibration.profile import (
+    MAX_NOTES,
+    NATIVE,
+    BatchTimes,
+    Conditions,
+    PausedTimes,
+)
 from fusedge.devices.targets.detection.local import nvml_gpu
 from fusedge.devices.targets.detection.system_files import read_text
 from fusedge.runtime.backend import ONNX, BackendSetting, PartBackend, PartLoader
@@ -75,7 +81,8 @@ class Item(NamedTuple):
 class Measured(NamedTuple):
     """Of one item: times by batch, or the `problem` for which there are none.
 
-    Memory and energy are told where one item alone was measured; what is None is explained by `notes`.
+    Memory and energy are told where one item alone was measured. What is None, and a batch that failed
+    though a smaller one ran, is explained by `notes`.
     """
 
     times: tuple[BatchTimes, ...] = ()
@@ -173,6 +180,8 @@ def measure_apart(
         answer, status = _run_child(json.dumps(task).encode(), entry, limit_s)
     except subprocess.TimeoutExpired:
         return [Measured(problem=f"did not end within {limit_s:g} s")] * len(items)
+    except OSError as error:  # no memory, too many processes
+        return [Measured(problem=f"its process did not start: {_line(error)}")] * len(items)
     if status != 0 or not answer:
         return [Measured(problem=_ending(status))] * len(items)
     return [_from_json(each) for each in json.loads(answer)]
@@ -260,7 +269,7 @@ def measure(
         if provider != NATIVE:
             onnxruntime()
     except FusedgeError as error:
-        return [Measured(problem=error.line())] * len(items)
+        return [Measured(problem=_line(error))] * len(items)
     memory = Memory(on_gpu=provider != "cpu")
     subjects = [_Subject(item, setting, now_ns, memory) for item in items]
     lanes = [lane for subject in subjects for lane in subject.lanes]
@@ -276,11 +285,12 @@ def measure(
     results = [subject.measured() for subject in subjects]
     if len(results) == 1 and not results[0].problem:
         energy_j, why = _energy(lanes[0], provider, min(ENERGY_S, budget_s), now_ns)
+        notes = (*results[0].notes, *memory.notes, why)
         results[0] = results[0]._replace(
             memory_bytes=memory.host_bytes,
             gpu_memory_bytes=memory.gpu_bytes,
             energy_j=energy_j,
-            notes=(*memory.notes, *([why] if why else [])),
+            notes=tuple(printable(note) for note in notes if note)[-MAX_NOTES:],
         )
     return results
 
@@ -348,6 +358,8 @@ def _energy(lane: _Lane, provider: str, seconds: float, now_ns: Clock) -> tuple[
         used = meter.during(lambda: lane.turn(seconds), now_ns)
     except OSError as error:
         return None, f"energy cannot be read: {error}"
+    if lane.problem:
+        return None, f"energy cannot be read: the part failed meanwhile: {lane.problem}"
     if used <= 0:
         return None, f"energy cannot be read: {meter.source} stands still"
     return used / (lane.runs - runs), ""
@@ -404,47 +416,55 @@ class _Lane:
 
 
 class _Subject:
-    """An item, loaded; a lane for each batch. What keeps it from running is its `problem`."""
+    """An item, loaded; a lane for each batch up to the first that fails."""
 
     def __init__(self, item: Item, setting: BackendSetting, now_ns: Clock, memory: Memory) -> None:
-        self.problem = ""
         self.lanes: list[_Lane] = []
-        self._pause_s, self._paused_s = item.pause_s, list[float]()
+        self._item, self._paused_s = item, list[float]()
+        self._problems: dict[int, str] = {}  # by batch
         try:
             bundle = Bundle(Path(item.bundle))
             part = _part(bundle, item.part)
-            feeds = [noise(part, batch) for batch in item.batches]
             loaded = PartLoader(bundle, setting)(part)
-            for batch, fed in zip(item.batches, feeds, strict=True):
-                self.lanes.append(_Lane(loaded, fed, batch, now_ns))
+            for batch in item.batches:
+                self.lanes.append(_Lane(loaded, noise(part, batch), batch, now_ns))
                 if len(self.lanes) == 1:
                     memory.read()
         except Exception as error:  # ONNX Runtime and TensorRT raise dozens of kinds
-            self.problem = _line(error)
-            self.lanes = []
+            self._problems[item.batches[len(self.lanes)]] = _line(error)
 
     def run_after_pause(self, wait: Wait) -> None:
         """Run once at the first batch, where that is wanted."""
-        if self._pause_s is None or not self.lanes or self.lanes[0].problem:
+        pause_s = self._item.pause_s
+        if pause_s is None or not self.lanes or self.lanes[0].problem:
             return
-        wait(self._pause_s)
+        wait(pause_s)
         seconds = self.lanes[0].run_once_s()
         if seconds is not None:
             self._paused_s.append(seconds)
 
     def measured(self) -> Measured:
         """What came of it."""
-        problem = self.problem or next((lane.problem for lane in self.lanes if lane.problem), "")
-        if problem:
+        problems = self._problems | {
+            lane.batch: lane.problem for lane in self.lanes if lane.problem
+        }
+        if problem := problems.get(self._item.batches[0]):
             return Measured(problem=problem)
         paused = None
-        if self._pause_s is not None:
+        if self._item.pause_s is not None:
             paused = PausedTimes(
-                pause_s=self._pause_s,
+                pause_s=self._item.pause_s,
                 runs=len(self._paused_s),
                 p50_s=float(np.median(self._paused_s)),
             )
-        return Measured(tuple(lane.result() for lane in self.lanes), paused)
+        return Measured(
+            tuple(lane.result() for lane in self.lanes if not lane.problem),
+            paused,
+            notes=tuple(
+                f"part {self._item.part} fails at batch {batch}: {problem}"
+                for batch, problem in sorted(problems.items())
+            ),
+        )
 
 
 def _part(bundle: Bundle, name: str) -> Part:
@@ -455,4 +475,5 @@ def _part(bundle: Bundle, name: str) -> Part:
 
 
 def _line(error: Exception) -> str:
-    return error.line() if isinstance(error, FusedgeError) else printable(str(error))
+    """Never empty, and no longer than a profile's text."""
+    return printable(str(error)) or type(error).__name__

@@ -72,6 +72,7 @@ class Telemetry:
         self._lock = threading.Lock()
         self._ranges: dict[str, dict[str, Range]] = {}
         self._newest: Reading | None = None
+        self._mode: str | None = None  # the last one known: a reading may have none
         self._readings = self._cpu_ns = self._wall_ns = self._start_ns = 0
         self._throttled: dict[str, dict[str, float]] = {}
         self._throttled_s = 0.0
@@ -165,13 +166,7 @@ class Telemetry:
             self._note(note)
         self._watch_throttling(reading, last)
         self._watch_memory(reading)
-        if last is not None and None not in (modes := (last.power_mode, reading.power_mode)):
-            before, now = modes
-            if before != now:
-                self._notices.append(
-                    f"the power mode has changed from {before} to {now}: clocks and cores are others, and "
-                    "engines are tuned for the mode that they were built in"
-                )
+        self._watch_mode(reading)
         self._newest = reading
         self._readings += 1
 
@@ -189,6 +184,15 @@ class Telemetry:
                 self._notices.append(f"the device throttles {since}: {reason}")
             else:
                 times["seconds"] += since_last_s
+
+    def _watch_mode(self, reading: Reading) -> None:
+        before, now = self._mode, reading.power_mode
+        self._mode = now or before
+        if before and now and before != now:
+            self._notices.append(
+                f"the power mode has changed from {before} to {now}: clocks and cores are others, and "
+                "engines are tuned for the mode that they were built in"
+            )
 
     def _watch_memory(self, reading: Reading) -> None:
         for name, title in _MEMORIES.items():

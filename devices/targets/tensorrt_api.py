@@ -34,6 +34,11 @@ DISTRIBUTIONS: Mapping[str, tuple[str, ...]] = {
     "tensorrt": ("tensorrt", "tensorrt-cu13", "tensorrt-cu12"),
     "tensorrt_rtx": ("tensorrt-rtx", "tensorrt-rtx-cu13", "tensorrt-rtx-cu12"),
 }
+# What to do where it is not seen on one.
+ON_A_JETSON = (
+    "it comes with JetPack: apt install python3-libnvinfer, and a virtual environment of the system's "
+    "Python with --system-site-packages"
+)
 
 
 class _Package(NamedTuple):

@@ -26,6 +26,12 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return write_tiny_bundle(tmp_path / "tiny.fusedge").path
 
 
+@pytest.fixture
+def no_probes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """They take most of the time."""
+    monkeypatch.setattr("fusedge.cli.machine_bench._probed", lambda *arguments: iter(()))
+
+
 def kept(place: Path) -> list[Path]:
     return list((place.parent / "cache/profiles").glob("*"))
 
@@ -96,6 +102,9 @@ def test_a_part_that_does_not_run_is_a_row_and_status_1(place: Path) -> None:
         (["--backend", "tensor"], "unknown backend 'tensor'"),
         (["--backend", "native"], "has nothing to run on native"),
         (["--backend", "native", "--provider", "cpu"], "provider cpu is of ONNX Runtime"),
+        (["--batch", "1"] * 40, "32 batches can be measured, not 40"),
+        (["-o", "."], "no regular file"),
+        (["-o", "x" * 256], "File name too long"),
     ],
 )
 def test_what_cannot_be_measured_is_one_line(place: Path, words: list[str], said: str) -> None:
@@ -103,6 +112,53 @@ def test_what_cannot_be_measured_is_one_line(place: Path, words: list[str], said
     assert done.returncode == 1 and said in done.stderr
     assert len(done.stderr.strip().splitlines()) == 1
     assert not kept(place)
+
+
+@pytest.mark.usefixtures("no_probes")
+def test_what_was_measured_is_told_where_it_cannot_be_kept(place: Path, tmp_path: Path) -> None:
+    (tmp_path / "cache").write_text("")  # as a home that cannot be written to
+    out = tmp_path / "here.json"
+    for words, written in (([], []), (["-o", str(out)], [str(out)])):
+        command = ["bench", str(place), *BRIEF, "--batch", "1", *words, "--json"]
+        result = CliRunner().invoke(app, command)
+        assert result.exit_code == 0, result.output
+        told = json.loads(result.stdout)
+        assert all(part["times"] for part in told["parts"]) and told["written"] == written
+        assert "not kept" in told["notes"][-1] and "cache" in told["notes"][-1]
+    assert load_profile(out).parts
+
+
+@pytest.mark.usefixtures("no_probes")
+def test_rows_that_no_part_takes_are_said(place: Path) -> None:
+    command = ["bench", str(place), *BRIEF, "--batch", "3", "--batch", "999", "--json"]
+    result = CliRunner().invoke(app, command)
+    assert result.exit_code == 0, result.output
+    told = json.loads(result.stdout)
+    assert [each["batch"] for each in told["parts"][0]["times"]] == [1, 3]
+    assert "part fast_encoder does not take 999 rows: measured at 1, 3" in told["notes"]
+
+
+def test_without_room_for_temporary_files_there_are_times_and_a_note(
+    place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*arguments: object, **options: object) -> None:
+        raise FileNotFoundError(2, "No usable temporary directory found")
+
+    monkeypatch.setattr("tempfile.mkdtemp", fail)
+    result = CliRunner().invoke(app, ["bench", str(place), *BRIEF, "--batch", "1", "--json"])
+    assert result.exit_code == 0, result.output
+    told = json.loads(result.stdout)
+    assert all(part["times"] for part in told["parts"])
+    assert "No usable temporary directory" in told["notes"][0]
+
+
+@pytest.mark.parametrize("content", [b"PK\x03\x04", b"", b"{}"])
+def test_a_file_that_is_no_profile_is_not_replaced(place: Path, content: bytes) -> None:
+    other = place.with_name("other")
+    other.write_bytes(content)
+    done = fusedge("bench", str(place), "-o", str(other), "--budget", "600")
+    assert done.returncode == 1 and "no profile, so it is not replaced" in done.stderr
+    assert other.read_bytes() == content
 
 
 def test_a_place_that_cannot_be_written_to_is_said_before_anything_is_measured(

@@ -9,13 +9,17 @@ import pytest
 from fusedge.cli import devices as command
 from fusedge.cli.devices_targets import list_targets
 from fusedge.devices.capture.listing import Inputs
+from fusedge.devices.targets.detection.machine import Machine
 from fusedge.devices.targets.facts.table import find_target, target_names
 from tests.cli.command import fusedge
 from tests.devices.recorded_machines import NAMES, recorded
 
 
-def shown(name: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> str:
-    monkeypatch.setattr(command, "detect", lambda: recorded(name))
+def shown(
+    found: str | Machine, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> str:
+    machine = recorded(found) if isinstance(found, str) else found
+    monkeypatch.setattr(command, "detect", lambda: machine)
     monkeypatch.setattr(command, "list_inputs", lambda: Inputs((), ()))
     monkeypatch.setattr(command.console, "width", 200)
     command.devices()
@@ -34,12 +38,36 @@ def test_every_recorded_machine_is_shown(
 def test_a_jetson_is_shown_with_its_power_modes_and_the_name_to_plan_for(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    text = shown("jetson-orin-nano-super", monkeypatch, capsys)
+    found = recorded("jetson-orin-nano-super").model_copy(update={"python": "3.12.1"})
+    text = shown(found, monkeypatch, capsys)
     assert "target jetson-orin-nano-8gb:25W" in text
     assert "module jetson-orin-nano-8gb, part p3767-0005" in text
     assert "JetPack 6.2, L4T 36.4.3" in text
     assert "power mode 25W, of 15W, 25W, MAXN_SUPER" in text
-    assert "10.3.0 among the system's libraries, whose module is for Python 3.10 only" in text
+    assert "the system's 10.3.0 is for Python 3.10, and this is 3.12" in text
+    alike = found.model_copy(update={"python": "3.10.12"})
+    assert "10.3.0 is for this Python 3.10, but" in shown(alike, monkeypatch, capsys)
+
+
+@pytest.mark.parametrize(
+    ("part", "module"),
+    [("p3767-0099", "part p3767-0099, in no table, tegra234"), (None, "tegra234")],
+)
+def test_a_module_that_no_table_has_is_shown_with_its_part(
+    part: str | None,
+    module: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    found = recorded("jetson-orin-nano-super")
+    assert found.jetson is not None
+    other = found.jetson.model_copy(update={"module": None, "part": part})
+    text = shown(found.model_copy(update={"jetson": other}), monkeypatch, capsys)
+    assert f"module {module} JetPack" in text
+    unknown = found.model_copy(update={"jetson": other.model_copy(update={"soc": None})})
+    assert f"module {module.removesuffix(', tegra234').replace('tegra234', 'unknown')} " in shown(
+        unknown, monkeypatch, capsys
+    )
 
 
 def test_several_gpus_are_shown_each_with_its_target(

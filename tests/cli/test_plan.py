@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import json
+import math
+import re
 import subprocess
 import sys
 import warnings
+from collections.abc import Collection, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -37,15 +40,21 @@ from fusedge.devices.targets.calibration.profile import (
     write_profile,
 )
 from fusedge.devices.targets.detection.detect import detect
+from fusedge.devices.targets.detection.machine import Machine
 from fusedge.devices.targets.detection.machine_target import machine_target
+from fusedge.devices.targets.facts.rows import Configuration
+from fusedge.devices.targets.facts.table import find_target
 from fusedge.devices.targets.planning.fit import Limits, fit
+from fusedge.devices.targets.preflight.findings import amount
 from fusedge.devices.targets.work import Kind
 from tests.cli.command import fusedge
+from tests.devices.recorded_machines import recorded
 from tests.devices.test_bundle_plan import plain, tiny
 from tests.devices.test_fit import PARTS, mode
 from tests.tiny_bundle import modality, tiny_manifest, write_tiny_bundle
 
 ORIN = "jetson-orin-nano-8gb"
+REPOSITORY = Path(__file__).parents[2]
 
 
 @pytest.fixture(autouse=True)
@@ -126,6 +135,69 @@ def test_machines_are_told_all_that_people_are() -> None:
     assert whole["worst_s"] == pytest.approx(sum(part["seconds"] for part in row["parts"]))
     assert whole["error"] > 1
     assert not any(rates["measured"] for rates in row["rates"].values())
+
+
+# Objects whose keys are names: of precisions, operators, parts.
+NAMED = frozenset(
+    (
+        *(".targets[].compute.peak", ".targets[].parts[].by_bound", ".targets[].parts[].by_kind"),
+        *(".targets[].parts[].unknown", ".fit.rows[].precision", ".fit.rows[].slower"),
+        ".fit.rows[].rates_hz",
+    )
+)
+
+
+def documented() -> dict[str, dict[str, str]]:
+    """By place in the JSON, the keys that docs/targets.md has in its table, and when each is null."""
+    text = (REPOSITORY / "docs/targets.md").read_text("utf-8")
+    _, _, text = text.partition("\n## For scripts: `--json`\n")
+    text, _, _ = text.partition("\n## ")
+    places: dict[str, dict[str, str]] = {}
+    for line in text.splitlines():
+        if heading := re.fullmatch(r"\*\*`(\S+)`\*\*", line):
+            keys = places.setdefault(heading[1], {})
+        elif row := re.fullmatch(r"\| `(\w+)` \| .+ \| (.+) \|", line):
+            keys[row[1]] = row[2]
+    return places
+
+
+def told_keys(value: Any, place: str, named: Collection[str]) -> Iterator[tuple[str, str, Any]]:
+    """Each key of the JSON with its place and value. `{}` is an object whose keys are names."""
+    if place == ".fit.rows[].plan":
+        place = ".targets[].plan"
+    if isinstance(value, list):
+        for each in value:
+            yield from told_keys(each, f"{place}[]", named)
+    elif isinstance(value, dict) and f"{place}{{}}" in named:
+        for each in value.values():
+            yield from told_keys(each, f"{place}{{}}", named)
+    elif isinstance(value, dict) and place not in NAMED:
+        for key, each in value.items():
+            yield place, key, each
+            yield from told_keys(each, f"{place.rstrip('.')}.{key}", named)
+
+
+def test_every_key_for_machines_is_documented_with_when_it_is_null(tmp_path: Path) -> None:
+    tables = documented()
+    found: dict[str, set[str]] = {}
+    for words in (
+        ("driving", "--target", "rtx-4090", "--target", "jetson-nano-4gb"),
+        ("driving", "--target", ORIN, "--fit"),
+        ("driving", "--target", "raspberry-pi-5-8gb", "--fit", "--latency", "0.001"),
+        ("driving", "--target", "rtx-4090", "--precision", "int8"),
+        ("driving", "--target", "cpu"),
+        (plain_bundle(tmp_path), "--target", "rtx-4090", "--fit"),
+    ):
+        told = json.loads(plan(*words, "--json").stdout)
+        for place, key, value in told_keys(told, ".", tables):
+            found.setdefault(place, set()).add(key)
+            assert value is not None or tables[place][key] != "-", (place, key)
+    assert found == {place: set(keys) for place, keys in tables.items()}
+
+
+def test_an_error_leaves_machines_nothing_to_read() -> None:
+    done = fusedge("plan", "driving", "--target", "rtx-4091", "--json")
+    assert (done.returncode, done.stdout, done.stderr.count("\n")) == (1, "", 1)
 
 
 def test_a_lower_power_mode_is_slower() -> None:
@@ -306,12 +378,12 @@ def test_native_without_a_gpu_has_no_figures_of_one() -> None:
     ],
 )
 def test_amounts_have_the_prefix_that_fits(value: float | None, shown: str) -> None:
-    assert plan_report._amount(value) == shown
+    assert amount(value) == shown
 
 
 @given(st.floats(1e-9, 1e17))
 def test_figures_are_never_written_with_an_exponent(value: float) -> None:
-    assert "e" not in plan_report._amount(value)
+    assert "e" not in amount(value)
     assert "e" not in plan_report._percent(min(value + 1e-6, 1e6))
 
 
@@ -381,13 +453,23 @@ def test_where_nothing_fits_the_status_is_1(tmp_path: Path) -> None:
     assert done.stderr.splitlines()[-1] == "nothing fits"
 
 
+ORIN_AT_15W = MachineIdentity(
+    processor="Cortex-A78AE",
+    target=ORIN,
+    power_mode="15W",
+    gpu_driver=None,
+    onnxruntime=None,
+    tensorrt={},
+)
+
+
 def profile(
     path: Path,
-    machine: MachineIdentity | None = None,
+    machine: MachineIdentity = ORIN_AT_15W,
     provider: str = "native",
     precision: str = "fp16",
 ) -> str:
-    """Of an Orin Nano at 15 W whose every kernel takes a millisecond, at 3 W while it computes."""
+    """Of a machine whose every kernel takes a millisecond, at 3 W while it computes."""
     cost = KindCost(
         overhead_s=1e-3,
         operations_per_s={"fp32": 1e15, "fp16": 1e15},
@@ -398,14 +480,6 @@ def profile(
         "convolution", "depthwise", "product", "recurrent", "attention", "normalisation", "pooling",
         "elementwise", "movement",
     )  # fmt: skip
-    orin = MachineIdentity(
-        processor="Cortex-A78AE",
-        target=ORIN,
-        power_mode="15W",
-        gpu_driver=None,
-        onnxruntime=None,
-        tensorrt={},
-    )
     times = (BatchTimes(batch=1, runs=10, p50_s=0.01, p90_s=0.01, p99_s=0.01),)
     parts = tuple(
         MeasuredPart(
@@ -430,7 +504,7 @@ def profile(
     )
     made = Profile(
         format_version=FORMAT_VERSION,
-        machine=machine or orin,
+        machine=machine,
         date="2026-11-30",
         conditions=Conditions(load_average=0, governor=None, cores=6),
         parts=parts,
@@ -472,6 +546,90 @@ def test_what_a_profile_lacks_comes_from_the_table_and_is_told(tmp_path: Path) -
     row = planned("driving", *words)
     assert not any(rates["measured"] for rates in row["rates"].values())
     assert any("it has nothing for imu, gps, road and head" in note for note in row["notes"])
+
+
+def profile_in(mode: str, path: Path) -> str:
+    return profile(path, ORIN_AT_15W.model_copy(update={"power_mode": mode}))
+
+
+@pytest.mark.parametrize("mode", ["MY_MODE", "2", "15w", ""])
+def test_a_profile_in_a_mode_that_no_table_has_leaves_the_table_and_is_told(
+    mode: str, tmp_path: Path
+) -> None:
+    words = ("--target", f"{ORIN}:15W")
+    row = planned("driving", *words, "--profile", profile_in(mode, tmp_path / "orin.json"))
+    assert row["plan"] == planned("driving", *words)["plan"]
+    told = f"it was measured in power mode {mode}, and clocks to convert it to 15W are not known"
+    (note,) = (note for note in row["notes"] if note.startswith("it "))
+    assert note == f"{told}: imu, gps, road and head by the table of efficiencies"
+    done = plan("driving", "--target", ORIN, "--profile", str(tmp_path / "orin.json"), "--fit")
+    assert done.exit_code == 0, done.exception
+
+
+@pytest.mark.parametrize(
+    ("name", "measured", "configuration"),
+    [("jetson-orin-nx-16gb", "MAXN", "standard"), (ORIN, "15W", "super")],
+)
+def test_a_profile_is_converted_from_the_older_set_of_modes_too_but_rather_from_the_same(
+    name: str, measured: str, configuration: Configuration, tmp_path: Path
+) -> None:
+    identity = ORIN_AT_15W.model_copy(update={"target": name, "power_mode": measured})
+    path = profile(tmp_path / "nx.json", identity)
+    row = planned("driving", "--target", f"{name}:MAXN_SUPER", "--profile", path)
+    told = f"it was measured in power mode {measured}, and is converted by the clocks"
+    assert told in row["notes"]
+    there, here = (
+        find_target(f"{name}:{mode}", of).power_mode
+        for mode, of in ((measured, configuration), ("MAXN_SUPER", None))
+    )
+    assert there and there.gpu_mhz and here and here.gpu_mhz
+    for part in row["parts"]:
+        expected = 1e-3 * part["kernels"] * there.gpu_mhz / here.gpu_mhz
+        assert part["seconds"] == pytest.approx(expected, rel=1e-3)
+
+
+@pytest.fixture
+def orin_in_own_mode(monkeypatch: pytest.MonkeyPatch) -> Machine:
+    """This machine is an Orin Nano in a power mode of its user's own, and has another such one."""
+    found = recorded("jetson-orin-nano-super")
+    assert found.jetson is not None
+    modes = (*found.jetson.power_modes, "MY_MODE", "OTHER")
+    jetson = found.jetson.model_copy(update={"power_mode": "MY_MODE", "power_modes": modes})
+    machine = found.model_copy(update={"jetson": jetson})
+    monkeypatch.setattr("fusedge.devices.targets.detection.detect.detect", lambda: machine)
+    return machine
+
+
+def test_what_was_measured_in_an_own_mode_is_used_in_it_and_converted_to_the_others(
+    orin_in_own_mode: Machine,
+) -> None:
+    identity = identity_of(orin_in_own_mode, machine_target(orin_in_own_mode))
+    assert identity.power_mode == "MY_MODE"
+    profile(profile_path(identity), identity, "cuda", "fp32")
+    words = ("--backend", "onnx", "--precision", "fp32", "--target", "local", "--fit", "--json")
+    told = json.loads(plan("driving", *words).stdout)
+    (row,) = told["targets"]
+    assert (row["target"], row["power_mode"]) == (ORIN, "MY_MODE")
+    assert all(rates["measured"] for rates in row["rates"].values())
+    assert not any("converted" in note for note in row["notes"])
+    rows = {each["mode"].partition(":")[2]: each for each in told["fit"]["rows"]}
+    assert list(rows) == ["15W", "25W", "MAXN_SUPER", "MY_MODE", "OTHER"]
+    assert [each["fits"] for each in rows.values()] == [True, True, True, True, False]
+    own, slower = rows["MY_MODE"]["plan"], rows["15W"]["plan"]
+    assert own["error"] == 1.2
+    converted = math.exp(math.hypot(math.log(1.2), math.log(1.5)))
+    assert slower["error"] == pytest.approx(converted)
+    assert slower["load"] > own["load"]
+
+
+def test_another_jetpack_on_this_machine_has_the_modes_of_the_table(
+    orin_in_own_mode: Machine,
+) -> None:
+    words = ("--target", "local", "--jetpack", "6.2", "--fit", "--json")
+    rows = json.loads(plan("driving", *words).stdout)["fit"]["rows"]
+    assert {row["mode"] for row in rows} <= {
+        f"{ORIN}:{mode}" for mode in ("7W", "15W", "25W", "MAXN_SUPER")
+    }
 
 
 def test_a_profile_of_another_device_is_refused(tmp_path: Path) -> None:

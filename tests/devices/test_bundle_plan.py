@@ -15,13 +15,15 @@ from fusedge.bundle.manifest import Manifest
 from fusedge.bundle.window import to_ns
 from fusedge.devices.targets.facts.table import Compute
 from fusedge.devices.targets.planning.bundle_plan import (
+    LIGHT_S,
     MAX_BATCH,
+    WAIT_S,
     BundlePlan,
     plan_bundle,
     rows_of,
 )
 from fusedge.devices.targets.planning.estimate import PartEstimate
-from fusedge.runtime import runner
+from fusedge.runtime import pipeline, runner
 from tests.tiny_bundle import modality, tiny_manifest
 
 FILES = {"parts/fast.onnx": b"", "parts/slow.onnx": b"", "parts/head.onnx": b""}
@@ -90,8 +92,9 @@ def test_streams_share_the_runs_of_an_encoder_but_not_of_the_head() -> None:
     assert ten.load == pytest.approx(2 * (0.01 * 2 + 0.02) + 10 * 0.03 * 2)
 
 
-def test_no_more_streams_share_a_run_than_in_the_runtime() -> None:
+def test_the_runtime_is_counted_as_it_is() -> None:
     assert MAX_BATCH == runner.MAX_BATCH
+    assert (to_ns(LIGHT_S), to_ns(WAIT_S)) == (pipeline.LIGHT_NS, pipeline.WAIT_NS)
 
 
 def test_a_head_beyond_its_greatest_batch_runs_in_pieces() -> None:
@@ -128,23 +131,21 @@ def test_parts_on_the_processor_are_not_a_load_of_the_gpu() -> None:
 
 
 def test_a_part_that_rests_is_cold_each_time_it_is_due() -> None:
-    plan = planned(tiny(), rested_s=0.005)
-    assert plan.load == pytest.approx(0.015 * 2 + 0.025 * 1 + 0.035 * 2)
+    plan = planned(tiny(), QUAD, rested_s=0.005)
+    assert plan.devices[0].busy == pytest.approx(0.015 * 2 + 0.025 * 1 + 0.035 * 2)
     assert [load.seconds for load in plan.parts] == [0.01, 0.02, 0.03]
     assert [load.paused_s for load in plan.parts] == pytest.approx([0.015, 0.025, 0.035])
-    assert plan.typical_s == pytest.approx(0.035)
-    assert plan.worst_s == pytest.approx(0.075)
-    assert plan.energy_j == pytest.approx(15 * plan.load / 2)
+    assert plan.typical_s == plan.worst_s == pytest.approx(0.035)
+    assert plan.energy_j == pytest.approx(10 * (plan.devices[0].busy or 0) / 2)
 
 
 def test_only_the_first_of_runs_in_a_row_is_cold() -> None:
-    plan = planned(tiny(), rested_s=0.005, streams=10)
-    hot = planned(tiny(), streams=10)
-    assert plan.parts[-1].runs == 10
-    assert plan.load is not None and hot.load is not None
-    assert plan.load - hot.load == pytest.approx(0.005 * (2 + 1 + 2))
-    assert plan.typical_s is not None and hot.typical_s is not None
-    assert plan.typical_s - hot.typical_s == pytest.approx(0.005)
+    rested = planned(tiny(), QUAD, head=3e-4, rested_s=5e-4, streams=10)
+    hot = planned(tiny(), QUAD, head=3e-4, streams=10)
+    assert rested.parts[-1].runs == 10
+    assert [plan.parts[-1].due_s for plan in (rested, hot)] == pytest.approx([3.5e-3, 3e-3])
+    assert rested.typical_s is not None and hot.typical_s is not None
+    assert rested.typical_s - hot.typical_s == pytest.approx(5e-4)
 
 
 def test_a_part_that_hardly_rests_stays_warm() -> None:
@@ -161,16 +162,66 @@ def test_what_was_not_measured_of_pauses_is_told() -> None:
     assert any("after a pause" in line for line in planned(tiny()).ignored)
 
 
+LIGHT: dict[str, Any] = {"fast": 1e-4, "slow": 2e-4, "head": 3e-4}
+
+
 def test_windows_that_are_due_between_decisions_do_not_delay_them() -> None:
-    plan = planned(tiny())
+    plan = planned(tiny(), **LIGHT)
     # fast is due 0.1 s after every decision, slow 0.1 s after every second one.
-    assert plan.typical_s == pytest.approx(0.03)
-    assert plan.worst_s == pytest.approx(0.01 + 0.02 + 0.03)
+    assert plan.typical_s == pytest.approx(3e-4)
+    assert plan.worst_s == pytest.approx(1e-4 + 2e-4 + 3e-4)
 
 
 def test_windows_that_are_due_with_a_decision_come_before_it() -> None:
-    plan = planned(tiny(lateness_s=0))
-    assert plan.typical_s == pytest.approx(0.01 + 0.03)
+    plan = planned(tiny(lateness_s=0), **LIGHT)
+    assert plan.typical_s == pytest.approx(1e-4 + 3e-4)
+
+
+def test_a_decision_waits_for_no_heavy_encoder_and_has_an_older_embedding_instead() -> None:
+    manifest = tiny(lateness_s=0)
+    light, heavy = (planned(manifest, QUAD, slow=0, fast=fast) for fast in (0.0009, 0.12))
+    assert (light.worst_s, heavy.worst_s) == (pytest.approx(0.0309), pytest.approx(0.03))
+    assert heavy.typical_s == pytest.approx(0.03)
+    assert (light.ages[0].computing_s, heavy.ages[0].computing_s) == (0, pytest.approx(0.12))
+    # The window that ends with a decision is there for the next one.
+    assert (light.ages[0].worst_s, heavy.ages[0].worst_s) == (0, pytest.approx(0.5))
+
+
+def test_heavy_encoders_that_are_due_together_wait_for_a_free_core() -> None:
+    dual, quad = (
+        planned(tiny(), replace(QUAD, cores=cores), fast=0.2, slow=0.1) for cores in (2, 4)
+    )
+    assert [age.computing_s for age in dual.ages] == pytest.approx([0.3, 0.3])
+    assert [age.computing_s for age in quad.ages] == pytest.approx([0.2 + 0.1 / 3, 0.1 + 0.2 / 3])
+    # One of two cores is kept free of them, and one alone is shared with the head.
+    assert dual.load == pytest.approx(0.2 * 2 + 0.1)
+    assert planned(tiny(), replace(QUAD, cores=1)).worst_s == pytest.approx(0.06)
+
+
+def test_on_a_gpu_heavy_encoders_share_it_with_the_head() -> None:
+    for heavy_s, worst_s in ((0.01, 0.03 + 0.02), (0.2, 0.03 * 3)):
+        plan = planned(tiny(), fast=heavy_s, slow=heavy_s)
+        assert plan.worst_s == pytest.approx(worst_s)
+        assert plan.typical_s == pytest.approx(0.03 * (1 + 2 * 3 * heavy_s))
+
+
+def test_a_light_run_is_awaited_no_longer_than_the_runtime_does() -> None:
+    plan = planned(tiny(lateness_s=0), QUAD, fast=0.0049, slow=0, head=0, streams=8)
+    assert plan.parts[0].light  # 0.6 ms for each stream
+    assert plan.typical_s == plan.worst_s == pytest.approx(WAIT_S)
+
+
+def test_a_modality_that_goes_missing_because_its_encoder_is_slow_keeps_no_limit() -> None:
+    plan = planned(tiny(max_age_s=0.7), QUAD, fast=0.45, slow=0, head=0)
+    (age, _) = plan.ages
+    assert (age.computing_s, age.worst_s) == (pytest.approx(0.45), pytest.approx(1.0))
+    assert plan.outdated() == ["fast"]
+    assert not plan.keeps(math.inf, None)
+    by_itself = planned(tiny(max_age_s=0.4), QUAD, fast=0.45, slow=0, head=0)
+    assert by_itself.outdated() == []  # it would be missing at times anyway, as its bundle says
+    quick = planned(tiny(max_age_s=0.7), QUAD, fast=0.3, slow=0, head=0)
+    assert quick.outdated() == []
+    assert quick.keeps(1, None)
 
 
 def test_the_delay_of_windows_is_told_apart_from_the_computing() -> None:
@@ -199,25 +250,33 @@ def test_ages_and_latency_are_the_mean_over_all_decisions(
         FILES,
         1000 / period_ms,
     )
-    plan = planned(manifest, fast=compute_ms / 1000, slow=0, head=0)
+    plan = planned(manifest, QUAD, fast=compute_ms / 1000, slow=0, head=0)
+    awaited = compute_ms < 1
+    extra_ms = 0.0 if awaited else compute_ms
     ages, left = [], []
     for tick in range(hop_ms // math.gcd(hop_ms, period_ms)):
-        now_ms = 10 * hop_ms * period_ms + tick * period_ms
-        end_ms = (now_ms - late_ms) // hop_ms * hop_ms
+        now_ms = 10_000 * hop_ms * period_ms + tick * period_ms
+        end_ms = (now_ms - late_ms - math.ceil(extra_ms)) // hop_ms * hop_ms
         ages.append(now_ms - end_ms)
-        left.append(max(0.0, end_ms + late_ms + compute_ms - now_ms))
+        left.append(max(0.0, end_ms + late_ms + compute_ms - now_ms) if awaited else 0.0)
     # The decision period is kept in whole nanoseconds, which shifts the grid by less than that.
     if to_ns(1 / manifest.require_fusion().decision_rate_hz) == period_ms * 1_000_000:
         assert plan.ages[0].typical_s == pytest.approx(sum(ages) / len(ages) / 1000, abs=1e-9)
         assert plan.ages[0].worst_s == pytest.approx(max(ages) / 1000, abs=1e-9)
         assert plan.typical_s == pytest.approx(sum(left) / len(left) / 1000, abs=1e-9)
-    assert plan.worst_s == pytest.approx(compute_ms / 1000)
+    assert plan.worst_s == pytest.approx(compute_ms / 1000 if awaited else 0)
 
 
-def test_the_last_of_many_streams_waits_for_all_heads() -> None:
-    plan = planned(tiny(), streams=3)
-    assert plan.worst_s == pytest.approx(0.01 + 0.02 + 3 * 0.03)
-    assert plan.typical_s == pytest.approx(2 * 0.03)
+def test_heads_of_many_streams_run_one_after_another_unless_they_take_long() -> None:
+    short, long, gpu = (
+        planned(tiny(), compute, fast=0, slow=0, head=head, streams=6)
+        for compute, head in ((QUAD, 3e-4), (QUAD, 0.03), (GPU, 0.03))
+    )
+    assert (short.worst_s, short.typical_s) == (pytest.approx(18e-4), pytest.approx(3.5 * 3e-4))
+    assert (long.worst_s, long.typical_s) == (pytest.approx(0.06), pytest.approx(0.045))
+    assert gpu.worst_s == pytest.approx(0.18)
+    # Each stream has its own head, so that they load more than one core.
+    assert (long.load, gpu.load) == (pytest.approx(0.36 / 4), pytest.approx(0.36))
 
 
 def test_the_energy_of_a_decision_is_at_most_the_budget_for_as_long_as_is_computed() -> None:

@@ -3,22 +3,24 @@
 from __future__ import annotations
 
 import itertools
+import os
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
-from fusedge.devices.targets.calibration import energy
 from fusedge.devices.targets.calibration.energy import NoMeter, PowerMeter, find_meter, integral_j
+from fusedge.devices.targets.telemetry.rapl import RAPL
 
 
 def rapl(
     root: Path, zone: str, name: str, energy_uj: int | str, most: int = 262_143_328_850
 ) -> Path:
     """A domain as Linux shows it."""
-    folder = root / energy.RAPL / zone
+    folder = root / RAPL / zone
     folder.mkdir(parents=True)
     (folder / "name").write_text(f"{name}\n")
     (folder / "max_energy_range_uj").write_text(f"{most}\n")
@@ -92,6 +94,20 @@ def test_a_counter_that_begins_again_is_followed(tmp_path: Path) -> None:
     assert used == pytest.approx(0.328850 + 0.671150)
 
 
+@pytest.mark.parametrize(
+    ("after", "words"), [("9000000\n", ""), ("", "cannot be read"), ("1\n", "began anew")]
+)
+def test_a_counter_without_its_range_serves_until_it_begins_again(
+    tmp_path: Path, after: str, words: str
+) -> None:
+    counter = rapl(tmp_path, "intel-rapl:0", "package-0", 5_000_000)
+    (counter.parent / "max_energy_range_uj").unlink()
+    meter = find_meter("cpu", tmp_path)
+    assert not isinstance(meter, NoMeter)
+    with pytest.raises(OSError, match=words) if words else nullcontext():
+        assert meter.during(lambda: counter.write_text(after), ticks()) == 4
+
+
 def test_two_packages_of_one_name_both_count(tmp_path: Path) -> None:
     first = rapl(tmp_path, "intel-rapl:0", "package-0", 0)
     second = rapl(tmp_path, "intel-rapl:1", "package-0", 0)
@@ -120,15 +136,15 @@ def test_a_counter_with_garbage_is_a_reason(tmp_path: Path, text: str) -> None:
 def test_a_counter_for_root_only_says_how_to_open_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    rapl(tmp_path, "intel-rapl:0", "package-0", 0)
-    read = Path.read_text
+    counter = rapl(tmp_path, "intel-rapl:0", "package-0", 0)
+    opened = os.open
 
-    def refused(path: Path, *arguments: Any, **options: Any) -> str:
-        if path.name == "energy_uj":  # tests may run as root, whom no mode keeps out
+    def refused(path: Path, *arguments: Any) -> int:
+        if path == counter:  # tests may run as root, whom no mode keeps out
             raise PermissionError(13, "Permission denied")
-        return read(path, *arguments, **options)
+        return opened(path, *arguments)
 
-    monkeypatch.setattr(Path, "read_text", refused)
+    monkeypatch.setattr(os, "open", refused)
     found = find_meter("cpu", tmp_path)
     assert isinstance(found, NoMeter)
     assert "sudo chmod a+r /sys/class/powercap/intel-rapl:0/energy_uj" in found.reason
@@ -183,6 +199,27 @@ def test_an_older_gpu_tells_its_power(tmp_path: Path) -> None:
 def test_a_gpu_without_either_is_a_reason(tmp_path: Path) -> None:
     found = find_meter("gpu", tmp_path, nvml())
     assert found == NoMeter("NVML: Not Supported")
+
+
+@pytest.mark.parametrize(
+    "function", ["nvmlDeviceGetTotalEnergyConsumption", "nvmlDeviceGetPowerUsage"]
+)
+@pytest.mark.parametrize("answers", [1, 2])
+def test_a_gpu_that_stops_telling_is_an_error_of_the_meter(
+    tmp_path: Path, function: str, answers: int
+) -> None:
+    left = iter([0] * answers)
+
+    def tell(handle: object) -> int:
+        for answer in left:
+            return answer
+        raise load("pynvml").NVMLError("GPU is lost")
+
+    load = nvml(**{function: tell})
+    meter = find_meter("gpu", tmp_path, load)
+    assert not isinstance(meter, NoMeter)
+    with pytest.raises(OSError, match="NVML: GPU is lost"):
+        meter.during(lambda: None, ticks())
 
 
 def test_nvml_without_its_package_is_a_reason(tmp_path: Path) -> None:

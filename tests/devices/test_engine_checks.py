@@ -8,7 +8,7 @@ import pytest
 
 from fusedge.bundle.manifest import DimRange, Manifest
 from fusedge.devices.targets.detection.machine import SystemTensorRT
-from fusedge.devices.targets.facts.engine_fit import is_for_gpu
+from fusedge.devices.targets.facts.engine_fit import is_for_gpu, is_for_version
 from fusedge.devices.targets.facts.table import find_target, generations, jetpacks_for, jetsons
 from fusedge.devices.targets.preflight import engine_checks
 from fusedge.devices.targets.preflight.preflight import Preflight, preflight
@@ -135,6 +135,26 @@ def test_an_engine_loads_in_the_version_that_built_it() -> None:
     assert findings_of(plan_for(later, WORKS, ORIN, "5.1.2"), "tensorrt")
 
 
+@pytest.mark.parametrize(
+    ("built", "loads", "refuses"),
+    [
+        ("8.6.1.6", ("8.6.1.6", "8.6.1.7", "8.6.2", "10.3.0.30", "10.13.3"), ("9.0.1", "11.0.0")),
+        ("9.3.0.1", ("9.3.0.1", "9.4.0"), ("8.6.2", "10.3.0", "11.0.0")),
+        ("10.3.0.30", ("10.3.0.30", "10.3.0.31", "11.0.0", "11.4.1.1"), ("10.3.0.26", "12.0.0")),
+        ("11.0.0.1", ("11.0.0.1", "11.4.1"), ("10.13.3", "12.0.0", "")),
+    ],
+)
+def test_a_version_compatible_engine_is_for_its_major_version_and_the_next(
+    built: str, loads: tuple[str, ...], refuses: tuple[str, ...]
+) -> None:
+    wide, plain = an_engine(version=built, flags=("VERSION_COMPATIBLE",)), an_engine(version=built)
+    for version in (*loads, *refuses):
+        assert is_for_version(wide, version) == (version in loads), version
+        assert is_for_version(plain, version) == (version == built), version
+    rtx = an_engine(version="1.7.1", flavour="tensorrt_rtx")  # it says itself what it loads
+    assert is_for_version(rtx, "1.5.0")
+
+
 def test_where_the_version_on_the_device_is_not_known_it_is_said() -> None:
     built = with_engine(DRIVING, targets=("a100-sxm4-40gb",), compute_capabilities=("8.0",))
     plan = plan_for(built, WORKS, "a100-sxm4-40gb")
@@ -233,6 +253,10 @@ def test_a_tensorrt_for_another_python_is_told() -> None:
     plan = preflight(DRIVING, WORKS, target, newer, backend="native")
     way = the_one(plan, "tensorrt", "refused", "for Python 3.10").way_out
     assert way == "a virtual environment of Python 3.10 with --system-site-packages"
+    alike = replace(newer, python="3.10")
+    plan = preflight(DRIVING, WORKS, target, alike, backend="native")
+    finding = the_one(plan, "tensorrt", "refused", "for this Python 3.10, but this environment")
+    assert "and this is" not in finding.sentence and finding.way_out == way
 
 
 # Opset, precision, operators

@@ -177,6 +177,44 @@ def test_a_latency_that_is_asked_for_is_not_met_by_slowing_down() -> None:
     assert "at any rate" in row.reason
 
 
+def test_heavy_encoders_that_no_decision_waits_for_are_not_slowed() -> None:
+    seconds: dict[str, Seconds] = {
+        "fast_encoder": {"fp32": 0.113},
+        "slow_encoder": {"fp32": 0.025},
+        "head": {"fp32": 0.0003},
+    }
+    made = mode(seconds=seconds)
+    on_cpu = replace(made, precisions={part: {"fp32": QUAD} for part in PARTS})
+    row = only(fit(tiny(), [on_cpu], Limits(latency_s=0.001)))
+    assert row.fits
+    assert row.slower == {}
+    assert row.plan.worst_s == pytest.approx(0.0003)
+
+
+def test_an_encoder_too_slow_for_its_embeddings_is_told() -> None:
+    seconds: dict[str, Seconds] = {**all_take(1e-6), "slow_encoder": {"fp32": 0.9}}
+    row = only(
+        fit(
+            tiny_manifest((modality("fast"), modality("slow", max_age_s=1.6)), FILES, 2),
+            [mode(seconds=seconds)],
+            Limits(load=1),
+        )
+    )
+    assert not row.fits
+    assert row.reason == "encoders take so long that slow would be missing at times, at any rate"
+
+
+def test_the_precision_is_chosen_by_runs_after_a_pause() -> None:
+    made = mode(seconds={part: {"fp32": 1e-4, "fp16": 2e-4} for part in PARTS})
+
+    def rested(part: str, precision: str, batch: int) -> PartEstimate:
+        paused_s = {"fp32": 9e-4, "fp16": 5e-4}[precision]
+        return replace(made.estimate(part, precision, batch), paused_s=paused_s)
+
+    row = only(fit(tiny(), [replace(made, estimate=rested)], Limits()))
+    assert set(row.precision.values()) == {"fp16"}
+
+
 def test_streams_are_counted_up_to_what_the_device_carries() -> None:
     # With n streams: (2 + 1) runs of up to 8 rows, and 2 n of the head, of 10 ms each.
     row = only(fit(tiny(), [mode(error=1.05)], Limits(load=0.2)))
@@ -301,5 +339,6 @@ def test_what_is_proposed_keeps_the_limits_when_it_is_planned_again(
             assert math.isclose(after.hop_s / before.hop_s % 1, 0, abs_tol=1e-9)
             if after.hop_s != before.hop_s:
                 assert after.delay_s + after.hop_s <= after.max_age_s
+        assert not row.plan.outdated()
     fitting = [row for row in found.rows if row.fits]
     assert (found.recommended is None) == (not fitting)

@@ -11,7 +11,7 @@ import pytest
 
 from fusedge.bundle.errors import FusedgeError, UnknownNameError
 from fusedge.devices.targets.detection.local import local_gpu, nvml_gpu, resolve_target
-from fusedge.devices.targets.detection.machine import Board, CoreKind, Gpu, Machine
+from fusedge.devices.targets.detection.machine import Board, CoreKind, Gpu, Machine, SystemTensorRT
 from fusedge.devices.targets.detection.machine_target import local_cpu, machine_target
 from fusedge.devices.targets.facts.rows import Gpu as GpuRow
 from fusedge.devices.targets.facts.rows import Jetson
@@ -146,6 +146,27 @@ def test_a_jetson_in_a_container_is_known_by_its_chip_only() -> None:
     assert (target.name, target.compute_capability) == ("jetson-unknown-model-tegra234", "8.7")
     assert target.compute.memory_bytes == 4 << 30  # of the container
     assert (target.row, target.power_mode) == (None, None)
+
+
+@pytest.mark.parametrize("name", [name for name in NAMES if name.startswith("jetson")])
+def test_the_processor_of_a_jetson_has_the_cores_that_this_process_may_use(name: str) -> None:
+    """In a power mode of the table and in one of the user's own; never more than the mode has."""
+    for values in ({}, {"power_mode": "MY_MODE"}):
+        found = recorded(name)
+        assert found.jetson is not None
+        found = found.model_copy(update={"jetson": found.jetson.model_copy(update=values)})
+        target = of(found.model_copy(update={"usable_cores": 2}))
+        if target.row is None:  # no table says what its cores compute
+            with pytest.raises(ValueError, match="is no Jetson"):
+                jetson_cpu(target)
+            continue
+        assert target.power_mode is not None and (target.power_mode.cpus or 0) >= 2
+        assert jetson_cpu(target).cores == 2
+        more = of(found.model_copy(update={"usable_cores": 64}))
+        assert jetson_cpu(more).cores == target.power_mode.cpus
+        slower = replace(target, compute=replace(target.compute, cpu_mhz=100.0))
+        assert jetson_cpu(slower).cpu_mhz == 100.0
+        assert (jetson_cpu(slower).peak["fp32"] or 0) < (jetson_cpu(target).peak["fp32"] or 0)
 
 
 def test_the_cpu_of_a_jetson_is_that_of_its_power_mode() -> None:
@@ -325,9 +346,19 @@ def test_an_engine_is_for_the_module_whatever_mode_it_is_built_in() -> None:
 def test_the_tensorrt_of_another_python_is_told() -> None:
     """JetPack's module is for the system's Python: one of the user's own cannot import it."""
     found = changed("jetson-orin-nano-super", python="3.12.1")
-    with pytest.raises(
-        FusedgeError, match=r"not installed for this Python 3\.12\.1, only for 3\.10"
-    ):
+    said = r"TensorRT 10\.3\.0 is for Python 3\.10, and this is 3\.12.*of the system's Python"
+    with pytest.raises(FusedgeError, match=said):
+        local_gpu(found, Path("/nowhere"), absent)
+
+
+def test_an_environment_that_does_not_see_the_systems_tensorrt_is_told() -> None:
+    found = changed("jetson-orin-nano-super", python="3.10.12")
+    said = "for this Python 3.10, but this environment does not see .*--system-site-packages"
+    with pytest.raises(FusedgeError, match=said):
+        local_gpu(found, Path("/nowhere"), absent)
+    bare = SystemTensorRT(version="10.3.0", pythons=())
+    found = found.model_copy(update={"tensorrt_system": bare})
+    with pytest.raises(FusedgeError, match=r"10\.3\.0 has no Python module.*python3-libnvinfer"):
         local_gpu(found, Path("/nowhere"), absent)
 
 

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from fusedge.bundle.manifest import DimRange
+from fusedge.bundle.manifest import DimRange, Flavour
+from fusedge.devices.targets.detection.machine_target import local_cpu, machine_target
 from fusedge.devices.targets.facts.table import find_target
-from fusedge.devices.targets.preflight.memory_checks import size
 from fusedge.devices.targets.preflight.preflight import Preflight, preflight
 from fusedge.devices.targets.preflight.software import software_of
 from tests.devices.preflight_cases import (
@@ -24,15 +24,8 @@ from tests.devices.preflight_cases import (
     with_parts,
     works_of,
 )
+from tests.devices.recorded_machines import absent, recorded
 from tests.tiny_bundle import write_tiny_bundle
-
-
-@pytest.mark.parametrize(
-    ("count", "text"),
-    [(0, "0 MB"), (1_400_000, "1 MB"), (999_400_000, "999 MB"), (999_600_000, "1.0 GB")],
-)
-def test_sizes_are_rounded(count: float, text: str) -> None:
-    assert size(count) == text
 
 
 def _memory(plan: Preflight) -> dict[str, int]:
@@ -46,7 +39,7 @@ def test_the_account_of_memory_adds_up() -> None:
     assert all(len(row.source) > 6 for row in rows)
     assert len({(row.place, row.what) for row in rows}) == len(rows)
     assert 1e9 < plan.memory.needed("memory") < 2e9
-    assert the_one(plan, "memory", "fits", "of 8.6 GB of memory are needed")
+    assert the_one(plan, "memory", "fits", "of 8.59 GB of memory are needed")
 
 
 def test_a_graphics_card_has_its_own_memory() -> None:
@@ -66,6 +59,51 @@ def test_what_the_firmware_reserves_is_not_counted_twice() -> None:
     reserved = "memory: reserved by the firmware"
     assert reserved in _memory(preflight(DRIVING, WORKS, target, software))
     assert reserved not in _memory(preflight(DRIVING, WORKS, read, software))
+
+
+@pytest.mark.parametrize("name", ["jetson-orin-nano-super", "laptop", "desktop-rtx-4090"])
+@pytest.mark.parametrize("on_processor", [False, True])
+def test_the_system_takes_the_memory_that_a_container_is_denied(
+    name: str, on_processor: bool
+) -> None:
+    """Of a limit near all memory, it takes what it does not find beyond."""
+
+    def needed(beyond: float | None) -> int:
+        machine = recorded(name)
+        assert machine.memory_bytes is not None
+        limit = None if beyond is None else machine.memory_bytes - int(beyond)
+        machine = machine.model_copy(update={"memory_limit_bytes": limit})
+        target = local_cpu(machine) if on_processor else machine_target(machine, absent)
+        found = preflight(
+            DRIVING,
+            WORKS,
+            target,
+            software_of(target, None, machine),
+            host_memory_bytes=local_cpu(machine).compute.memory_bytes,
+        )
+        assert found.memory.capacity["memory"] == machine.usable_memory_bytes
+        rows = [row for row in found.memory.rows if row.what.startswith("operating system")]
+        assert ["beyond the limit" in row.source for row in rows] == [(beyond or 0) > 0]
+        return rows[0].bytes or 0
+
+    whole = needed(None)
+    assert whole >= 300e6 and needed(-1e9) == needed(0) == whole
+    assert needed(100e6) == whole - 100e6
+    assert needed(whole) == needed(3e9) == 0
+
+
+def test_a_build_in_a_container_needs_no_memory_for_the_system() -> None:
+    target = find_target("jetson-orin-nano-4gb")
+    target = replace(target, compute=replace(target.compute, memory_bytes=3.5 * 2**30))
+    software = software_of(target, "6.2", None)
+
+    def sentence(beyond: int) -> str:
+        small = replace(target, memory_beyond_bytes=beyond)
+        plan = preflight(DRIVING, WORKS, small, software)
+        return the_one(plan, "memory", "warning", "Building an engine").sentence
+
+    assert "the operating system included" in sentence(0)
+    assert "system" not in sentence(10**9)
 
 
 def test_too_little_memory_is_refused() -> None:
@@ -95,11 +133,28 @@ def test_tensorrt_before_8_6_takes_more_memory() -> None:
     assert old[what] > new[what] + new["memory: CUDA's context"]
 
 
+def test_tensorrt_rtx_counts_its_versions_anew() -> None:
+    """Its 1.7 is newer than TensorRT's 8.6; an unknown version of either is the newest."""
+    target = find_target("rtx-4090")
+
+    def libraries(flavour: Flavour, version: str | None) -> dict[str, int]:
+        card, software = replace(target, flavour=flavour), software_for(target, tensorrt=version)
+        software = replace(software, tensorrt_flavour=flavour)
+        plan = preflight(DRIVING, WORKS, card, software, backend="native")
+        return {what: size for what, size in _memory(plan).items() if "CUDA" in what}
+
+    newest = libraries("tensorrt_rtx", None)
+    assert set(newest) == {"memory: CUDA and TensorRT's libraries", "GPU memory: CUDA's context"}
+    assert libraries("tensorrt_rtx", "1.0.0.21") == libraries("tensorrt_rtx", "1.7.1") == newest
+    assert libraries("tensorrt", "8.6.1") == libraries("tensorrt", None) == newest
+    assert set(libraries("tensorrt", "8.5.3")) == {"GPU memory: CUDA and TensorRT's libraries"}
+
+
 def test_big_weights_are_named() -> None:
     big = dict(WORKS)
     big["road", "fp16"] = replace(WORKS["road", "fp16"], weight_bytes=10**11)
     finding = the_one(plan_for(DRIVING, big, ORIN, "6.2"), "memory", "refused", "engine of road")
-    assert "100.0 GB" in finding.sentence
+    assert "100 GB" in finding.sentence
 
 
 def test_what_was_not_counted_makes_the_memory_unknown() -> None:
@@ -169,4 +224,4 @@ def test_a_build_on_a_small_module_is_warned_of() -> None:
 def test_a_tiny_bundle_on_a_small_computer(tmp_path: Path) -> None:
     bundle = write_tiny_bundle(tmp_path / "tiny.fusedge")
     plan = plan_for(bundle.manifest, works_of(bundle), "raspberry-pi-4-4gb")
-    assert plan.will_run and the_one(plan, "memory", "fits", "of 4.3 GB")
+    assert plan.will_run and the_one(plan, "memory", "fits", "of 4.29 GB")

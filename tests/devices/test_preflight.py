@@ -4,10 +4,19 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fusedge.devices.targets.facts.table import find_target, jetpacks_for, jetsons, target_names
+from fusedge.bundle.errors import FusedgeError
+from fusedge.devices.targets.detection.machine_target import local_cpu, machine_target
+from fusedge.devices.targets.facts.table import (
+    find_target,
+    jetpacks,
+    jetpacks_for,
+    jetsons,
+    target_names,
+)
 from fusedge.devices.targets.preflight.findings import Finding, joined, listed
 from fusedge.devices.targets.preflight.preflight import preflight
 from fusedge.devices.targets.preflight.software import software_of
@@ -26,6 +35,7 @@ from tests.devices.preflight_cases import (
     with_operator,
     with_parts,
 )
+from tests.devices.recorded_machines import absent, recorded
 
 # Overall
 
@@ -109,6 +119,28 @@ def test_a_plain_model_is_planned_without_modalities() -> None:
     plan = plan_for(plain, WORKS, ORIN, "6.2")
     assert plan.will_run and set(plan.routes) == {"imu"}
     assert not [row for row in plan.memory.rows if "kept" in row.what]
+
+
+def test_a_jetpack_cannot_be_chosen_for_a_module_that_no_table_has() -> None:
+    """Be its part unlisted, or not read, as in a container; a processor or a card never has one."""
+    whole, container = recorded("jetson-orin-nano-super"), recorded("jetson-orin-container")
+    assert whole.jetson is not None
+    unlisted = whole.jetson.model_copy(update={"module": None, "part": "p3767-0099"})
+    for machine in (whole.model_copy(update={"jetson": unlisted}), container):
+        target = machine_target(machine, absent)
+        with pytest.raises(
+            FusedgeError, match="module of this Jetson is not in the tables"
+        ) as told:
+            software_of(target, "6.2", machine)
+        assert target.name in told.value.line() and len(told.value.line().splitlines()) == 1
+        assert software_of(target, None, machine).jetpack == jetpacks()["6.2"]
+        with pytest.raises(FusedgeError, match="for Jetson modules only"):
+            software_of(local_cpu(machine), "6.2", machine)
+    chosen = software_of(machine_target(whole, absent), "6.1", whole)
+    assert chosen.jetpack == jetpacks()["6.1"]
+    card = recorded("desktop-rtx-4090")
+    with pytest.raises(FusedgeError, match="for Jetson modules only"):
+        software_of(machine_target(card, absent), "6.2", card)
 
 
 # Trust and power mode

@@ -20,6 +20,7 @@ from fusedge.devices.targets.calibration.profile import (
     MachineIdentity,
     MeasuredPart,
     Profile,
+    keep_profile,
     load_profile,
     profile_for,
     profile_path,
@@ -194,6 +195,26 @@ def test_any_bytes_are_a_profile_or_refused(tmp_path_factory: Any, content: byte
     path = tmp_path_factory.mktemp("any") / "p.json"
     path.write_bytes(content)
     with pytest.raises(FusedgeError):
+        load_profile(path)
+
+
+def test_a_profile_is_kept_for_this_user_with_what_was_known(tmp_path: Path) -> None:
+    for provider in ("cuda", "cpu"):
+        path = keep_profile(profile(calibration(provider)), tmp_path / "cache")
+    assert path.parent.stat().st_mode & 0o077 == 0
+    for provider in ("cuda", "cpu"):
+        assert profile_for(MACHINE, provider, tmp_path / "cache") is not None
+
+
+@pytest.mark.parametrize("slow", [{"bytes_per_s": 5e-324}, {"operations_per_s": {"fp32": 1e-300}}])
+def test_rates_that_make_estimates_infinite_are_refused(
+    tmp_path: Path, slow: dict[str, Any]
+) -> None:
+    raw = profile().model_dump(mode="json")
+    raw["calibrations"][0]["kinds"]["product"].update(slow)
+    path = tmp_path / "p.json"
+    path.write_text(json.dumps(raw))
+    with pytest.raises(FusedgeError, match="is no profile"):
         load_profile(path)
 
 

@@ -146,7 +146,9 @@ def test_energy_that_only_root_may_read_is_a_note(tmp_path: Path) -> None:
     for _ in range(2):
         reading = source.read(S)
         assert reading.power_w == {}
-        assert reading.notes == ("RAPL: energy_uj cannot be read: on most systems by root only",)
+        (note,) = reading.notes
+        assert "on most systems by root only" in note
+        assert "sudo chmod a+r /sys/class/powercap/intel-rapl:0/energy_uj" in note
 
 
 def test_heat_and_current_hold_a_jetson_back(tmp_path: Path) -> None:
@@ -522,6 +524,41 @@ def test_another_power_mode_is_seen_with_its_cores(tmp_path: Path) -> None:
     write_tree(tmp_path, nvpmodel(1) | policy("6 7", 1728, 1728))
     reading = machine.read()
     assert reading.power_mode == "25W" and "cpu6-7" in reading.frequencies
+    machine.close()
+
+
+@pytest.mark.parametrize("meanwhile", ["", None])
+def test_another_power_mode_is_seen_after_a_moment_without_one(
+    tmp_path: Path, meanwhile: str | None
+) -> None:
+    machine = sampler(write_tree(tmp_path, ORIN_NANO))
+    assert machine.read().power_mode == "15W"
+    status = tmp_path / "var/lib/nvpmodel/status"
+    status.unlink() if meanwhile is None else status.write_text(meanwhile)
+    assert machine.read().power_mode is None
+    write_tree(tmp_path, nvpmodel(1) | policy("6 7", 1728, 1728))
+    reading = machine.read()
+    assert reading.power_mode == "25W" and "cpu6-7" in reading.frequencies
+    machine.close()
+
+
+@pytest.mark.parametrize("error", [OSError("I/O error"), ValueError("null\nbyte")])
+def test_a_power_mode_that_cannot_be_read_is_a_note_until_it_can(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    machine = sampler(write_tree(tmp_path, ORIN_NANO))
+
+    def fail(root: Path) -> Any:
+        raise error
+
+    with monkeypatch.context() as patch:
+        patch.setattr("fusedge.devices.targets.telemetry.sampler.read_power_modes", fail)
+        for _ in range(2):
+            reading = machine.read()
+            assert reading.power_mode is None and reading.hottest == Hottest("tj", 49.0)
+            (note,) = [note for note in reading.notes if note.startswith("power mode: ")]
+            assert note in ("power mode: I/O error", "power mode: null byte")
+    assert machine.read().power_mode == "15W"
     machine.close()
 
 

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from fusedge.bundle.lookup import open_bundle
 from fusedge.bundle.manifest import DimRange
+from fusedge.devices.targets.detection.machine import Machine
+from fusedge.devices.targets.detection.machine_target import machine_target
 from fusedge.devices.targets.facts.table import (
     cpu_compute,
     find_target,
@@ -20,7 +24,17 @@ from fusedge.devices.targets.facts.table import (
 )
 from fusedge.devices.targets.planning.fit import Limits, fit
 from fusedge.devices.targets.preflight.software import software_of
-from fusedge.export.target_plan import Asked, Device, TargetPlan, Works, fit_modes, plan_target
+from fusedge.export import target_plan
+from fusedge.export.target_plan import (
+    Asked,
+    Device,
+    TargetPlan,
+    Works,
+    fit_modes,
+    own_modes,
+    plan_target,
+)
+from tests.devices.recorded_machines import NAMES, absent, recorded
 from tests.tiny_bundle import write_tiny_bundle
 
 
@@ -150,6 +164,95 @@ def test_a_mode_that_came_after_the_jetpack_is_not_proposed(works: Works) -> Non
         names = [mode.name.partition(":")[2] for mode in fit_modes(works, agx, Asked())]
         assert "MAXN" in names
         assert ("MAXN_SUPER" in names) == late
+
+
+def here(machine: Machine) -> Device:
+    """A machine as the target `local`."""
+    target = machine_target(machine, absent)
+    target = replace(target, name=target.device)
+    return Device(target, software_of(target, None, machine), modes=own_modes(machine, target))
+
+
+def with_modes(name: str, *more: str, **values: Any) -> Machine:
+    """A recorded Jetson with more power modes in its nvpmodel configuration."""
+    machine = recorded(name)
+    assert machine.jetson is not None
+    modes = (*machine.jetson.power_modes, *more)
+    jetson = machine.jetson.model_copy(update={"power_modes": modes, **values})
+    return machine.model_copy(update={"jetson": jetson})
+
+
+JETSONS = [name for name in NAMES if (jetson := recorded(name).jetson) and jetson.power_modes]
+
+
+@pytest.mark.parametrize("name", JETSONS)
+def test_the_modes_of_this_machine_are_those_of_its_own_configuration(
+    works: Works, name: str
+) -> None:
+    own = ("gaming-2.0", "MY_MODE")
+    machine = with_modes(name, *own)
+    assert machine.jetson is not None
+    modes = fit_modes(works, here(machine), Asked())
+    assert [mode.name.partition(":")[2] for mode in modes] == list(machine.jetson.power_modes)
+    known = power_modes(jetsons()[here(machine).target.device], machine.jetson.configuration)
+    for row in fit(works.bundle.manifest, modes, Limits()).rows:
+        mode = row.mode.partition(":")[2]
+        if mode in known:
+            assert row.watts == known[mode].watts
+        else:  # MAXP_CORE_DENVER of a TX2 is in no table either
+            assert mode in own or (name, mode) == ("jetson-tx2", "MAXP_CORE_DENVER")
+            assert (row.fits, row.watts, row.plan.worst_s) == (False, None, None)
+            assert row.reason.startswith("unknown: the peak in fp32, the clock and ")
+
+
+def test_a_configuration_that_was_not_read_leaves_the_modes_of_the_table(works: Works) -> None:
+    machine = recorded("jetson-agx-orin")
+    assert machine.jetson is not None
+    jetson = machine.jetson.model_copy(update={"power_modes": (), "power_mode": None})
+    device = here(machine.model_copy(update={"jetson": jetson}))
+    names = {mode.name.partition(":")[2] for mode in fit_modes(works, device, Asked())}
+    assert {"MAXN", "MODE_15W", "MODE_30W", "MODE_50W"} <= names
+
+
+def test_an_own_mode_that_the_machine_is_in_has_the_clocks_that_are_set(works: Works) -> None:
+    machine = with_modes("jetson-orin-nano-super", "MY_MODE", power_mode="MY_MODE", gpu_max_mhz=500)
+    modes = fit_modes(works, here(machine), Asked())
+    *_, as_25w, _, own = fit(works.bundle.manifest, modes, Limits()).rows
+    assert (as_25w.mode, own.mode) == ("jetson-orin-nano-8gb:25W", "jetson-orin-nano-8gb:MY_MODE")
+    assert own.fits and own.watts is None
+    assert own.plan.load and as_25w.plan.load and own.plan.load > as_25w.plan.load
+
+
+def test_every_mode_of_this_machine_has_the_memory_and_cores_of_this_process() -> None:
+    limited = {"usable_cores": 2, "memory_limit_bytes": 1 << 30}
+    machine = with_modes("jetson-orin-nano-super").model_copy(update=limited)
+    modes = here(machine).modes
+    assert {(m.compute.cores, m.compute.memory_bytes) for m in modes.values()} == {(2, 1 << 30)}
+    free = here(recorded("jetson-agx-orin")).modes  # 8 cores now, and 12 in MAXN
+    assert {name: each.compute.cores for name, each in free.items()} == {
+        "MAXN": 12,
+        "MODE_15W": 4,
+        "MODE_30W": 8,
+        "MODE_50W": 12,
+    }
+
+
+def test_a_fit_looks_at_each_precision_and_number_of_streams_once(
+    works: Works, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    looked: Counter[tuple[str, int]] = Counter()
+
+    def counted(*args: Any, **asked: Any) -> Any:
+        looked[asked["precision"], asked["streams"]] += 1
+        return preflight(*args, **asked)
+
+    preflight = target_plan.preflight
+    monkeypatch.setattr(target_plan, "preflight", counted)
+    for precision, expected in (("fp16", {"fp16"}), ("auto", {"auto", "fp16", "fp32"})):
+        looked.clear()
+        fit_modes(works, device("jetson-orin-nano-8gb"), Asked(precision=precision))
+        assert {name for name, streams in looked if streams == 1} == expected
+        assert set(looked.values()) == {1}
 
 
 def test_onnx_runtime_has_one_precision_for_all_parts(works: Works) -> None:

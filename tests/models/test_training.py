@@ -82,9 +82,7 @@ def test_a_checkpoint_of_another_recipe_or_damaged_is_refused(
         fit(drives, checkpoint=tmp_path)
 
 
-def full_disk(self: Path, content: bytes) -> int:
-    with self.open("wb") as file:
-        file.write(content[:100])
+def full_disk(handle: int) -> None:
     raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
@@ -100,7 +98,7 @@ def test_a_full_disk_is_told_in_one_line_and_leaves_what_was_there(
     if name != WEIGHTS:
         (tmp_path / name).unlink()
         before.pop(name)
-    monkeypatch.setattr(Path, "write_bytes", full_disk)
+    monkeypatch.setattr(os, "fsync", full_disk)
     with pytest.raises(FusedgeError, match=rf"{name}: .*No space left on device \(.+\)") as error:
         train_driving(recordings(), tmp_path, recipe=recipe)
     assert "\n" not in error.value.line()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import itertools
 import os
 import signal
@@ -17,9 +18,9 @@ import pytest
 
 from fusedge.bundle.archive import Bundle
 from fusedge.bundle.errors import FusedgeError
-from fusedge.bundle.manifest import DimRange, Part
+from fusedge.bundle.manifest import MAX_TEXT, DimRange, Part
 from fusedge.devices.targets.calibration import energy
-from fusedge.devices.targets.calibration.profile import BatchTimes
+from fusedge.devices.targets.calibration.profile import BatchTimes, MeasuredPart
 from fusedge.runtime import bench
 from fusedge.runtime.bench import (
     Item,
@@ -195,6 +196,83 @@ def test_what_cannot_be_loaded_is_a_problem_of_its_own(
     found = measure([good._replace(part=part or good.part), good], "cpu", precision, 0.01)
     assert words in found[0].problem
     assert bool(found[1].problem) == (precision == "fp16")
+
+
+class Failing:
+    """A loaded part that fails at a number of rows from a run on."""
+
+    def __init__(self, rows: int, runs: int, error: Exception) -> None:
+        self.rows, self.left, self.error = rows, runs, error
+
+    def run(self, feeds: dict[str, Any]) -> dict[str, Any]:
+        if len(next(iter(feeds.values()))) == self.rows:
+            self.left -= 1
+            if self.left < 0:
+                raise self.error
+        return {}
+
+
+@pytest.mark.parametrize("runs", [0, bench.WARM_RUNS + 2])
+@pytest.mark.parametrize(
+    "error", [RuntimeError("out of memory\nat 7"), MemoryError(), ValueError("x" * 5000)]
+)
+def test_a_batch_that_fails_leaves_the_smaller_ones(
+    tiny: Bundle, monkeypatch: pytest.MonkeyPatch, runs: int, error: Exception
+) -> None:
+    loaded = Failing(4, runs, error)
+    monkeypatch.setattr(bench, "PartLoader", lambda bundle, setting: lambda part: loaded)
+    (found,) = measure([item(tiny, 1, 2, 4)], "cpu", "fp32", 0.01, now_ns=ticks(1_000_000))
+    assert not found.problem and [each.batch for each in found.times] == [1, 2]
+    (note,) = [note for note in found.notes if "batch 4" in note]
+    assert note.isprintable() and len(note) <= MAX_TEXT
+    assert note.startswith("part fast_encoder fails at batch 4: ")
+    assert any(words in note for words in ("out of memory at 7", "MemoryError", "xxx"))
+
+
+@pytest.mark.parametrize("runs", [0, 1, bench.WARM_RUNS, bench.WARM_RUNS + 2])
+@pytest.mark.parametrize(
+    "error", [AssertionError(), ValueError("\x1b[2J"), FusedgeError("w" * 999, where="p" * 999)]
+)
+def test_a_part_that_fails_always_has_a_problem_that_a_profile_takes(
+    tiny: Bundle, monkeypatch: pytest.MonkeyPatch, runs: int, error: Exception
+) -> None:
+    loaded = Failing(1, runs, error)
+    monkeypatch.setattr(bench, "PartLoader", lambda bundle, setting: lambda part: loaded)
+    (found,) = measure([item(tiny, 1, 2)], "cpu", "fp32", 0.01, now_ns=ticks(1_000_000))
+    assert found.problem and not found.times
+    row = MeasuredPart(
+        bundle="b", part="p", provider="cpu", precision="fp32", problem=found.problem
+    )
+    assert row.problem == found.problem
+
+
+def test_a_part_that_fails_while_energy_is_measured_has_its_times(
+    tiny: Bundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loaded = Failing(1, 10**9, RuntimeError("hot"))
+
+    class Meter(energy.CounterMeter):
+        def during(self, work: Callable[[], object], now_ns: Callable[[], int]) -> float:
+            loaded.left = 0
+            work()
+            return 7.0
+
+    monkeypatch.setattr(bench, "PartLoader", lambda bundle, setting: lambda part: loaded)
+    monkeypatch.setattr(bench, "find_meter", lambda device: Meter("a counter", lambda: 0.0))
+    (found,) = measure([item(tiny)], "cpu", "fp32", 0.01, now_ns=ticks(1_000_000))
+    assert found.times and not found.problem and found.energy_j is None
+    assert "the part failed meanwhile: hot" in found.notes[-1]
+
+
+def test_a_child_that_cannot_be_started_is_a_problem(
+    tiny: Bundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*arguments: Any, **options: Any) -> Any:
+        raise BlockingIOError(errno.EAGAIN, "Resource temporarily unavailable")
+
+    monkeypatch.setattr(subprocess, "Popen", fail)
+    (found,) = measure_apart([item(tiny)], "cpu", "fp32", 0.1)
+    assert "did not start" in found.problem and "temporarily unavailable" in found.problem
 
 
 def test_an_input_without_bounds_is_refused_before_it_is_made(tiny: Bundle) -> None:

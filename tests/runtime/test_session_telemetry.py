@@ -197,6 +197,15 @@ def test_another_power_mode_is_told_each_time() -> None:
     assert snapshot["power_mode"] == "15W"
 
 
+@pytest.mark.parametrize("gap", [1, 3])
+def test_a_mode_that_changes_while_none_can_be_read_is_told_once(gap: int) -> None:
+    modes = (None, "15W", *[None] * gap, "MAXN", None, "MAXN")
+    _, notices = watched(*(Reading(power_mode=mode) for mode in modes))
+    assert [notice.partition(":")[0] for notice in notices] == [
+        "the power mode has changed from 15W to MAXN"
+    ]
+
+
 def test_memory_that_is_nearly_full_is_told_once() -> None:
     full = Reading(memory={"ram": Memory(97, 100), "gpu": Memory(10, 100)})
     _, notices = watched(Reading(memory={"ram": Memory(94, 100)}), full, Reading(), full)

@@ -9,15 +9,16 @@ from __future__ import annotations
 import importlib
 import itertools
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, Protocol
 
 from fusedge.devices.targets.detection.local import nvml_gpu
 from fusedge.devices.targets.telemetry.rails import PowerRails
+from fusedge.devices.targets.telemetry.rapl import RAPL, EnergyCounter, energy_counters
 from fusedge.devices.targets.telemetry.reading import BOARD_RAILS
 
-RAPL = "sys/class/powercap"
 _SAMPLE_S = 0.02  # the INA3221 converts its three channels in about 7 ms, NVML in 20 to 100 ms
 
 
@@ -36,17 +37,12 @@ class NoMeter(NamedTuple):
     reason: str
 
 
-class _Domain(NamedTuple):
-    counter: Path
-    range_uj: int
-
-
 class RaplMeter:
-    """Counters of Intel's and AMD's processors in µJ, which begin again at 0 beyond their range."""
+    """Counters of Intel's and AMD's processors."""
 
-    def __init__(self, domains: dict[str, _Domain]) -> None:
-        self._domains = domains
-        self.source = f"RAPL: {', '.join(domains)}"
+    def __init__(self, counters: Sequence[EnergyCounter]) -> None:
+        self._counters = counters
+        self.source = f"RAPL: {', '.join(counter.label for counter in counters)}"
 
     def during(self, work: Callable[[], object], now_ns: Callable[[], int]) -> float:
         """See Meter."""
@@ -54,12 +50,19 @@ class RaplMeter:
         work()
         after = self._read()
         used = 0
-        for (_, most), old, new in zip(self._domains.values(), before, after, strict=True):
-            used += new - old if new >= old else new - old + most
+        for counter, old, new in zip(self._counters, before, after, strict=True):
+            if (more := counter.used_uj(old, new)) is None:
+                raise OSError(f"RAPL: {counter.label} began anew, and its range cannot be read")
+            used += more
         return used / 1e6
 
     def _read(self) -> list[int]:
-        return [_number(domain.counter) for domain in self._domains.values()]
+        found = []
+        for counter in self._counters:
+            if (energy_uj := counter.read_uj()) is None:
+                raise OSError(counter.closed)
+            found.append(energy_uj)
+        return found
 
 
 class CounterMeter:
@@ -90,7 +93,7 @@ class PowerMeter:
             try:
                 while not stop.wait(_SAMPLE_S):
                     samples.append((now_ns(), self._read_w()))
-            except Exception as error:  # OSError, or NVML's, whose class is in the optional package
+            except Exception as error:  # a thread's own error would be lost
                 failures.append(error)
 
         thread = threading.Thread(target=sample, name="power", daemon=True)
@@ -130,27 +133,11 @@ def find_meter(
 
 def _rapl(root: Path) -> RaplMeter | NoMeter:
     """Packages, and memory where it is counted apart; cores lie within their package."""
-    domains: dict[str, _Domain] = {}
-    zones = sorted((root / RAPL).glob("intel-rapl:*"))
-    if not zones:
-        return NoMeter(f"no /{RAPL}/intel-rapl:*: no such counters, or hidden from this machine")
-    for zone in zones:
-        try:
-            name = (zone / "name").read_text("utf-8", errors="replace").strip()
-            if not name.startswith(("package", "dram")):
-                continue
-            _number(zone / "energy_uj")  # root only on most systems
-            most = _number(zone / "max_energy_range_uj")
-        except PermissionError:
-            path = f"/{(zone / 'energy_uj').relative_to(root)}"
-            return NoMeter(f"{path} is for root only: sudo chmod a+r {path}")
-        except (OSError, ValueError) as error:
-            return NoMeter(f"{zone.name}: {error}")
-        label = name if name not in domains else f"{name} of {zone.name}"
-        domains[label] = _Domain(zone / "energy_uj", most)
-    if not domains:
-        return NoMeter(f"no package among /{RAPL}/intel-rapl:*")
-    return RaplMeter(domains)
+    found = [each for each in energy_counters(root) if each.domain.startswith(("package", "dram"))]
+    if not found:
+        return NoMeter(f"no package in /{RAPL}: no such counters, or hidden from this machine")
+    closed = (NoMeter(each.closed) for each in found if each.read_uj() is None)
+    return next(closed, None) or RaplMeter(found)
 
 
 def _module(root: Path) -> PowerMeter | None:
@@ -178,19 +165,22 @@ def _nvml(load: Callable[[str], Any]) -> CounterMeter | PowerMeter | NoMeter:
     try:
         nvml.nvmlInit()
         handle = nvml_gpu(nvml, load)
-        try:
-            nvml.nvmlDeviceGetTotalEnergyConsumption(handle)
-        except nvml.NVMLError:
-            nvml.nvmlDeviceGetPowerUsage(handle)
-            return PowerMeter("NVML: power", lambda: nvml.nvmlDeviceGetPowerUsage(handle) / 1e3)
-        return CounterMeter(
-            "NVML: total energy",
-            lambda: nvml.nvmlDeviceGetTotalEnergyConsumption(handle) / 1e3,
-        )
     except Exception as error:  # NVMLError, whose class is in the optional package
         return NoMeter(f"NVML: {error}")
 
+    def ask(function: str) -> float:
+        try:
+            return float(getattr(nvml, function)(handle)) / 1e3
+        except nvml.NVMLError as error:
+            raise OSError(f"NVML: {error}") from None
 
-def _number(path: Path) -> int:
-    """Raises OSError, and ValueError for what is no number."""
-    return int(path.read_text("utf-8", errors="replace"))
+    energy, power = "nvmlDeviceGetTotalEnergyConsumption", "nvmlDeviceGetPowerUsage"
+    try:
+        ask(energy)
+    except OSError:
+        try:
+            ask(power)
+        except OSError as error:
+            return NoMeter(str(error))
+        return PowerMeter("NVML: power", partial(ask, power))
+    return CounterMeter("NVML: total energy", partial(ask, energy))

@@ -7,17 +7,15 @@ somebody else wrote.
 from __future__ import annotations
 
 import hashlib
-import os
-import secrets
 from pathlib import Path
 from typing import Annotated, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
-from fusedge.bundle.built_here import cache_folder, make_private
+from fusedge.bundle.built_here import cache_folder
 from fusedge.bundle.errors import FusedgeError, first_problem
 from fusedge.bundle.manifest import Name, Text
-from fusedge.bundle.regular_file import is_file, read_file
+from fusedge.bundle.regular_file import is_file, read_file, write_whole
 from fusedge.devices.targets.detection.machine import Machine
 from fusedge.devices.targets.facts.table import Target
 from fusedge.devices.targets.planning.rates import KindRate, Rates
@@ -25,10 +23,12 @@ from fusedge.devices.targets.work import Kind
 
 FORMAT_VERSION = 1
 MAX_BYTES = 4 << 20
+MAX_NOTES = 16  # of a part
+MAX_ERROR = 1e3  # a factor; rates that are off by more are none
 NATIVE = "native"  # the provider's place is taken by the bundle's engines
 
 Seconds = Annotated[float, Field(ge=0, le=1e5, allow_inf_nan=False)]
-PerSecond = Annotated[float, Field(gt=0, le=1e18, allow_inf_nan=False)]
+PerSecond = Annotated[float, Field(ge=1, le=1e18, allow_inf_nan=False)]
 Count = Annotated[int, Field(ge=0, le=1 << 50)]
 _Short = Annotated[str, Field(max_length=40, pattern=r"^[A-Za-z0-9_.\-]+$")]
 
@@ -101,10 +101,10 @@ class MeasuredPart(_Strict):
     memory_bytes: Count | None = None
     gpu_memory_bytes: Count | None = None
     energy_j: float | None = Field(default=None, gt=0)
-    estimated_s: Seconds | None = Field(
-        default=None, description="before this calibration, at the least batch"
+    estimated_s: float | None = Field(
+        default=None, ge=0, description="before this calibration, at the least batch"
     )
-    notes: tuple[Text, ...] = Field(default=(), max_length=16)
+    notes: tuple[Text, ...] = Field(default=(), max_length=MAX_NOTES)
     problem: Text = ""
 
 
@@ -135,7 +135,7 @@ class Calibration(_Strict):
     )
     pause_node_s: Seconds = 0.0
     pause_byte_s: Seconds = 0.0
-    error: float = Field(ge=1, le=1e3, description="expected error of a part, as a factor")
+    error: float = Field(ge=1, le=MAX_ERROR, description="expected error of a part, as a factor")
     graphs: int = Field(ge=1)
     kernels: int = Field(ge=1)
 
@@ -249,22 +249,16 @@ def with_earlier(new: Profile, folder: Path | None = None) -> Profile:
     return new.model_copy(update={"calibrations": (*new.calibrations, *kept)})
 
 
-def write_profile(profile: Profile, path: Path) -> None:
-    """Write it whole or not at all; raises FusedgeError where it cannot be written."""
-    partial = path.with_name(f".{path.name[:100]}.{secrets.token_hex(4)}")
-    try:
-        make_private(path.parent)
-        try:
-            with partial.open("x", encoding="utf-8") as file:
-                file.write(profile.model_dump_json(indent=1) + "\n")
-                file.flush()
-                os.fsync(file.fileno())
-            partial.replace(path)
-        finally:
-            partial.unlink(missing_ok=True)
-    except OSError as error:
-        raise FusedgeError(
-            f"cannot be written: {error.strerror or error}",
-            where=str(path),
-            hint="choose another -o FILE",
-        ) from None
+def keep_profile(profile: Profile, folder: Path | None = None) -> Path:
+    """Keep it where `profile_for` finds it, and with it what an earlier run found; the path.
+
+    Raises FusedgeError where it cannot be written.
+    """
+    path = profile_path(profile.machine, folder)
+    write_profile(with_earlier(profile, folder), path, private=True)
+    return path
+
+
+def write_profile(profile: Profile, path: Path, *, private: bool = False) -> None:
+    """Write it whole or not at all, see `write_whole`; raises FusedgeError where it cannot be written."""
+    write_whole(path, profile.model_dump_json(indent=1).encode() + b"\n", private=private)

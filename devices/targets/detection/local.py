@@ -25,6 +25,7 @@ from fusedge.devices.targets.detection.machine_target import (
 from fusedge.devices.targets.detection.power_mode import read_power_modes
 from fusedge.devices.targets.detection.system_files import read_text
 from fusedge.devices.targets.facts.table import Target, find_target, generations
+from fusedge.devices.targets.tensorrt_api import ON_A_JETSON
 
 LOCAL = "local"
 
@@ -105,15 +106,10 @@ def _check_tensorrt(machine: Machine, capability: str) -> None:
         if capability in generations() and generations()[capability].tensorrt_rtx:
             raise MissingExtraError("tensorrt-rtx", "rtx", "building engines for this GPU")
         raise MissingExtraError("tensorrt", "tensorrt", "building engines for this GPU")
-    found, pythons = machine.tensorrt_system, ""
-    if found and found.pythons:
-        pythons = f" for this Python {machine.python}, only for {', '.join(found.pythons)}"
-    raise FusedgeError(
-        f"TensorRT is not installed{pythons}",
-        where=machine.jetson.model,
-        hint="it comes with JetPack: apt install python3-libnvinfer, and a virtual environment of the "
-        "system's Python with --system-site-packages",
-    )
+    found, what = machine.tensorrt_system, "TensorRT is not installed"
+    if found is not None:
+        what = f"the system's TensorRT {found.version} {found.unseen(machine.python)}"
+    raise FusedgeError(what, where=machine.jetson.model, hint=ON_A_JETSON)
 
 
 def free_memory_bytes(

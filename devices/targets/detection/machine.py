@@ -90,6 +90,17 @@ class SystemTensorRT(_Frozen):
     version: Shown
     pythons: tuple[Shown, ...]
 
+    def unseen(self, python: str) -> str:
+        """Why an environment of this Python (`3.10.12`) cannot import it, to follow its name."""
+        here = ".".join(python.split(".")[:2])
+        if not self.pythons:
+            return "has no Python module"
+        if here in self.pythons:
+            return (
+                f"is for this Python {here}, but this environment does not see the system's modules"
+            )
+        return f"is for Python {' and '.join(self.pythons)}, and this is {here}"
+
 
 class Machine(_Frozen):
     """What was found; `model_dump_json()` gives it as JSON. Fields that could not be read are None."""
@@ -132,3 +143,9 @@ class Machine(_Frozen):
         """The memory that this process may take at most."""
         limits = [size for size in (self.memory_bytes, self.memory_limit_bytes) if size]
         return min(limits, default=None)
+
+    @property
+    def memory_beyond_bytes(self) -> int:
+        """What it has beyond that: its control group's limit is for this process, not for the system."""
+        total, usable = self.memory_bytes, self.usable_memory_bytes
+        return total - usable if total and usable else 0

@@ -44,14 +44,15 @@ def machine_target(
     several GPUs is used. Raises FusedgeError where there are several kinds and it is not there.
     """
     if machine.jetson is not None:
-        return jetson_here(machine.jetson, machine)
-    if (gpu := first_gpu(machine, load)) is not None:
-        return gpu_here(gpu, machine)
-    board = _computer(machine.board.model if machine.board else None, machine)
-    if board is None:
+        found = jetson_here(machine.jetson, machine)
+    elif (gpu := first_gpu(machine, load)) is not None:
+        found = gpu_here(gpu, machine)
+    elif board := _computer(machine.board.model if machine.board else None, machine):
+        found = find_target(board.name)
+        found = replace(found, compute=_cpu_here(found.compute, board.cpu, machine))
+    else:
         return local_cpu(machine)
-    found = find_target(board.name)
-    return replace(found, compute=_cpu_here(found.compute, board.cpu, machine))
+    return replace(found, memory_beyond_bytes=machine.memory_beyond_bytes)
 
 
 def local_cpu(machine: Machine) -> Target:
@@ -82,7 +83,12 @@ def local_cpu(machine: Machine) -> Target:
             watts=known.watts,
         )
         compute = _as_here(compute, machine)
-    return replace(find_target(CPU), source=source, compute=compute)
+    return replace(
+        find_target(CPU),
+        source=source,
+        compute=compute,
+        memory_beyond_bytes=machine.memory_beyond_bytes,
+    )
 
 
 def jetson_here(jetson: Jetson, machine: Machine) -> Target:

@@ -9,6 +9,9 @@ from fusedge.bundle.manifest import Engine
 # Of Jetsons: hardware compatibility is for graphics cards, and not supported with JetPack (TensorRT's
 # developer guide, "Hardware Compatibility").
 _JETSONS = frozenset(("8.7", "11.0"))
+# Major versions that built a version-compatible engine and that load it, beside the same one. The support
+# matrix of TensorRT 11.4.1 ("Engine Portability") rules out all other pairs; the guide of 10.16 had 9 too.
+_ACROSS_MAJORS = frozenset(((8, 10), (10, 11)))
 
 
 def version_number(version: str) -> tuple[int, ...]:
@@ -31,7 +34,8 @@ def is_for_gpu(engine: Engine, capability: str) -> bool:
 
 
 def is_for_version(engine: Engine, installed: str) -> bool:
-    """Whether this version of its TensorRT loads it: the one that built it, or all later ones too.
+    """Whether this version of its TensorRT loads it: the one that built it, or if it was built for them
+    later ones too, of the same major version and the next.
 
     All four numbers count: 8.6.1.6 does not load what 8.6.1.2 built (github.com/NVIDIA/TensorRT issue
     3069). Some packages tell but three, and then these. TensorRT-RTX says itself which engines it can load.
@@ -41,7 +45,9 @@ def is_for_version(engine: Engine, installed: str) -> bool:
     built, here = _numbers(engine.version), _numbers(installed)
     told = min(len(built), len(here))
     built, here = built[:told], here[:told]
-    return told > 0 and (here == built or ("VERSION_COMPATIBLE" in engine.flags and here > built))
+    if "VERSION_COMPATIBLE" in engine.flags and here > built:
+        return here[0] == built[0] or (built[0], here[0]) in _ACROSS_MAJORS
+    return told > 0 and here == built
 
 
 def dla_core(engine: Engine) -> int | None:

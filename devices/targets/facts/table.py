@@ -68,7 +68,8 @@ class Target:
     `flavour` is the TensorRT that its engines are for, None where parts run as ONNX only.
     `compute_capability` is like `8.9`, None without a GPU. `max_opset` is the highest ONNX opset that
     the newest TensorRT of the device is known to read whole, None where nothing limits it. `row` is what
-    the table has of it, None for a device that no table has.
+    the table has of it, None for a device that no table has. `memory_beyond_bytes` is what this machine
+    has beyond the memory that a control group (a container) lets the process take; 0 without a limit.
     """
 
     name: str
@@ -79,6 +80,7 @@ class Target:
     compute: Compute = Compute()
     power_mode: PowerMode | None = None
     row: Jetson | Gpu | Computer | None = None
+    memory_beyond_bytes: int = 0
 
     @property
     def device(self) -> str:
@@ -178,17 +180,20 @@ def jetson_target(
 
 
 def jetson_cpu(target: Target) -> Compute:
-    """The processor of a Jetson in its power mode, which runs what its GPU does not."""
-    row, mode = target.row, target.power_mode
-    if not isinstance(row, Jetson) or mode is None:
+    """The processor of a Jetson in its power mode, which runs what its GPU does not.
+
+    It has the cores and clock of the target, which a process can have fewer of than the mode.
+    """
+    row, compute = target.row, target.compute
+    if not isinstance(row, Jetson):
         raise ValueError(f"{target.name} is no Jetson")
     return cpu_compute(
         processors()[row.cpu],
-        cores=mode.cpus,
-        cpu_mhz=mode.cpu_mhz,
-        memory_bytes=target.compute.memory_bytes,
-        bandwidth_bytes_per_s=target.compute.bandwidth_bytes_per_s,
-        watts=mode.watts,
+        cores=compute.cores,
+        cpu_mhz=compute.cpu_mhz,
+        memory_bytes=compute.memory_bytes,
+        bandwidth_bytes_per_s=compute.bandwidth_bytes_per_s,
+        watts=compute.watts,
     )
 
 

@@ -2,12 +2,14 @@
 
 Counted as the runtime works: an encoder runs once a hop, those of several streams together as one batch;
 the head runs once a decision and stream, with a row more for each modality, which it then goes without.
+A decision waits for encoders that are *light*, of less than 1 ms; what a heavy one computes is there for
+a later decision, so that it makes its modality older instead.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -20,6 +22,8 @@ from fusedge.devices.targets.preflight.findings import listed
 MAX_BATCH = 16  # streams whose encoders run together: fusedge.runtime.runner
 # Cores that compute parts at a time, if nobody asks for more: fusedge.runtime.runner.
 MAX_THREADS = 4
+LIGHT_S = 0.001  # of one stream: fusedge.runtime.pipeline
+WAIT_S = 0.003  # nor does a decision wait for longer than this: fusedge.runtime.pipeline
 REST_S = 0.01  # half of what 0.1 s costs is lost at 5 to 20 ms: docs/performance.md
 
 Device = Literal["gpu", "cpu"]
@@ -30,9 +34,9 @@ class PartLoad:
     """What one part takes of its device. `share` is the computing time in a second, on the GPU or on one
     core of a CPU.
 
-    It runs `runs` times in a row at each of `rate_hz`, for `seconds` each, with `batch` rows; for
-    `paused_s` the first time, if it has rested for `REST_S`. A plain model has no rate. What is not
-    known is None.
+    It runs `runs` times in a row at each of `rate_hz`, for `seconds` each, with `batch` rows, for all
+    `streams`; for `paused_s` the first time, if it has rested for `REST_S`. A plain model has no rate.
+    What is not known is None.
 
     A part that runs right after another takes a quarter to a half of that, and is counted as if it did not.
     """
@@ -42,6 +46,7 @@ class PartLoad:
     device: Device
     batch: int
     runs: int
+    streams: int
     rate_hz: float | None
     seconds: float | None
     paused_s: float | None
@@ -60,14 +65,20 @@ class PartLoad:
         """Seconds that it computes each time it is due."""
         return None if self.seconds is None else self.runs * self.seconds + self.rest_s
 
+    @property
+    def light(self) -> bool:
+        """Whether one stream's run takes less than `LIGHT_S`, as it is counted in the runtime."""
+        return self.due_s is not None and self.due_s < self.streams * LIGHT_S
+
 
 @dataclass(frozen=True)
 class DeviceLoad:
     """What all parts on one device take of it, where 1 is all. What is not known is None.
 
     `busy` is the computing time in a second, of the GPU or as if on one core. `load` is that of the whole
-    GPU, or of the `cores` that the runtime uses; or what the busiest part takes of one core, where that is
-    more, for no part runs on two.
+    GPU, or of the `cores` that the runtime uses; or, where that is more, what the busiest part takes of
+    one core, for no part runs on two, or heavy encoders of the cores that are left to them. The heads of
+    several streams are parts of their own.
     """
 
     device: Device
@@ -81,14 +92,18 @@ class ModalityAge:
     """How old the newest sample of a modality is when a decision is due, in seconds.
 
     Of that, `latency_s` is the known delay of its stamps, `lateness_s` what the window waits for late
-    samples, and the rest the time from a window to the next decision, `typical_s` on the mean.
+    samples, `computing_s` at worst its encoder's computing, if that is heavy, and the rest the time
+    from a window to the next decision, `typical_s` on the mean. A `computing_s` that is not known, None, is
+    not counted. `awaited_s` is what `worst_s` would be if it took no time.
     """
 
     modality: str
     latency_s: float
     lateness_s: float
+    computing_s: float | None
     typical_s: float
     worst_s: float
+    awaited_s: float
     max_age_s: float
 
 
@@ -98,9 +113,9 @@ class BundlePlan:
 
     - `load`: that of the device which has most to do.
     - `typical_s`, `worst_s`: from the time of a decision to the decision, as `latency_ms` of a decision:
-      what has yet to be computed of the encoders, and the head. The worst case is that all encoders of
-      all streams are due just then, one after another. Of a plain model it is the time of a run. Parts
-      that have rested are cold, also those that run right after another.
+      what has yet to be computed of the light encoders, and the head. The worst case is that all of them
+      are due just then, one after another, and that heavy ones share the device meanwhile. Of a plain
+      model it is the time of a run. Parts that have rested are cold, also right after another.
     - `throughput_hz`: rows a second that a plain model computes, one run after another, without a pause.
     - `energy_j`: of one decision, at most: the power mode's budget for as long as is computed; or
       measured, where `energy_measured`. Not what the device takes when it does nothing.
@@ -125,7 +140,8 @@ class BundlePlan:
     ignored: tuple[str, ...]
 
     def keeps(self, load: float, latency_s: float | None, *, error: float = 1.0) -> bool:
-        """Whether it is known to stay within both, also if all takes longer by the factor `error`.
+        """Whether it is known to stay within both, also if all takes longer by the factor `error`, and no
+        modality goes missing only because its encoder takes so long.
 
         `latency_s` None is one decision period, and no limit for a plain model, which has no load either.
         """
@@ -135,8 +151,20 @@ class BundlePlan:
             return latency_s is None or self.worst_s * error <= latency_s
         limit_s = 1 / self.decision_rate_hz if latency_s is None else latency_s
         return (
-            self.load is not None and self.load * error <= load and self.worst_s * error <= limit_s
+            self.load is not None
+            and self.load * error <= load
+            and self.worst_s * error <= limit_s
+            and not self.outdated(error)
         )
+
+    def outdated(self, error: float = 1.0) -> list[str]:
+        """Modalities whose embedding is at times too old only because its encoder takes so long."""
+        return [
+            age.modality
+            for age in self.ages
+            if age.computing_s
+            and age.awaited_s <= age.max_age_s < age.worst_s + (error - 1) * age.computing_s
+        ]
 
 
 def rows_of(manifest: Manifest, part: Part, streams: int = 1) -> int:
@@ -166,12 +194,12 @@ def plan_bundle(
     """
     fusion = manifest.fusion
     loads = tuple(
-        _part_load(manifest, part, estimates[part.name], computes[part.name], streams)
+        part_load(manifest, part, estimates[part.name], computes[part.name], streams)
         for part in manifest.parts
     )
-    devices = _devices(loads, computes) if fusion else ()
+    devices = tuple(_devices(manifest, loads, computes)) if fusion else ()
     shares = _known([device.load for device in devices])
-    typical_s, worst_s = _latency(manifest, loads, streams)
+    typical_s, worst_s = _latency(manifest, loads, computes)
     decisions_hz = fusion.decision_rate_hz * streams if fusion else None
     energy_j = _energy(loads, decisions_hz, computes, watts)
     return BundlePlan(
@@ -179,7 +207,7 @@ def plan_bundle(
         decision_rate_hz=fusion.decision_rate_hz if fusion else None,
         parts=loads,
         devices=devices,
-        ages=_ages(manifest),
+        ages=tuple(_ages(manifest, loads, computes)) if fusion else (),
         load=max(shares) if shares else None,
         typical_s=typical_s,
         worst_s=worst_s,
@@ -193,9 +221,10 @@ def plan_bundle(
     )
 
 
-def _part_load(
+def part_load(
     manifest: Manifest, part: Part, estimate: PartEstimate, compute: Compute, streams: int
 ) -> PartLoad:
+    """What a part takes, from an estimate at `rows_of` rows."""
     rate_hz: float | None = None
     runs = 1
     if part.kind == "encoder":
@@ -211,6 +240,7 @@ def _part_load(
         device="cpu" if compute.multiprocessors == 0 else "gpu",
         batch=estimate.batch,
         runs=runs,
+        streams=streams,
         rate_hz=rate_hz,
         seconds=estimate.seconds,
         paused_s=estimate.paused_s,
@@ -220,20 +250,46 @@ def _part_load(
     return load if due_s is None or rate_hz is None else replace(load, share=due_s * rate_hz)
 
 
+def _threads(compute: Compute) -> int:
+    """On which parts run at once: of a CPU no more than it has cores, but a heavy encoder and a head
+    share the only one.
+    """
+    cores = MAX_THREADS if compute.multiprocessors else compute.cores or 1
+    return min(max(cores, 2), MAX_THREADS)
+
+
+def _heavy_at_once(compute: Compute) -> int:
+    """Heavy encoders that compute at once: one thread is kept free of them; on a GPU one at a time."""
+    return 1 if compute.multiprocessors else _threads(compute) - 1
+
+
 def _devices(
-    loads: tuple[PartLoad, ...], computes: Mapping[str, Compute]
-) -> tuple[DeviceLoad, ...]:
-    devices = []
+    manifest: Manifest, loads: tuple[PartLoad, ...], computes: Mapping[str, Compute]
+) -> Iterator[DeviceLoad]:
     for device in dict.fromkeys(load.device for load in loads):
         own = [load for load in loads if load.device == device]
-        cores = min(computes[own[0].part].cores or 1, MAX_THREADS) if device == "cpu" else 1
+        compute = computes[own[0].part]
+        cores = min(compute.cores or 1, MAX_THREADS) if device == "cpu" else 1
         shares = _known([load.share for load in own])
         busy = None if shares is None else sum(shares)
         load = busy
-        if device == "cpu" and shares:
-            load = max(sum(shares) / cores, *shares)
-        devices.append(DeviceLoad(device, cores, busy, load))
-    return tuple(devices)
+        if device == "cpu" and shares and busy is not None:
+            # of each part in one thread; each stream has its own head
+            alone = [
+                share / (min(each.streams, cores) if each.part == manifest.head.name else 1)
+                for each, share in zip(own, shares, strict=True)
+            ]
+            heavy = sum(each.share or 0.0 for each in _heavy(manifest, own))
+            load = max(busy / cores, heavy / _heavy_at_once(compute), *alone)
+        yield DeviceLoad(device, cores, busy, load)
+
+
+def _heavy(manifest: Manifest, loads: Sequence[PartLoad]) -> list[PartLoad]:
+    """The encoders that no decision waits for, as far as it is known how long they take."""
+    head = manifest.head.name
+    return [
+        load for load in loads if load.part != head and not load.light and load.due_s is not None
+    ]
 
 
 def _unknown(
@@ -282,9 +338,7 @@ def _ignored(loads: tuple[PartLoad, ...], *, plain: bool) -> Iterator[str]:
 
 
 def _latency(
-    manifest: Manifest,
-    loads: tuple[PartLoad, ...],
-    streams: int,
+    manifest: Manifest, loads: tuple[PartLoad, ...], computes: Mapping[str, Compute]
 ) -> tuple[float | None, float | None]:
     """Typical and worst time from a decision's tick to the decision."""
     times = _known([load.due_s for load in loads])
@@ -293,19 +347,50 @@ def _latency(
     if manifest.fusion is None:
         return times[0], times[0]
     period_ns = to_ns(1 / manifest.fusion.decision_rate_hz)
-    typical_s = 0.0
+    typical_s = worst_s = 0.0
+    heavy = _heavy(manifest, loads)
     for part, load, time_s in zip(manifest.parts, loads, times, strict=True):
+        if load in heavy:
+            continue
+        # Heavy ones compute meanwhile: for a share of the time, and at worst all of their runs.
+        others = [other for other in heavy if other.device == load.device]
+        sharing = _sharing(others, computes[load.part])
+        shared = 1 + sharing * min(1.0, sum(other.share or 0.0 for other in others))
+        longest_s = sum(other.due_s or 0.0 for other in others)
         if part.kind == "head":
-            # the mean of first to last stream
-            typical_s += load.rest_s + (time_s - load.rest_s) * (streams + 1) / (2 * streams)
+            run_s = (time_s - load.rest_s) / load.streams
+            turns = _turns(load, computes[load.part])
+            typical_s += shared * (load.rest_s + run_s * (turns + 1) / 2)  # first to last stream
+            last_s = load.rest_s + run_s * turns
+            worst_s += last_s + min(sharing * last_s, longest_s)
             continue
         modality = manifest.modality(str(part.modality))
         first_ns, step_ns, count = _waits(to_ns(modality.delay_s), to_ns(modality.hop_s), period_ns)
+        awaited_ns = min(shared * time_s, WAIT_S) * NANOSECONDS
         # Of `count` ticks, at `late` the encoder still computes, each time a step less.
-        late = min(count, max(0, math.ceil((time_s * NANOSECONDS - first_ns) / step_ns)))
-        left_ns = late * (time_s * NANOSECONDS - first_ns) - step_ns * late * (late - 1) / 2
+        late = min(count, max(0, math.ceil((awaited_ns - first_ns) / step_ns)))
+        left_ns = late * (awaited_ns - first_ns) - step_ns * late * (late - 1) / 2
         typical_s += left_ns / count / NANOSECONDS
-    return typical_s, sum(times)
+        worst_s += min(time_s + min(sharing * time_s, longest_s), WAIT_S)
+    return typical_s, worst_s
+
+
+def _sharing(heavy: list[PartLoad], compute: Compute) -> int:
+    """With how many heavy encoders a run shares its device at worst, each having an equal part.
+
+    On a GPU kernels of several parts take turns; of the cores of a CPU one is kept free, if it has two.
+    """
+    if compute.multiprocessors == 0:
+        return int(bool(heavy) and (compute.cores or 1) == 1)
+    return min(len(heavy), MAX_THREADS - 1)
+
+
+def _turns(head: PartLoad, compute: Compute) -> int:
+    """How many streams' heads run one after another: those that take long run at once, on threads and
+    cores of their own, short ones in one thread.
+    """
+    at_once = 1 if head.light or compute.multiprocessors else min(compute.cores or 1, MAX_THREADS)
+    return -(-head.streams // at_once)
 
 
 def _waits(delay_ns: int, hop_ns: int, period_ns: int) -> tuple[int, int, int]:
@@ -318,27 +403,36 @@ def _waits(delay_ns: int, hop_ns: int, period_ns: int) -> tuple[int, int, int]:
     return -delay_ns % step_ns, step_ns, hop_ns // step_ns
 
 
-def _ages(manifest: Manifest) -> tuple[ModalityAge, ...]:
-    if manifest.fusion is None:
-        return ()
-    period_ns = to_ns(1 / manifest.fusion.decision_rate_hz)
-    ages = []
-    for name in manifest.fusion.modalities:
-        modality = manifest.modality(name)
-        first_ns, step_ns, count = _waits(to_ns(modality.delay_s), to_ns(modality.hop_s), period_ns)
-        least_s = modality.delay_s + first_ns / NANOSECONDS
+def _ages(
+    manifest: Manifest, loads: tuple[PartLoad, ...], computes: Mapping[str, Compute]
+) -> Iterator[ModalityAge]:
+    period_ns = to_ns(1 / manifest.require_fusion().decision_rate_hz)
+    heavy = _heavy(manifest, loads)
+    for part, load in zip(manifest.parts, loads, strict=True):
+        if part.kind != "encoder":
+            continue
+        modality = manifest.modality(str(part.modality))
+        alone_s, computing_s = 0.0, None if load.due_s is None else 0.0
+        if load in heavy:
+            alone_s = load.due_s or 0.0
+            others = [o.due_s or 0.0 for o in heavy if o.device == load.device and o is not load]
+            computing_s = alone_s + sum(others) / _heavy_at_once(computes[load.part])
+        oldest = []
+        for extra_s in (alone_s, computing_s or 0.0, 0.0):
+            delay_ns = to_ns(modality.delay_s) + to_ns(extra_s)
+            first_ns, step_ns, count = _waits(delay_ns, to_ns(modality.hop_s), period_ns)
+            oldest.append((delay_ns + first_ns + step_ns * (count - 1)) / NANOSECONDS)
         span_s = step_ns * (count - 1) / NANOSECONDS
-        ages.append(
-            ModalityAge(
-                name,
-                modality.latency_s,
-                modality.lateness_s,
-                least_s + span_s / 2,
-                least_s + span_s,
-                modality.max_age_s,
-            )
+        yield ModalityAge(
+            modality.name,
+            modality.latency_s,
+            modality.lateness_s,
+            computing_s,
+            oldest[0] - span_s / 2,
+            oldest[1],
+            oldest[2],
+            modality.max_age_s,
         )
-    return tuple(ages)
 
 
 def _energy(

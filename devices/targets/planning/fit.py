@@ -11,7 +11,12 @@ from pydantic import ValidationError
 from fusedge.bundle.errors import FusedgeError
 from fusedge.bundle.manifest import Manifest, Modality, Part
 from fusedge.devices.targets.facts.table import Compute
-from fusedge.devices.targets.planning.bundle_plan import BundlePlan, plan_bundle, rows_of
+from fusedge.devices.targets.planning.bundle_plan import (
+    BundlePlan,
+    part_load,
+    plan_bundle,
+    rows_of,
+)
 from fusedge.devices.targets.planning.estimate import PartEstimate
 from fusedge.devices.targets.preflight.findings import listed
 
@@ -186,7 +191,9 @@ def _precisions(manifest: Manifest, mode: Mode, streams: int) -> dict[str, str]:
 
     def seconds(part: Part, precision: str) -> float:
         estimate = mode.estimate(part.name, precision, rows_of(manifest, part, streams))
-        return math.inf if estimate.seconds is None else estimate.seconds
+        compute = mode.precisions[part.name][precision]
+        due_s = part_load(manifest, part, estimate, compute, streams).due_s
+        return math.inf if due_s is None else due_s
 
     chosen: dict[str, str] = {}
     groups = [manifest.parts] if mode.alike else [(part,) for part in manifest.parts]
@@ -235,7 +242,7 @@ def _to_slow(
         return None
     head = manifest.head.name
     late = not plan.keeps(math.inf, limits.latency_s)
-    if late and limits.latency_s is not None:
+    if late and (limits.latency_s is not None or plan.outdated()):
         return None  # whatever is due at the same time takes as long at any rate
     full = {
         each.device for each in plan.devices if each.load is not None and each.load > limits.load
@@ -261,12 +268,18 @@ def _may(manifest: Manifest, plan: BundlePlan, name: str, slower: Mapping[str, i
         return False
     has_events = any(rule.modality == modality.name for rule in manifest.events)
     seen = not has_events or hop_s <= max(modality.window_s, modality.hop_s)
-    return seen and modality.delay_s + hop_s + (plan.worst_s or 0.0) <= modality.max_age_s
+    (age,) = (age for age in plan.ages if age.modality == modality.name)
+    return seen and modality.delay_s + hop_s + (age.computing_s or 0.0) <= modality.max_age_s
 
 
 def _too_slow(as_it_is: BundlePlan, slowest: BundlePlan, limits: Limits) -> str:
     if as_it_is.decision_rate_hz is None:
         return "a run takes longer than the latency that was asked for"
+    outdated = slowest.outdated()
+    if outdated:
+        return (
+            f"encoders take so long that {listed(outdated)} would be missing at times, at any rate"
+        )
     if not slowest.keeps(math.inf, limits.latency_s):
         return "what is due at the same time takes longer than the latency allows, at any rate"
     return "too much to compute, even at the lowest rates at which nothing goes missing"

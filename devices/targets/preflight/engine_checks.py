@@ -20,7 +20,7 @@ from fusedge.devices.targets.facts.unbuilt_operators import unbuilt_operators
 from fusedge.devices.targets.preflight.dla_checks import dla_problems
 from fusedge.devices.targets.preflight.findings import Finding, listed, shown
 from fusedge.devices.targets.preflight.software import PYTHONS, Software, software_of
-from fusedge.devices.targets.tensorrt_api import BF16_TENSORRT, LEAST_TENSORRT
+from fusedge.devices.targets.tensorrt_api import BF16_TENSORRT, LEAST_TENSORRT, ON_A_JETSON
 from fusedge.devices.targets.work import PartWork
 
 # 8.5 names inputs and outputs at run time, on which the runtime relies: see tensorrt_api.
@@ -73,10 +73,7 @@ def target_findings(target: Target, software: Software) -> list[Finding]:
 def _not_installed(target: Target, software: Software) -> Finding:
     system = software.system_tensorrt
     if target.flavour == "tensorrt" and system is not None and system.pythons:
-        sentence = (
-            f"The system's TensorRT {system.version} is for Python {listed(system.pythons)}, and this is "
-            f"{software.python}."
-        )
+        sentence = f"The system's TensorRT {system.version} {system.unseen(software.python or '')}."
         usable = [python for python in system.pythons if python in PYTHONS]
         way = "--backend onnx, for Fusedge is not for that Python"
         if usable:
@@ -116,10 +113,7 @@ def _supported(
 
 def _install(target: Target) -> str:
     if isinstance(target.row, Jetson):
-        return (
-            "it comes with JetPack: apt install python3-libnvinfer, and a virtual environment with "
-            "--system-site-packages"
-        )
+        return ON_A_JETSON
     return "pip install 'fusedge[tensorrt]' on the device"
 
 

@@ -10,6 +10,10 @@ from fusedge.bundle.errors import printable
 
 Verdict = Literal["fits", "warning", "refused", "unknown"]
 _MOST_NAMES, _MOST_TEXT = 5, 32
+_PREFIXES = (
+    *((1e15, "P"), (1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")),
+    *((1.0, ""), (1e-3, "m")),
+)
 _ORDER: tuple[Verdict, ...] = ("refused", "unknown", "warning", "fits")
 
 
@@ -55,3 +59,13 @@ def listed(names: Iterable[str]) -> str:
         known = [*known[:_MOST_NAMES], f"{len(known) - _MOST_NAMES} more"]
     *first, last = known
     return f"{', '.join(first)} and {last}" if first else last
+
+
+def amount(value: float | None) -> str:
+    """With the prefix of the unit that is to follow, such as `1.25 T`."""
+    if value is None:
+        return "unknown "
+    for limit, prefix in _PREFIXES:
+        if abs(value) >= 0.9995 * limit:  # 999.5 of the unit below is shown as 1000 of it
+            return f"{value / limit:.3g} {prefix}"
+    return f"{value * 1e6:.3g} µ" if value else "0 "

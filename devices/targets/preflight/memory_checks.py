@@ -6,16 +6,16 @@ from collections.abc import Iterator, Mapping
 
 from fusedge.devices.targets.facts.rows import Jetson
 from fusedge.devices.targets.facts.table import Target
-from fusedge.devices.targets.preflight.findings import Finding
-from fusedge.devices.targets.preflight.memory_need import MB, MemoryNeed, Place, Route, build_bytes
+from fusedge.devices.targets.preflight.findings import Finding, amount
+from fusedge.devices.targets.preflight.memory_need import MemoryNeed, Place, Route, build_bytes
 from fusedge.devices.targets.work import PartWork
 
 # The account is rough, and other programs run as well.
 _COMFORTABLE = 0.8
 _SMALL_MODULE_BYTES = 4 * 2**30
 _LESS = (
-    "fewer --streams, a graph of lower precision, or a device with more memory; on a Jetson, a desktop "
-    "that is off saves about 1 GB: sudo systemctl set-default multi-user.target"
+    "fewer --streams, a graph of lower precision, or a device (of a container: a limit) with more memory; "
+    "on a Jetson, a desktop that is off saves about 1 GB: sudo systemctl set-default multi-user.target"
 )
 
 
@@ -29,15 +29,15 @@ def _place(memory: MemoryNeed, place: Place, capacity: float | None) -> Finding:
     needed, unknown = memory.needed(place), memory.unknown(place)
     name = place if len(memory.capacity) == 1 or place != "memory" else "the computer's memory"
     if capacity is None:
-        sentence = f"About {size(needed)} of {name} are needed; how much there is, is not known."
+        sentence = f"About {amount(needed)}B of {name} are needed; how much there is, is not known."
         return Finding("memory", "unknown", sentence)
     share = needed / capacity
-    figures = f"About {size(needed)} of {size(capacity)} of {name} are needed ({share:.0%})"
+    figures = f"About {amount(needed)}B of {amount(capacity)}B of {name} are needed ({share:.0%})"
     if share > 1:
         largest = max(
             (row for row in memory.rows if row.place == place), key=lambda r: r.bytes or 0
         )
-        most = f"; the most, {size(largest.bytes or 0)}, by: {largest.what}."
+        most = f"; the most, {amount(largest.bytes or 0)}B, by: {largest.what}."
         return Finding("memory", "refused", figures + most, _LESS)
     if unknown:
         more = f" and {len(unknown) - 1} more" if len(unknown) > 1 else ""
@@ -73,14 +73,10 @@ def build_findings(
     needed = system + build_bytes("tensorrt", max(weights, default=0))
     if capacity > _SMALL_MODULE_BYTES and needed <= _COMFORTABLE * capacity:
         return
+    included = "the operating system included, " if system else ""
     sentence = (
-        f"Building an engine there takes about {size(needed)} of {size(capacity)} of memory, the "
-        "operating system included, and more if TensorRT finds it."
+        f"Building an engine there takes about {amount(needed)}B of {amount(capacity)}B of memory, "
+        f"{included}and more if TensorRT finds it."
     )
     way = "stop all other programs and the desktop, add swap, and fusedge build --workspace 256"
     yield Finding("memory", "warning", sentence, way, tuple(to_build))
-
-
-def size(count: float) -> str:
-    """Bytes as `850 MB` or `1.2 GB`."""
-    return f"{count / 1e9:.1f} GB" if count >= 999.5 * MB else f"{count / MB:.0f} MB"

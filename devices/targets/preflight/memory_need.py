@@ -105,10 +105,10 @@ _MEASURED = "measured on x86-64 with Python 3.11 and ONNX Runtime 1.32: 67 MB"
 
 
 def _system(target: Target, on_gpu: bool) -> list[MemoryRow]:
-    memory, what = target.compute.memory_bytes, "operating system without a desktop"
+    memory = target.compute.memory_bytes
     if isinstance(target.row, Jetson):
         source = "300 to 500 MB idle, github.com/microsoft/onnxruntime issue 4259"
-        rows = [MemoryRow(what, int(500 * MB), "memory", source)]
+        rows = [_operating_system(500 * MB, source, target)]
         # what the machine itself counted is without it
         if memory is not None and memory >= target.row.memory_gib * 2**30:
             source = (
@@ -117,10 +117,18 @@ def _system(target: Target, on_gpu: bool) -> list[MemoryRow]:
             )
             rows.append(MemoryRow("reserved by the firmware", int(0.05 * memory), "memory", source))
         return rows
-    system = MemoryRow(what, int(300 * MB), "memory", "assumed")
+    system = _operating_system(300 * MB, "assumed", target)
     if target.compute.memory_is_shared or not on_gpu:
         return [system]
     return [system, MemoryRow("driver and display", int(500 * MB), "GPU memory", "assumed")]
+
+
+def _operating_system(size: float, source: str, target: Target) -> MemoryRow:
+    """It is not charged to the control group of a process, so it first takes what that is denied."""
+    if target.memory_beyond_bytes:
+        source += ", less what the machine has beyond the limit of this process"
+    left = max(0, int(size - target.memory_beyond_bytes))
+    return MemoryRow("operating system without a desktop", left, "memory", source)
 
 
 def _libraries(routes: Mapping[str, Route], software: Software, gpu: Place) -> list[MemoryRow]:
@@ -141,9 +149,10 @@ def _libraries(routes: Mapping[str, Route], software: Software, gpu: Place) -> l
 
 
 def _tensorrt(software: Software, gpu: Place) -> list[MemoryRow]:
-    old = software.tensorrt is not None and version_number(software.tensorrt) < (8, 6)
-    what = "CUDA and TensorRT's libraries"
-    if old:  # cuBLAS and cuDNN are loaded with it
+    what, version = "CUDA and TensorRT's libraries", software.tensorrt
+    plain = software.tensorrt_flavour == "tensorrt"  # TensorRT-RTX began anew, at 1.0
+    if plain and version is not None and version_number(version) < (8, 6):
+        # cuBLAS and cuDNN are loaded with it
         source = "about 800 MB, forums.developer.nvidia.com topic 79158"
         return [MemoryRow(what, int(800 * MB), gpu, source)]
     host = MemoryRow(

@@ -54,6 +54,12 @@ def software_of(target: Target, jetpack: str | None, machine: Machine | None) ->
         return _installed(target, machine)
     row = target.row
     if not isinstance(row, Jetson):
+        if jetpack is not None and machine and machine.jetson and target.flavour:
+            raise FusedgeError(
+                "the module of this Jetson is not in the tables, so no JetPack can be chosen for it",
+                where=f"target {target.name}",
+                hint="leave it out, or name a module with --target; see fusedge devices --targets",
+            )
         if jetpack is not None:
             raise FusedgeError(
                 f"JetPack {jetpack} is for Jetson modules only",

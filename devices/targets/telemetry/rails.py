@@ -6,10 +6,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from fusedge.devices.targets.telemetry.files import read_name, read_number
+from fusedge.devices.targets.telemetry.rapl import EnergyCounter, energy_counters
 
 _HWMON = "sys/class/hwmon"
 _IIO = "sys/bus/i2c/drivers/ina3221x"
-_RAPL = "sys/class/powercap"
 
 
 class PowerRails:
@@ -19,14 +19,10 @@ class PowerRails:
         self._products = dict(_ina3221(root / _HWMON))
         self._milliwatts = dict(_ina3221x(root / _IIO))
         self._microwatts = dict(_single_channel(root / _HWMON))
-        self._packages = {
-            f"cpu {read_name(zone / 'name')}": zone
-            for zone in sorted((root / _RAPL).glob("intel-rapl:[0-9]*"))
-            if zone.name.count(":") == 1  # inner zones are parts of these
-        }
-        self._energies: dict[str, tuple[int, int]] = {}
-        closed = any(read_number(zone / "energy_uj") is None for zone in self._packages.values())
-        self.note = "RAPL: energy_uj cannot be read: on most systems by root only" if closed else ""
+        self._packages = [each for each in energy_counters(root) if not each.is_inner]
+        self._energies: dict[EnergyCounter, tuple[int, int]] = {}
+        closed = (each.closed for each in self._packages if each.read_uj() is None)
+        self.note = next(closed, "")
 
     def read(self, now_ns: int) -> dict[str, float]:
         """Watts by rail."""
@@ -41,23 +37,21 @@ class PowerRails:
         for name, path in self._microwatts.items():
             if (microwatts := read_number(path)) is not None:
                 watts[name] = microwatts / 1e6
-        for name, zone in self._packages.items():
-            if (power := self._of_package(name, zone, now_ns)) is not None:
-                watts[name] = power
+        for counter in self._packages:
+            if (power := self._of_package(counter, now_ns)) is not None:
+                watts[f"cpu {counter.label}"] = power
         return watts
 
-    def _of_package(self, name: str, zone: Path, now_ns: int) -> float | None:
-        energy_uj = read_number(zone / "energy_uj")
+    def _of_package(self, counter: EnergyCounter, now_ns: int) -> float | None:
+        energy_uj = counter.read_uj()
         if energy_uj is None:
             return None
-        before = self._energies.get(name)
-        self._energies[name] = (now_ns, energy_uj)
+        before = self._energies.get(counter)
+        self._energies[counter] = (now_ns, energy_uj)
         if before is None or now_ns <= before[0]:
             return None
-        used_uj = energy_uj - before[1]
-        if used_uj < 0:  # the counter has begun anew
-            used_uj += read_number(zone / "max_energy_range_uj") or 0
-        return used_uj * 1e3 / (now_ns - before[0]) if used_uj >= 0 else None
+        used_uj = counter.used_uj(before[1], energy_uj)
+        return None if used_uj is None else used_uj * 1e3 / (now_ns - before[0])
 
 
 def _ina3221(folder: Path) -> Iterator[tuple[str, tuple[Path, Path]]]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import shutil
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -58,7 +59,6 @@ class Sampler:
             self._open("NVML", lambda: NvmlSource(self._load))
             self._open("sysfs", lambda: SysfsSource(self._root))
             self._open("psutil", lambda: HostSource(self._load))
-        self._read_mode()
         reading = self._read_sources()
         if first and not (reading.power_w and "gpu" in reading.utilisation_percent):
             program = self._which("tegrastats")
@@ -78,22 +78,23 @@ class Sampler:
 
     def _read_sources(self) -> Reading:
         now_ns = self._now_ns()
-        readings = [Reading(power_mode=self._mode, notes=tuple(self._notes))]
-        for name, source in self._sources.items():
-            try:
-                readings.append(source.read(now_ns))
-            except Exception as error:  # as above
-                readings.append(Reading(notes=(f"{name}: {printable(str(error))}",)))
-        return merged(now_ns, readings)
+        readings = [_answer("power mode", self._read_mode)]  # first: it may open another source
+        readings += [
+            _answer(name, partial(source.read, now_ns)) for name, source in self._sources.items()
+        ]
+        return merged(now_ns, [Reading(notes=tuple(self._notes)), *readings])
 
-    def _read_mode(self) -> None:
+    def _read_mode(self) -> Reading:
         """The table of modes is read again when another is set; then cores and clocks are others too."""
         number = read_text(self._root / STATUS)
+        if not number:  # as for a moment while nvpmodel writes it
+            return Reading()
         if number != self._mode_number:
+            self._mode = read_power_modes(self._root).current
             if self._mode_number is not None:
                 self._open("sysfs", lambda: SysfsSource(self._root))
             self._mode_number = number
-            self._mode = read_power_modes(self._root).current
+        return Reading(power_mode=self._mode)
 
     def abandon(self) -> None:
         """End what runs beside us, from another thread than that of `read`, which hangs."""
@@ -105,3 +106,11 @@ class Sampler:
         for source in self._sources.values():
             source.close()
         self._sources.clear()
+
+
+def _answer(name: str, read: Callable[[], Reading]) -> Reading:
+    """What `read` gives, or a note of why it failed."""
+    try:
+        return read()
+    except Exception as error:  # drivers and their packages raise what they like
+        return Reading(notes=(f"{name}: {printable(str(error))}",))
