@@ -205,7 +205,7 @@ def _speed(subject: Subject, options: ExportOptions) -> Any:
     gpu = gpu_of(options.targets) if options.precision == "auto" else None
     if gpu is None:
         return CpuSpeed
-    return partial(EngineSpeed, subject.parts, gpu, options.limits, options.cache)
+    return partial(EngineSpeed, subject.measured_parts, gpu, options.limits, options.cache)
 
 
 def _one_of(what: str, given: str, known: tuple[str, ...]) -> str:
@@ -284,7 +284,7 @@ def _subject(model: str, given: _Given) -> tuple[Subject, Any]:
         if data is None:
             return subject, None
         find_trips(data)  # now rather than after the graphs are proved
-        return subject, lambda graphs: driving_evaluation(subject.parts, shipped, data)
+        return subject, lambda graphs: driving_evaluation(subject.measured_parts, shipped, data)
     if ":" not in model:
         raise UnknownNameError("model", model, TASKS)
     made = load_factory(model, given.checkpoint)
@@ -294,7 +294,7 @@ def _subject(model: str, given: _Given) -> tuple[Subject, Any]:
         subject = fusion_subject(cast("Any", made.module), task, given.batch(model))
         if task.evaluation is None:
             return subject, None
-        return subject, lambda graphs: TaskEvaluation(task, subject.parts)
+        return subject, lambda graphs: TaskEvaluation(task, subject.measured_parts)
     given.refuse_data(model, "a plain model is measured on the rows of --example")
     if given.example is None:
         raise FusedgeError(
