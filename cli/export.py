@@ -24,8 +24,9 @@ from fusedge.bundle.built_here import cache_folder
 from fusedge.bundle.errors import FusedgeError, UnknownNameError
 from fusedge.bundle.manifest import BATCH, MAX_SIZE, DimRange, PartParity
 from fusedge.cli.console import console, print_json
+from fusedge.cli.driving_task import driving_evaluation
 from fusedge.cli.options import JsonOption, is_from_command_line
-from fusedge.cli.tasks import TASKS, driving_evaluation, load_for_export, need_torch
+from fusedge.cli.tasks import TASKS, load_for_export, need_torch
 from fusedge.devices.capture.replay.uah import find_trips
 from fusedge.export.audit import AuditRow
 
@@ -42,7 +43,7 @@ def export(
         str,
         typer.Argument(
             metavar="MODEL",
-            help="A task that comes with Fusedge (driving), or package.module:factory.",
+            help="A task that comes with Fusedge (driving, emotion), or package.module:factory.",
         ),
     ],
     out: Annotated[
@@ -281,6 +282,9 @@ def _subject(model: str, given: _Given) -> tuple[Subject, Any]:
         batch, data = given.batch(model), given.data
         module, shipped = load_for_export(model, given.checkpoint)
         subject = fusion_subject(module, shipped, batch)
+        if model != "driving":
+            given.refuse_data(model, "its figures are from `fusedge eval`")
+            return subject, None
         if data is None:
             return subject, None
         find_trips(data)  # now rather than after the graphs are proved

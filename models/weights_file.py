@@ -1,4 +1,4 @@
-"""Weights files: tensors as safetensors, with the model's configuration and notes; data alone, never pickled."""
+"""Weights files: tensors as safetensors, with the model's configuration and notes, no pickle."""
 
 from __future__ import annotations
 
@@ -19,17 +19,27 @@ _HINT = "weights are written by `fusedge train`, as .safetensors"
 
 
 def weights_bytes(
-    kind: str, model: nn.Module, config: Mapping[str, Any], notes: Mapping[str, str]
+    kind: str,
+    model: nn.Module,
+    config: Mapping[str, Any],
+    notes: Mapping[str, str],
+    *,
+    halved: bool = False,
 ) -> bytes:
-    """The file of a `kind` of model (`fusedge-model-1`); the same model, the same bytes."""
+    """The file of a `kind` of model (`fusedge-model-1`); the same model, the same bytes.
+
+    `halved`: matrices and kernels are rounded to float16, so that the file is half as large. What is read
+    back then differs a little from the model.
+    """
     # One key only: safetensors writes the keys of its metadata in random order.
     metadata = {kind: json.dumps({"config": config, "notes": dict(notes)})}
-    return save({n: value.contiguous() for n, value in model.state_dict().items()}, metadata)
+    tensors = {name: value.contiguous() for name, value in model.state_dict().items()}
+    if halved:
+        tensors = {n: value.half() if value.dim() > 1 else value for n, value in tensors.items()}
+    return save(tensors, metadata)
 
 
-def load_weights(
-    kind: str, path: Path, make: Callable[[Any], M]
-) -> tuple[M, dict[str, str]]:
+def load_weights(kind: str, path: Path, make: Callable[[Any], M]) -> tuple[M, dict[str, str]]:
     """What `make` makes of the configuration, with the weights, in evaluation mode; and the notes.
 
     Raises FusedgeError where the file is missing, damaged or of another kind.

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from fusedge.bundle.errors import FusedgeError
-from fusedge.models.emotions import (
+from fusedge.models.emotion.labels import (
     FACE_LABELS,
     FERPLUS,
     LABELS,

@@ -14,9 +14,8 @@ import torch
 from torch import Tensor
 
 from fusedge.bundle.errors import FusedgeError
-from fusedge.models.emotions import FACE_LABELS
-from fusedge.models.face_augmentation import CONDITIONS, augment, blur, jpeg, mirror
-from fusedge.models.face_encoder import (
+from fusedge.models.emotion.face_augmentation import CONDITIONS, augment, blur, jpeg, mirror
+from fusedge.models.emotion.face_encoder import (
     FaceConfig,
     FaceEncoder,
     Standardise,
@@ -24,14 +23,15 @@ from fusedge.models.face_encoder import (
     face_windows,
     load_face,
 )
-from fusedge.models.face_training import (
+from fusedge.models.emotion.face_training import (
     FaceRecipe,
     face_figures,
     face_logits,
     fit_temperature,
     train_face,
 )
-from fusedge.models.ferplus import Faces
+from fusedge.models.emotion.ferplus import Faces
+from fusedge.models.emotion.labels import FACE_LABELS
 from fusedge.models.fusion_model import parameter_count
 from fusedge.models.training import write_whole
 
@@ -158,9 +158,9 @@ def test_the_exported_graph_says_what_the_module_says(tmp_path: Path) -> None:
 
 def test_a_file_gives_back_the_encoder_and_its_notes(tmp_path: Path) -> None:
     encoder, path = settled(), tmp_path / "face.safetensors"
-    write_whole(path, face_bytes(encoder, {"temperature": 1.2}))
+    write_whole(path, face_bytes(encoder, {"temperature": "1.2"}))
     loaded, notes = load_face(path)
-    assert notes == {"temperature": 1.2}
+    assert notes == {"temperature": "1.2"}
     assert loaded.config == encoder.config
     window = face_windows(smooth_images(2))
     assert torch.equal(loaded(window), encoder(window))
@@ -171,9 +171,9 @@ def test_a_file_that_is_no_face_encoder_is_refused_in_one_line(tmp_path: Path) -
     damaged = {
         "cut": (whole[:-10], "cannot be read"),
         "text": (b"weights", "cannot be read"),
-        "other": (whole.replace(b"fusedge-face-1", b"fusedge-face-9"), "is not a face encoder"),
-        "size": (whole.replace(b'\\"dropout\\"', b'\\"dropped\\"'), "is not a face encoder"),
-        "widths": (whole.replace(b"[4, 6, 8, 10]", b"[4, 6, 8, 12]"), "is not a face encoder"),
+        "other": (whole.replace(b"fusedge-face-1", b"fusedge-face-9"), "is no model of the kind"),
+        "size": (whole.replace(b'\\"dropout\\"', b'\\"dropped\\"'), "disagree"),
+        "widths": (whole.replace(b"[4, 6, 8, 10]", b"[4, 6, 8, 12]"), "disagree"),
     }
     for name, (content, reason) in damaged.items():
         path = tmp_path / f"{name}.safetensors"
@@ -222,7 +222,8 @@ def test_jpeg_loses_what_pillow_loses(monkeypatch: pytest.MonkeyPatch) -> None:
     image_module = pytest.importorskip("PIL.Image")
     quality = 30
     monkeypatch.setattr(
-        "fusedge.models.face_augmentation._between", lambda n, low, high: torch.full((n,), 30.0)
+        "fusedge.models.emotion.face_augmentation._between",
+        lambda n, low, high: torch.full((n,), 30.0),
     )
     faces = smooth_images(1) + torch.randint(0, 20, (1, 48, 48), dtype=torch.uint8)
     with io.BytesIO() as buffer:

@@ -11,8 +11,8 @@ import pytest
 from numpy.typing import NDArray
 
 from fusedge.bundle.errors import FusedgeError
-from fusedge.models.emotions import FACE_LABELS, FERPLUS
-from fusedge.models.ferplus import held_out, read_faces, without_copies
+from fusedge.models.emotion.ferplus import held_out, read_faces, without_copies
+from fusedge.models.emotion.labels import FACE_LABELS, FERPLUS
 
 FERPLUS_NAMES = (*FERPLUS, "unknown", "not_a_face")
 

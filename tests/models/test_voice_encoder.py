@@ -10,8 +10,7 @@ import torch
 from torch import Tensor
 
 from fusedge.bundle.errors import FusedgeError
-from fusedge.models.fusion_model import parameter_count
-from fusedge.models.voice_encoder import (
+from fusedge.models.emotion.voice_encoder import (
     HOP,
     RATE_HZ,
     VoiceClassifier,
@@ -22,6 +21,7 @@ from fusedge.models.voice_encoder import (
     load_voice,
     voice_bytes,
 )
+from fusedge.models.fusion_model import parameter_count
 
 HOPS = 24
 SMALL = VoiceConfig(channels=(4, 6, 8), width=12, judgements=5, level=6, long=9)

@@ -10,16 +10,16 @@ import numpy as np
 import pytest
 import torch
 
-from fusedge.models import voice_training
-from fusedge.models.ravdess import RATE_HZ, Take
-from fusedge.models.voice_encoder import (
+from fusedge.models.emotion import voice_training
+from fusedge.models.emotion.takes import RATE_HZ, Take
+from fusedge.models.emotion.voice_encoder import (
     FRAMES,
     LOG_MEL,
     VoiceClassifier,
     VoiceConfig,
     join_classifiers,
 )
-from fusedge.models.voice_training import (
+from fusedge.models.emotion.voice_training import (
     Spectrograms,
     VoiceRecipe,
     Wave,

@@ -2,22 +2,19 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
 from torch import Tensor, nn
 
-from fusedge.bundle.errors import FusedgeError
-from fusedge.models.emotions import FACE_LABELS
-from fusedge.models.ferplus import SIDE_PX
+from fusedge.models.emotion.ferplus import SIDE_PX
+from fusedge.models.emotion.labels import FACE_LABELS
+from fusedge.models.weights_file import load_weights, weights_bytes
 
-_FORMAT = "fusedge-face-1"
+_KIND = "fusedge-face-1"
 
 
 @dataclass(frozen=True)
@@ -126,38 +123,19 @@ class _Block(nn.Module):
         return (x + residual).relu()
 
 
-def face_bytes(encoder: FaceEncoder, notes: Mapping[str, Any]) -> bytes:
-    """The encoder as a safetensors file, with its configuration and notes (for JSON)."""
-    # One key only: safetensors writes the keys of its metadata in random order.
-    described = json.dumps({"config": asdict(encoder.config), "notes": dict(notes)})
-    tensors = {name: value.contiguous() for name, value in encoder.state_dict().items()}
-    return save(tensors, {_FORMAT: described})
+def face_bytes(encoder: FaceEncoder, notes: Mapping[str, str]) -> bytes:
+    """The encoder as a safetensors file, with its configuration; the same encoder, the same bytes."""
+    return weights_bytes(_KIND, encoder, asdict(encoder.config), notes)
 
 
-def load_face(path: Path) -> tuple[FaceEncoder, dict[str, Any]]:
-    """The encoder in evaluation mode, and the notes in its file.
-
-    Raises FusedgeError where the file is missing, damaged or not from here.
-    """
-    try:
-        with safe_open(path, framework="pt") as file:
-            described = json.loads((file.metadata() or {})[_FORMAT])
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-        fields: dict[str, Any] = {
-            name: tuple(value) if isinstance(value, list) else value
-            for name, value in described["config"].items()
-        }
-        encoder = FaceEncoder(FaceConfig(**fields))
-        encoder.load_state_dict(tensors)
-        notes = dict(described["notes"])
-    except (OSError, SafetensorError) as error:
-        raise FusedgeError(f"cannot be read: {error}", where=str(path), hint=_HINT) from error
-    except (KeyError, TypeError, ValueError, RuntimeError) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise FusedgeError(
-            f"is not a face encoder of this version: {reason}", where=str(path), hint=_HINT
-        ) from error
-    return encoder.eval(), notes
+def load_face(path: Path) -> tuple[FaceEncoder, dict[str, str]]:
+    """The encoder in evaluation mode, and the notes in its file; raises FusedgeError."""
+    with torch.random.fork_rng(devices=[]):
+        return load_weights(_KIND, path, _from_config)
 
 
-_HINT = "weights are written by `fusedge train`, as .safetensors"
+def _from_config(raw: Mapping[str, Any]) -> FaceEncoder:
+    fields: dict[str, Any] = {
+        name: tuple(value) if isinstance(value, list) else value for name, value in raw.items()
+    }
+    return FaceEncoder(FaceConfig(**fields))

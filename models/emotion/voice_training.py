@@ -20,11 +20,11 @@ from torch import Tensor
 from torch.nn import functional
 from torch.nn.utils import clip_grad_norm_
 
-from fusedge.models.emotions import VOICE_LABELS
+from fusedge.models.emotion.labels import VOICE_LABELS
+from fusedge.models.emotion.takes import RATE_HZ, Take
+from fusedge.models.emotion.voice_encoder import FRAMES, HOP, LOG_MEL, VoiceClassifier, VoiceConfig
 from fusedge.models.log_mel import StreamingLogMel
 from fusedge.models.one_thread import one_thread
-from fusedge.models.ravdess import RATE_HZ, Take
-from fusedge.models.voice_encoder import FRAMES, HOP, LOG_MEL, VoiceClassifier, VoiceConfig
 
 Wave = NDArray[np.float32]
 Progress = Callable[[int, int, float], None]

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, cat, nn
 from torch.nn import functional
 
-from fusedge.models.emotions import VOICE_LABELS
+from fusedge.models.emotion.labels import VOICE_LABELS
 from fusedge.models.log_mel import LogMelConfig, StreamingLogMel
 from fusedge.models.streaming import History, RollingMean
 from fusedge.models.weights_file import load_weights, weights_bytes
@@ -111,7 +111,7 @@ class _Stage(nn.Module):
 
     def forward(self, x: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
         channels, mels = self.sizes
-        past = state.reshape(len(state), self.past, channels, mels)
+        past = state.reshape(state.shape[0], self.past, channels, mels)
         joined = cat([past.transpose(1, 2), x], dim=2)
         state = joined[:, :, joined.shape[2] - self.past :].transpose(1, 2).flatten(2)
         return functional.relu(self.norm(self.conv(joined))), state
@@ -177,7 +177,7 @@ class VoiceEncoder(nn.Module):
 
     def forward(self, window: Tensor, valid: Tensor, *states: Tensor) -> tuple[Tensor, ...]:
         """Run N hops from the given states."""
-        seen = valid.reshape(len(valid), -1, HOP, 1).mean(dim=2)
+        seen = valid.reshape(valid.shape[0], -1, HOP, 1).mean(dim=2)
         log_mel, sound = self.log_mel(window, states[0])
         relative, level = self.level(log_mel, seen, states[1])
         embedding, *rest = self.listen(relative, seen, *states[2:])

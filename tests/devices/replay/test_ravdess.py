@@ -9,8 +9,14 @@ import numpy as np
 import pytest
 
 from fusedge.bundle.errors import FusedgeError
-from fusedge.models.emotions import VOICE_LABELS
-from fusedge.models.ravdess import FOLDS, RATE_HZ, read_action_units, read_ravdess, read_voice
+from fusedge.devices.capture.replay.ravdess import (
+    RATE_HZ,
+    read_action_units,
+    read_ravdess,
+    read_voice,
+)
+from fusedge.models.emotion.labels import VOICE_LABELS
+from fusedge.models.emotion.takes import FOLDS, take_of
 
 av = pytest.importorskip("av")
 
@@ -54,7 +60,7 @@ def write_units(folder: Path, **changed: Any) -> Path:
 
 
 def test_voice_and_action_units_are_paired_by_name(folder: Path) -> None:
-    first, second = read_ravdess(folder)
+    first, second = (take_of(*clip) for clip in read_ravdess(folder))
     assert (first.name, second.name) == tuple(f"03-01-{name}" for name in NAMES)
     assert [VOICE_LABELS[take.label] for take in (first, second)] == ["neutral", "angry"]
     assert [(take.actor, take.female) for take in (first, second)] == [(1, False), (2, True)]

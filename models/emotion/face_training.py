@@ -16,10 +16,10 @@ from torch import Tensor
 from torch.nn import functional
 
 from fusedge.bundle.errors import FusedgeError
-from fusedge.models.emotions import FACE_LABELS
-from fusedge.models.face_augmentation import CONDITIONS, Change, augment
-from fusedge.models.face_encoder import FaceConfig, FaceEncoder, face_windows
-from fusedge.models.ferplus import Faces
+from fusedge.models.emotion.face_augmentation import CONDITIONS, Change, augment
+from fusedge.models.emotion.face_encoder import FaceConfig, FaceEncoder, face_windows
+from fusedge.models.emotion.ferplus import Faces
+from fusedge.models.emotion.labels import FACE_LABELS
 from fusedge.models.metrics import calibration_error, confusion, macro_f1
 from fusedge.models.one_thread import one_thread
 from fusedge.models.training import Progress, _Checkpoint
@@ -29,10 +29,10 @@ from fusedge.models.training import Progress, _Checkpoint
 class FaceRecipe:
     """Stochastic gradient descent over `epochs`, and an average of the weights over its last steps.
 
-    `augmentation` is the strength of `augment`.
-    Over the first `small_share` of the steps images are made `small_px` wide, which costs less (Tan & Le,
-    arXiv 2104.00298). `mixup` is the parameter of its Beta distribution (Zhang et al., arXiv 1710.09412), 0
-    for none. In bfloat16 a step takes 0.55 of the time of float32 on a CPU that has it (AVX512_BF16).
+    `augmentation` is the strength of `augment`. Over the first `small_share` of the steps images are made
+    `small_px` wide, which costs less (Tan & Le, arXiv 2104.00298). `mixup` is the parameter of its Beta
+    distribution (Zhang et al., arXiv 1710.09412), 0 for none. In bfloat16 a step takes 0.55 of the time of
+    float32 on a CPU that has it (AVX512_BF16).
     """
 
     seed: int = 0
@@ -64,11 +64,10 @@ def train_face(
 ) -> FaceEncoder:
     """A trained encoder in evaluation mode; the same arguments give the same weights on a machine.
 
-    Training starts from random weights, or from a copy of those of `start`.
-
-    With `checkpoint` (a folder) the state is written there now and then, and training goes on from what
-    lies there, bit for bit. Raises FusedgeError where that belongs to another recipe or other faces, and
-    where there are fewer faces than a batch has.
+    Training starts from random weights, or from a copy of those of `start`. With a folder `checkpoint` the
+    state is written there now and then, and training goes on from what lies there, bit for bit. Raises
+    FusedgeError where that belongs to another recipe, start or other faces, and where there are fewer faces
+    than a batch has.
     """
     if len(faces) < recipe.batch:
         raise FusedgeError(f"{len(faces)} faces are fewer than a batch of {recipe.batch}")

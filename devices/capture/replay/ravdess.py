@@ -1,4 +1,4 @@
-"""RAVDESS speech as takes: the voice, the clip's mean action units, and who says it how.
+"""RAVDESS speech: the voice of each take, and the mean action units of its film.
 
 Voices are FLAC at 16 kHz, named as the data set names them: 03-01-emotion-intensity-statement-repetition-
 actor. Action units are those of OpenFace for the film of the same take, named 01-01- and as before.
@@ -11,9 +11,8 @@ import re
 import zipfile
 import zlib
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,40 +21,22 @@ from fusedge.bundle.errors import FusedgeError, MissingExtraError
 
 RATE_HZ = 16_000
 ACTION_UNITS = 35
-FOLDS: tuple[tuple[int, ...], ...] = (
-    (2, 5, 14, 15, 16),
-    (3, 6, 7, 13, 18),
-    (10, 11, 12, 19, 20),
-    (8, 17, 21, 23, 24),
-    (1, 4, 9, 22),
-)
-"""Actors of each of the five folds of Luna-Jimenez et al. 2021, Sensors 21:7665."""
-
 _NAME = re.compile(r"03-01-0[1-8]-0[12]-0[12]-0[12]-(?!00)\d\d")
 _HINT = "lay the voices into ravdess-voice/Actor_NN/*.flac, the action units into ravdess-au"
 
 
-@dataclass(frozen=True)
-class Take:
-    """One clip. `wave` is float32 `[T]` at 16 kHz within [-1, 1]; `units` are float32 `[35]`.
+class Clip(NamedTuple):
+    """One take. `wave` is float32 `[T]` at 16 kHz within [-1, 1]; `units` are float32 `[35]`.
 
-    `label` is the place in `emotions.VOICE_LABELS`. `units` holds 17 intensities of 0 to 5 and 18
-    presences, means over the clip.
+    `name` is the data set's. `units` holds 17 intensities of 0 to 5 and 18 presences, means over the film.
     """
 
     name: str
-    label: int
-    actor: int
     wave: NDArray[np.float32]
     units: NDArray[np.float32]
 
-    @property
-    def female(self) -> bool:
-        """Actors of even number are women."""
-        return self.actor % 2 == 0
 
-
-def read_ravdess(folder: Path) -> list[Take]:
+def read_ravdess(folder: Path) -> list[Clip]:
     """All takes below a folder that holds `ravdess-voice` and `ravdess-au`, in order of their names.
 
     Raises FusedgeError where a file is missing, damaged, or not what its name says.
@@ -64,7 +45,7 @@ def read_ravdess(folder: Path) -> list[Take]:
     paths = sorted((folder / "ravdess-voice").glob("Actor_*/*.flac"), key=lambda path: path.stem)
     if not paths:
         raise FusedgeError("holds no voices", where=str(folder / "ravdess-voice"), hint=_HINT)
-    takes = []
+    clips = []
     for path in paths:
         name = path.stem
         if not _NAME.fullmatch(name) or path.parent.name != f"Actor_{name[-2:]}":
@@ -72,9 +53,8 @@ def read_ravdess(folder: Path) -> list[Take]:
         film = f"01{name[2:]}"
         if film not in units:
             raise FusedgeError(f"has no action units {film}", where=str(path), hint=_HINT)
-        wave = read_voice(path)
-        takes.append(Take(name, int(name[6:8]) - 1, int(name[-2:]), wave, units[film]))
-    return takes
+        clips.append(Clip(name, read_voice(path), units[film]))
+    return clips
 
 
 def read_action_units(path: Path) -> Mapping[str, NDArray[np.float32]]:

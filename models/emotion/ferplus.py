@@ -17,7 +17,7 @@ from numpy.lib.npyio import NpzFile
 from numpy.typing import NDArray
 
 from fusedge.bundle.errors import FusedgeError
-from fusedge.models.emotions import FACE_LABELS, FERPLUS
+from fusedge.models.emotion.labels import FACE_LABELS, FERPLUS
 
 SIDE_PX = 48
 _COLUMNS = (*FERPLUS, "unknown", "not_a_face")
