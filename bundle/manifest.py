@@ -1,6 +1,6 @@
 """The manifest: everything that the runtime, a verifier or a planner must know about a bundle.
 
-`manifest.json` is this model, version 3. Unknown and repeated fields are refused, so that a typo or
+`manifest.json` is this model, version 4. Unknown and repeated fields are refused, so that a typo or
 another version never passes in silence.
 """
 
@@ -24,7 +24,7 @@ from pydantic import (
 
 from fusedge.bundle.errors import BundleError, first_problem
 
-FORMAT_VERSION = 3
+FORMAT_VERSION = 4
 MAX_BUFFERED = 10_000_000  # grid points that one modality may keep: 200 s of sound at 48 kHz
 MAX_BUFFERED_BYTES = 1 << 30  # of images that one modality may keep: 19 s of VGA at 60 Hz
 MAX_FILE_BYTES = 2 << 30  # ONNX, as every protobuf, ends at 2 GiB
@@ -79,6 +79,17 @@ class Channel(_Strict):
         return self
 
 
+class FrontEnd(_Strict):
+    """What makes a modality's samples of what a device gives, with a part of kind `front`.
+
+    - `largest_face`: of whole frames in RGB, the aligned crop of one face; none where there is no face.
+    - `speech`: sound in which nobody speaks is taken out.
+    """
+
+    kind: Literal["largest_face", "speech"]
+    part: Name
+
+
 class Modality(_Strict):
     """A kind of input and how its samples become windows.
 
@@ -118,6 +129,7 @@ class Modality(_Strict):
     prepare: tuple[Text, ...] = Field(
         description="what must be done outside of the graphs, in order"
     )
+    front: FrontEnd | None = None
 
     @property
     def window_samples(self) -> int:
@@ -177,6 +189,9 @@ class Modality(_Strict):
             raise ValueError(f"modality {self.name}: an image has a height and a width, others not")
         if (self.kind == "audio") != (self.resample == "contiguous"):
             raise ValueError(f"modality {self.name}: sound, and sound alone, is contiguous")
+        needed = None if self.front is None else _FRONT_KINDS[self.front.kind]
+        if needed is not None and self.kind != needed:
+            raise ValueError(f"modality {self.name}: such a front end is of a modality of {needed}")
         if self.resample == "exact" and self.lateness_s < self.max_hold_s:
             raise ValueError(
                 f"modality {self.name}: exact stamps may be max_hold_s after the grid point, "
@@ -184,11 +199,14 @@ class Modality(_Strict):
             )
 
 
+_FRONT_KINDS = {"largest_face": "image", "speech": "audio"}
+
+
 class TensorSpec(_Strict):
     """An input or output of a part. Named dims are free at run time, within `Part.dims`.
 
     Those of encoders and heads are float32, but a window of images, which is uint8. `input` and
-    `output` are what a plain model takes and gives.
+    `output` are what a plain model and a front end's part take and give.
     """
 
     name: Name
@@ -282,13 +300,14 @@ class Engine(_Strict):
 
 
 class Part(_Strict):
-    """One graph that runs by itself: an encoder of one modality, the fusion head, or a plain model.
+    """One graph that runs by itself: an encoder of one modality, what the front end of one runs, the fusion
+    head, or a plain model.
 
     A plain model is the only part of its bundle and has no rate: whoever loads it runs it.
     """
 
     name: Name
-    kind: Literal["encoder", "head", "model"]
+    kind: Literal["encoder", "front", "head", "model"]
     modality: Name | None = None
     rate_hz: Rate | None = None
     inputs: tuple[TensorSpec, ...]
@@ -299,6 +318,9 @@ class Part(_Strict):
     state: tuple[StatePair, ...] = ()
     graphs: tuple[Graph, ...] = Field(min_length=1)
     engines: tuple[Engine, ...] = ()
+    weights: Text = Field(
+        default="", description="whose they are, if not the model's own: package, version, licence"
+    )
 
     def graph(self, precision: str) -> Graph:
         """The ONNX file at a precision; raises BundleError where the bundle has none."""
@@ -460,6 +482,7 @@ class Manifest(_Strict):
             _check_plain(self)
         else:
             _check_encoders(self, self.fusion)
+            _check_fronts(self)
             _check_head(self, self.fusion)
         _check_events(self)
         _check_files(self)
@@ -492,6 +515,7 @@ _ROLES: dict[str, tuple[frozenset[str], frozenset[str]]] = {
         frozenset({"logits", "state_out"}),
     ),
     "model": (frozenset({"input"}), frozenset({"output"})),
+    "front": (frozenset({"input"}), frozenset({"output"})),
 }
 
 
@@ -506,10 +530,14 @@ def _check_tensors(part: Part) -> None:
     precisions = [graph.precision for graph in part.graphs]
     if len(set(precisions)) != len(precisions):
         raise ValueError(f"part {part.name}: two graphs at one precision")
-    if (part.modality is None) != (part.kind != "encoder"):
-        raise ValueError(f"part {part.name}: an encoder has a modality, others have none")
+    if (part.modality is None) != (part.kind not in ("encoder", "front")):
+        raise ValueError(
+            f"part {part.name}: encoders and front ends have a modality, others have none"
+        )
     if (part.rate_hz is None) != (part.kind == "model"):
-        raise ValueError(f"part {part.name}: encoders and the head have a rate, a model has none")
+        raise ValueError(
+            f"part {part.name}: encoders, front ends and the head have a rate, a model has none"
+        )
 
 
 def _check_dims(part: Part) -> None:
@@ -568,8 +596,16 @@ def _check_encoders(manifest: Manifest, fusion: Fusion) -> None:
             raise ValueError(f"part {part.name}: embedding differs from fusion.embedding_size")
 
 
+def _check_fronts(manifest: Manifest) -> None:
+    fronts = sorted((p.name, str(p.modality)) for p in manifest.parts if p.kind == "front")
+    named = sorted((m.front.part, m.name) for m in manifest.modalities if m.front is not None)
+    if fronts != named:
+        raise ValueError("each front end has one part of its modality, and each such part one")
+
+
 def _check_head(manifest: Manifest, fusion: Fusion) -> None:
-    if [part.kind for part in manifest.parts if part.kind != "encoder"] != ["head"]:
+    others = [part.kind for part in manifest.parts if part.kind not in ("encoder", "front")]
+    if others != ["head"]:
         raise ValueError("there must be exactly one head")
     if not manifest.outputs:
         raise ValueError("a fusion model has outputs")

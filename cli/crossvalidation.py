@@ -13,7 +13,7 @@ from fusedge.bundle.archive import Bundle
 from fusedge.bundle.errors import BundleError
 from fusedge.bundle.sample import Recording
 from fusedge.bundle.window import NANOSECONDS
-from fusedge.cli.tasks import load_driving
+from fusedge.cli.driving_task import load_driving
 from fusedge.export.pipeline import ExportOptions, export_bundle
 from fusedge.export.subject import fusion_subject
 from fusedge.models import driving

@@ -12,8 +12,9 @@ from rich.table import Table
 
 from fusedge.bundle.regular_file import write_whole
 from fusedge.cli.console import console, print_json
+from fusedge.cli.driving_task import read_recordings
 from fusedge.cli.options import DataOption, JsonOption, ModelArgument, writable_folder
-from fusedge.cli.tasks import check_task, read_recordings
+from fusedge.cli.tasks import check_task
 from fusedge.devices.capture.replay.uah import find_trips
 
 if TYPE_CHECKING:
@@ -41,7 +42,7 @@ def evaluate(
     on a single modality; motorway to secondary road; and, for comparison only, a random split of
     overlapping windows, which leaks.
     """
-    check_task(model, "train", "evaluation")
+    check_task(model, "train", "evaluation", ("driving",))
     from fusedge.cli.crossvalidation import CrossValidation
     from fusedge.models import driving, protocols
     from fusedge.models.training import TrainingConfig

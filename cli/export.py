@@ -24,8 +24,9 @@ from fusedge.bundle.built_here import cache_folder
 from fusedge.bundle.errors import FusedgeError, UnknownNameError
 from fusedge.bundle.manifest import BATCH, MAX_SIZE, DimRange, PartParity
 from fusedge.cli.console import console, print_json
+from fusedge.cli.driving_task import driving_evaluation
 from fusedge.cli.options import JsonOption, is_from_command_line
-from fusedge.cli.tasks import TASKS, driving_evaluation, load_for_export, need_torch
+from fusedge.cli.tasks import TASKS, load_for_export, need_torch
 from fusedge.devices.capture.replay.uah import find_trips
 from fusedge.export.audit import AuditRow
 
@@ -42,7 +43,7 @@ def export(
         str,
         typer.Argument(
             metavar="MODEL",
-            help="A task that comes with Fusedge (driving), or package.module:factory.",
+            help="A task that comes with Fusedge (driving, emotion), or package.module:factory.",
         ),
     ],
     out: Annotated[
@@ -205,7 +206,7 @@ def _speed(subject: Subject, options: ExportOptions) -> Any:
     gpu = gpu_of(options.targets) if options.precision == "auto" else None
     if gpu is None:
         return CpuSpeed
-    return partial(EngineSpeed, subject.parts, gpu, options.limits, options.cache)
+    return partial(EngineSpeed, subject.measured_parts, gpu, options.limits, options.cache)
 
 
 def _one_of(what: str, given: str, known: tuple[str, ...]) -> str:
@@ -281,10 +282,13 @@ def _subject(model: str, given: _Given) -> tuple[Subject, Any]:
         batch, data = given.batch(model), given.data
         module, shipped = load_for_export(model, given.checkpoint)
         subject = fusion_subject(module, shipped, batch)
+        if model != "driving":
+            given.refuse_data(model, "its figures are from `fusedge eval`")
+            return subject, None
         if data is None:
             return subject, None
         find_trips(data)  # now rather than after the graphs are proved
-        return subject, lambda graphs: driving_evaluation(subject.parts, shipped, data)
+        return subject, lambda graphs: driving_evaluation(subject.measured_parts, shipped, data)
     if ":" not in model:
         raise UnknownNameError("model", model, TASKS)
     made = load_factory(model, given.checkpoint)
@@ -294,7 +298,7 @@ def _subject(model: str, given: _Given) -> tuple[Subject, Any]:
         subject = fusion_subject(cast("Any", made.module), task, given.batch(model))
         if task.evaluation is None:
             return subject, None
-        return subject, lambda graphs: TaskEvaluation(task, subject.parts)
+        return subject, lambda graphs: TaskEvaluation(task, subject.measured_parts)
     given.refuse_data(model, "a plain model is measured on the rows of --example")
     if given.example is None:
         raise FusedgeError(

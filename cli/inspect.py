@@ -43,6 +43,9 @@ def inspect(bundle: BundleArgument, as_json: JsonOption = False) -> None:
         f"weights: {provenance.weights_licence}; trained on {provenance.training_data}",
         markup=False,
     )
+    for part in manifest.parts:
+        if part.weights:
+            console.print(f"weights of {part.name}: {part.weights}", markup=False, soft_wrap=True)
     console.print(f"manifest SHA-256 {opened.sha256}", soft_wrap=True)
 
 

@@ -20,7 +20,7 @@ BundleArgument = Annotated[
     ),
 ]
 ModelArgument = Annotated[
-    str, typer.Argument(metavar="MODEL", help="The task whose model is meant: driving.")
+    str, typer.Argument(metavar="MODEL", help="The task whose model is meant: driving or emotion.")
 ]
 JsonOption = Annotated[
     bool, typer.Option("--json", help="Print one JSON object on standard output, for machines.")

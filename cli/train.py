@@ -2,17 +2,27 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, cast
 
 import typer
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from fusedge.bundle.errors import UnknownNameError
 from fusedge.cli.console import console, print_json
+from fusedge.cli.driving_task import read_recordings
+from fusedge.cli.emotion_task import read_data
 from fusedge.cli.options import DataOption, JsonOption, ModelArgument, writable_folder
-from fusedge.cli.tasks import check_task, read_recordings
+from fusedge.cli.tasks import check_task
 
+if TYPE_CHECKING:
+    from torch.nn import Module
+
+    from fusedge.models.fusion import FusionKind
+
+Show = Callable[[str, int, int, float], None]
 LOG_EVERY = 100  # steps, where there is no terminal for a bar
 
 
@@ -20,13 +30,18 @@ def train(
     model: ModelArgument,
     data: DataOption = Path("../shared/data"),
     out: Annotated[
-        Path, typer.Option("-o", "--out", help="Folder for checkpoints and weights.")
-    ] = Path("runs/driving"),
+        Path | None,
+        typer.Option(
+            "-o", "--out", help="Folder for checkpoints and weights. Default: runs/MODEL."
+        ),
+    ] = None,
     seed: Annotated[int, typer.Option(min=0, help="Same seed and recordings, same weights.")] = 0,
     fusion: Annotated[
-        str,
-        typer.Option(help="concatenation, sum, gated, cross_attention or late_average."),
-    ] = "concatenation",
+        str | None,
+        typer.Option(
+            help="concatenation, sum, gated, cross_attention or late_average. Default: the task's."
+        ),
+    ] = None,
     fresh: Annotated[
         bool, typer.Option("--fresh", help="Forget the checkpoint in --out and start again.")
     ] = False,
@@ -38,43 +53,74 @@ def train(
     for bit as if it had not stopped. For honest figures see `fusedge eval`, which leaves drivers out.
     """
     check_task(model, "train", "training")
-    from fusedge.models.driving_training import train_driving
     from fusedge.models.fusion import FUSION_KINDS
     from fusedge.models.fusion_model import parameter_count
-    from fusedge.models.training import TrainingConfig
 
-    if fusion not in FUSION_KINDS:
+    if fusion and fusion not in FUSION_KINDS:
         raise UnknownNameError("fusion", fusion, FUSION_KINDS)
-
+    out = out or Path("runs") / model
     writable_folder(out)
-    recordings = read_recordings(data)
-    if fresh:
-        (out / "checkpoint.safetensors").unlink(missing_ok=True)
     columns = (
-        TextColumn("step"),
+        TextColumn("{task.description}, step"),
         MofNCompleteColumn(),
         BarColumn(),
         TextColumn("loss {task.fields[loss]:.3f}"),
         TimeRemainingColumn(),
     )
-    console.print(f"{len(recordings)} trips of {len({r.group for r in recordings})} drivers")
     with Progress(*columns, console=console, disable=not console.is_terminal) as bar:
-        row = bar.add_task("train", total=None, loss=float("nan"))
+        row = bar.add_task(model, total=None, loss=float("nan"))
 
-        def show(step: int, steps: int, loss: float) -> None:
-            bar.update(row, total=steps, completed=step, loss=loss)
+        def show(what: str, step: int, steps: int, loss: float) -> None:
+            bar.update(row, description=what, total=steps, completed=step, loss=loss)
             if not console.is_terminal and (step % LOG_EVERY == 0 or step == steps):
-                console.print(f"step {step} of {steps}, loss {loss:.3f}")
+                console.print(f"{what}: step {step} of {steps}, loss {loss:.3f}", markup=False)
 
-        trained = train_driving(
-            recordings, out, fusion=fusion, recipe=TrainingConfig(seed=seed), progress=show
-        )
+        train_task = {"driving": _train_driving, "emotion": _train_emotion}[model]
+        trained, path = train_task(data, out, seed, cast("FusionKind | None", fusion), fresh, show)
     if as_json:
-        print_json({"weights": str(trained.path), "parameters": parameter_count(trained.model)})
+        print_json({"weights": str(path), "parameters": parameter_count(trained)})
     else:
         console.print(
-            f"wrote {trained.path}, {parameter_count(trained.model)} parameters; "
-            f"export it with: fusedge export {model} --checkpoint {trained.path} -o mine.fusedge",
+            f"wrote {path}, {parameter_count(trained)} parameters; "
+            f"export it with: fusedge export {model} --checkpoint {path} -o mine.fusedge",
             markup=False,
             soft_wrap=True,
         )
+
+
+def _train_driving(
+    data: Path, out: Path, seed: int, fusion: FusionKind | None, fresh: bool, show: Show
+) -> tuple[Module, Path]:
+    from fusedge.models import driving
+    from fusedge.models.driving_training import train_driving
+    from fusedge.models.training import TrainingConfig
+
+    recordings = read_recordings(data)
+    if fresh:
+        (out / "checkpoint.safetensors").unlink(missing_ok=True)
+    drivers = len({recording.group for recording in recordings})
+    console.print(f"{len(recordings)} trips of {drivers} drivers")
+    trained = train_driving(
+        recordings,
+        out,
+        fusion=fusion or driving.FUSION,
+        recipe=TrainingConfig(seed=seed),
+        progress=partial(show, "train"),
+    )
+    return trained.model, trained.path
+
+
+def _train_emotion(
+    data: Path, out: Path, seed: int, fusion: FusionKind | None, fresh: bool, show: Show
+) -> tuple[Module, Path]:
+    from fusedge.models.emotion.training import FUSION, EmotionRecipe, train_emotion
+
+    faces, takes = read_data(data)
+    if fresh:
+        for path in out.rglob("*.safetensors"):
+            path.unlink()
+    actors = len({take.actor for take in takes})
+    console.print(f"{len(faces)} faces; {len(takes)} takes of {actors} actors")
+    recipe = EmotionRecipe(seed=seed, fusion=fusion or FUSION)
+    trained = train_emotion(faces, takes, out, recipe, show)
+    return trained.model, trained.path

@@ -95,4 +95,5 @@ def _part(
         dims=dict(part.dims),
         graphs=graphs,
         engines=engines,
+        weights=part.weights,
     )

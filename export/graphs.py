@@ -92,10 +92,14 @@ class Prover:
     def uniform(self, precision: Precision, calibrations: Mapping[str, Calibration]) -> Proved:
         """All of every part that can compute at a precision does, unless parity asks to keep some of it.
 
-        A part of which nothing passes stays float32. Raises FusedgeError where no node of any part can.
+        A part of which nothing passes stays float32, and at int8 what front ends run, for which there is no
+        recorded input. Raises FusedgeError where no node of any part can.
         """
-        choices = {
-            name: uniform_assignments(model, precision) for name, model in self.models.items()
+        parts = self._subject.parts if precision != "int8" else self._subject.measured_parts
+        reduced = {part.name for part in parts}
+        choices: dict[str, list[Assignment]] = {
+            name: uniform_assignments(model, precision) if name in reduced else [{}]
+            for name, model in self.models.items()
         }
         if not any(assignment for own in choices.values() for assignment in own):
             wants = "Conv, Gemm or MatMul" if precision == "int8" else "node that computes in it"

@@ -126,8 +126,8 @@ def _sources(modules: tuple[nn.Module, ...]) -> Iterator[bytes]:
             yield _source(file)
     # Of Fusedge all that takes part, loaded yet or not.
     for folder in (Path(__file__).parents[1] / name for name in ("bundle", "export", "models")):
-        for path in sorted(folder.glob("*.py")):
-            yield f"{folder.name}/{path.name}".encode()
+        for path in sorted(folder.rglob("*.py")):
+            yield f"{folder.name}/{path.relative_to(folder).as_posix()}".encode()
             yield _source(str(path))
 
 

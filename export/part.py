@@ -27,15 +27,16 @@ class ModulePart:
     """A part as a torch module: `module(*inputs) -> outputs`, both as tuples in the specs' order.
 
     `dims` are the sizes that named dims can have. `initial` has the values of states that do not begin
-    with zeros, by input, float32 without the batch.
+    with zeros, by input, float32 without the batch. `weights` says whose they are, if not the model's own.
 
     `sequence` is the module as the user wrote it, over N steps in one go from the initial state: its
     arguments are the inputs without the states, each `[B, N, ...]`, its results the outputs without
-    the states, each `[B, N, ...]`. N single steps of `module` must equal it. None for a plain model.
+    the states, each `[B, N, ...]`. N single steps of `module` must equal it. None for a plain model and for
+    what a front end runs, whose memory is among its inputs and outputs.
     """
 
     name: str
-    kind: Literal["encoder", "head", "model"]
+    kind: Literal["encoder", "front", "head", "model"]
     modality: str | None
     rate_hz: float | None
     module: nn.Module
@@ -45,6 +46,7 @@ class ModulePart:
     dims: Mapping[str, DimRange] = field(default_factory=lambda: {"batch": BATCH})
     initial: Mapping[str, NDArray[np.float32]] = field(default_factory=dict)
     sequence: Callable[..., tuple[torch.Tensor, ...]] | None = None
+    weights: str = ""
 
     def zeros(self, batch: int) -> tuple[torch.Tensor, ...]:
         """An input of zeros for each spec; named dims but the batch have their usual size."""

@@ -238,6 +238,7 @@ class _Export:
     def _notes(self, full: Proved, chosen: Proved) -> tuple[str, ...]:
         notes = []
         wanted = chosen.precision
+        measured = {part.name for part in self._subject.measured_parts}
         if wanted != "mixed":
             for name, graph in full.graphs.items():
                 if wanted != "fp32" and chosen.graphs[name] == graph:
@@ -245,6 +246,8 @@ class _Export:
                     why = (
                         f"at {wanted} it fails parity" if able else f"nothing of it can be {wanted}"
                     )
+                    if wanted == "int8" and name not in measured:
+                        why = "there is no recorded input of a front end"
                     notes.append(f"part {name} stays fp32: {why}")
         gpus = [target.name for target in self._targets if target.flavour is not None]
         if self._options.precision == "auto" and gpus and self._speed is CpuSpeed:
@@ -259,10 +262,12 @@ class _Export:
     def _calibrations(self, prover: Prover, evaluation: Evaluation) -> dict[str, Calibration]:
         """Of each part with products; the same recorded input and graphs give the same."""
         self._steps.within("calibrate", self._subject.name, 0.0)
-        graphs = prover.full.graphs
+        graphs, models = prover.full.graphs, prover.models
         return {
-            name: calibrate(model, evaluation.feeds(graphs, name), self._options.calibration)
-            for name, model in prover.models.items()
+            part.name: calibrate(
+                models[part.name], evaluation.feeds(graphs, part.name), self._options.calibration
+            )
+            for part in self._subject.measured_parts
         }
 
     def _searched(
@@ -273,10 +278,11 @@ class _Export:
         ledger: SearchLedger,
     ) -> tuple[Proved, SearchResult]:
         graphs = prover.full.graphs
-        feeds = {name: next(iter(evaluation.feeds(graphs, name))) for name in graphs}
+        parts = self._subject.measured_parts
+        feeds = {part.name: next(iter(evaluation.feeds(graphs, part.name))) for part in parts}
         speed = self._speed(graphs, feeds)
         problem = SearchProblem(
-            parts=self._subject.parts,
+            parts=parts,
             graphs=prover.models,
             calibrations=calibrations,
             metric=evaluation.metric,

@@ -331,6 +331,7 @@ def _provenance(manifest: Manifest) -> str:
         ("licence of the weights", source.weights_licence),
         ("training data", source.training_data),
         ("attribution", source.attribution),
+        *((f"weights of {part.name}", part.weights) for part in manifest.parts if part.weights),
         ("task", source.task),
         ("weights SHA-256", source.weights_sha256),
         ("tools", ", ".join(f"{name} {version}" for name, version in source.tools.items())),

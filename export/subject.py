@@ -23,6 +23,8 @@ from fusedge.bundle.manifest import (
 from fusedge.export.cache import key_of
 from fusedge.export.cases import Array, Case, Feeds, StreamCase, part_cases, stream_cases
 from fusedge.export.edge_inputs import USUAL, make_windows
+from fusedge.export.front_cases import KINDS as FRONT_KINDS
+from fusedge.export.front_cases import front_cases, front_feeds
 from fusedge.export.identity import NoIdentityError, computed, identity
 from fusedge.export.part import ModulePart
 from fusedge.export.plain import Example
@@ -48,8 +50,8 @@ class Answers:
 class Subject:
     """A model taken apart. `answer` computes what its parts are proved by, which takes a while.
 
-    `key` changes with all that graphs and parity follow from; None where that cannot be told, and then
-    `no_key` says why.
+    What front ends run comes first among `parts`, the head last. `key` changes with all that graphs and
+    parity follow from; None where that cannot be told, and then `no_key` says why.
     """
 
     name: str
@@ -66,6 +68,11 @@ class Subject:
     documents: Mapping[str, bytes] = field(default_factory=dict)
     no_key: str = ""
 
+    @property
+    def measured_parts(self) -> tuple[ModulePart, ...]:
+        """The parts that run on recorded input: not those of front ends, which are before that."""
+        return tuple(part for part in self.parts if part.kind != "front")
+
 
 def fusion_subject(model: FusionModule, task: Task, batch: DimRange = BATCH) -> Subject:
     """A fusion model with the facts of its task; `batch` is what engines are built for.
@@ -80,16 +87,24 @@ def fusion_subject(model: FusionModule, task: Task, batch: DimRange = BATCH) -> 
             frozen, task.modalities, task.decision_rate_hz, [o.logits for o in task.outputs]
         )
     parts = tuple(replace(part, dims={"batch": batch}) for part in parts)
+    fronts = _fronts(task)
     size = parts[0].outputs[0].shape[1]
     assert isinstance(size, int)
-    facts = repr((task.modalities, task.outputs, task.decision_rate_hz, batch))
-    key, no_key = _key(frozen, [(part, _seeded(part, task.modalities)) for part in parts], facts)
+    described = [(part.name, part.rate_hz, part.inputs, part.outputs, part.dims) for part in fronts]
+    facts = repr((task.modalities, task.outputs, task.decision_rate_hz, batch, described))
+    runs = [(part, _seeded(part, task.modalities)) for part in parts]
+    runs += [(part, front_feeds(part, FRONT_KINDS[0], 2)) for part in fronts]
+    key, no_key = _key([frozen, *(part.module for part in fronts)], runs, facts)
     return Subject(
         name=task.name,
         description=task.description,
-        parts=parts,
+        parts=(*fronts, *parts),
         answer=lambda: Answers(
-            part_cases(parts, task.modalities), stream_cases(frozen, parts, task.modalities)
+            {
+                **{part.name: front_cases(part) for part in fronts},
+                **part_cases(parts, task.modalities),
+            },
+            stream_cases(frozen, parts, task.modalities),
         ),
         key=key,
         no_key=no_key,
@@ -114,7 +129,7 @@ def plain_subject(
     """A plain model, as `plain_part` gives it, with the example that it is proved by."""
     given = [item for key, a in example.items() for item in (key, repr(a.shape), a.tobytes())]
     key, no_key = _key(
-        part.module,
+        [part.module],
         [(part, _perturbed(example, share)) for share in (0.0, 0.1)],
         repr((part.inputs, part.outputs, part.dims)),
         *given,
@@ -138,8 +153,23 @@ def _frozen(model: M) -> M:
     return frozen
 
 
+def _fronts(task: Task) -> tuple[ModulePart, ...]:
+    """The task's parts of front ends on the CPU; raises FusedgeError where a modality names another one."""
+    given = {(part.modality, part.name) for part in task.fronts}
+    named = {(m.name, m.front.part) for m in task.modalities if m.front is not None}
+    for modality, part in sorted(given ^ named, key=str):
+        raise FusedgeError(
+            f"no modality has a front end with the part {part}"
+            if (modality, part) in given
+            else f"the front end of {modality} needs the part {part}",
+            where=f"task {task.name}",
+            hint="Task.fronts has one part for each modality with a `front`, named as it says",
+        )
+    return tuple(replace(part, module=_frozen(part.module)) for part in task.fronts)
+
+
 def _key(
-    module: nn.Module, runs: Sequence[tuple[ModulePart, Feeds]], *others: bytes | str
+    modules: Sequence[nn.Module], runs: Sequence[tuple[ModulePart, Feeds]], *others: bytes | str
 ) -> tuple[str | None, str]:
     """The key with what the parts make of these inputs, and why there is none."""
     try:
@@ -147,7 +177,7 @@ def _key(
             made = [
                 computed(p.module, [feeds[spec.name] for spec in p.inputs]) for p, feeds in runs
             ]
-        return key_of(identity(module), *made, *others), ""
+        return key_of(identity(*modules), *made, *others), ""
     except NoIdentityError as reason:
         return None, str(reason)
 

@@ -93,8 +93,10 @@ class Task:
     `outputs` name their logits in the order in which the head returns them. `documents` are files
     that travel with the bundle, by path, such as LICENSE-WEIGHTS.md and the model card.
 
-    `evaluation` is asked for with precision int8 and `auto`: it gets the parts, and gives recorded input
-    with the task's own metric, mostly a `fusedge.export.evaluation.StreamEvaluation`.
+    `fronts` are what the front ends of modalities run, mostly from `fusedge.export.packaged_parts`.
+
+    `evaluation` is asked for with precision int8 and `auto`: it gets the encoders and the head, and gives
+    recorded input with the task's own metric, mostly a `fusedge.export.evaluation.StreamEvaluation`.
     """
 
     name: str
@@ -105,6 +107,7 @@ class Task:
     outputs: tuple[Output, ...]
     provenance: Provenance = field(default_factory=provenance)
     events: tuple[EventRule, ...] = ()
+    fronts: tuple[ModulePart, ...] = ()
     accuracy: Mapping[str, float] = field(default_factory=dict)
     documents: Mapping[str, bytes] = field(default_factory=dict)
     evaluation: Callable[[Sequence[ModulePart]], Evaluation] | None = None

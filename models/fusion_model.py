@@ -2,22 +2,19 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
 from torch import Tensor, nn
 
-from fusedge.bundle.errors import FusedgeError
 from fusedge.models.encoders import EncoderConfig, SeriesEncoder, Term
 from fusedge.models.fusion import FusionKind, make_fusion
+from fusedge.models.weights_file import load_weights, weights_bytes
 
-_FORMAT = "fusedge-model-1"
+_KIND = "fusedge-model-1"
 
 
 @dataclass(frozen=True)
@@ -125,38 +122,12 @@ class FusionModel(nn.Module):
 
 def model_bytes(model: FusionModel, notes: Mapping[str, str] | None = None) -> bytes:
     """The model as a safetensors file, with its configuration; the same model, the same bytes."""
-    description = {"config": model.config.to_dict(), "notes": dict(notes or {})}
-    # One key only: safetensors writes the keys of its metadata in random order.
-    metadata = {_FORMAT: json.dumps(description)}
-    tensors = {name: value.contiguous() for name, value in model.state_dict().items()}
-    return save(tensors, metadata)
+    return weights_bytes(_KIND, model, model.config.to_dict(), notes or {})
 
 
 def load_model(path: Path) -> tuple[FusionModel, dict[str, str]]:
-    """The model in evaluation mode, and the notes in its file.
-
-    Raises FusedgeError where the file is missing, damaged or not from here.
-    """
-    hint = "weights are written by `fusedge train`, as .safetensors"
-    try:
-        with safe_open(path, framework="pt") as file:
-            metadata = file.metadata() or {}
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    except (OSError, SafetensorError) as error:
-        raise FusedgeError(f"cannot be read: {error}", where=str(path), hint=hint) from error
-    if _FORMAT not in metadata:
-        raise FusedgeError("is not a fusedge model of this version", where=str(path), hint=hint)
-    try:
-        description = json.loads(metadata[_FORMAT])
-        model = FusionModel(ModelConfig.from_dict(description["config"]))
-        model.load_state_dict(tensors)
-        notes = {str(key): str(value) for key, value in description["notes"].items()}
-    except (KeyError, TypeError, ValueError, RuntimeError) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise FusedgeError(
-            f"weights and configuration disagree: {reason}", where=str(path), hint=hint
-        ) from error
-    return model.eval(), notes
+    """The model in evaluation mode, and the notes in its file; raises FusedgeError."""
+    return load_weights(_KIND, path, lambda raw: FusionModel(ModelConfig.from_dict(raw)))
 
 
 def parameter_count(model: nn.Module) -> int:

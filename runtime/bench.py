@@ -110,6 +110,8 @@ def pause_of(bundle: Bundle, part: Part) -> float:
         period_s = bundle.manifest.modality(str(part.modality)).hop_s
     elif part.kind == "head":
         period_s = 1 / bundle.manifest.require_fusion().decision_rate_hz
+    elif part.rate_hz is not None:
+        period_s = 1 / part.rate_hz
     return min(max(period_s, LEAST_PAUSE_S), MOST_PAUSE_S)
 
 

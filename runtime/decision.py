@@ -10,13 +10,26 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fusedge.bundle.window import NANOSECONDS
+from fusedge.runtime.front.sighting import Sighting
 
 
 class ModalityShare(NamedTuple):
-    """What a decision rests on: whether a modality was there, and how old its embedding is."""
+    """What a decision rests on: whether a modality was there, and how old its embedding is.
+
+    `front` is what its front end has seen last, at the time of the decision; None where it has none.
+    """
 
     present: bool
     age_s: float | None
+    front: Sighting | None = None
+
+    def as_dict(self) -> dict[str, Any]:
+        """For JSON."""
+        shown: dict[str, Any] = {
+            "present": self.present,
+            "age_s": None if self.age_s is None else round(self.age_s, 3),
+        }
+        return shown if self.front is None else {**shown, "front": self.front.as_dict()}
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,13 +91,7 @@ class Decision:
             "type": "decision",
             "t_s": round(self.timestamp_ns / NANOSECONDS, 6),
             "outputs": {name: output.as_dict() for name, output in self.outputs.items()},
-            "modalities": {
-                name: {
-                    "present": share.present,
-                    "age_s": None if share.age_s is None else round(share.age_s, 3),
-                }
-                for name, share in self.modalities.items()
-            },
+            "modalities": {name: share.as_dict() for name, share in self.modalities.items()},
             "latency_ms": round(self.latency_ns / 1e6, 3),
             "problem": self.problem or None,
         }

@@ -14,11 +14,11 @@ from fusedge.bundle.recording import Track
 from fusedge.bundle.sample import Rejection, Sample, size
 from fusedge.bundle.window import NANOSECONDS, to_ns
 from fusedge.devices.capture.address import shown
-from fusedge.devices.capture.source import Source, open_source
+from fusedge.devices.capture.source import Opener, Source, open_source
 from fusedge.runtime.clock import Clock, LiveClock, stopwatch_ns
 from fusedge.runtime.feed import Feed, feed_without_bundle
 from fusedge.runtime.ledger import Account, Ledger
-from fusedge.runtime.session import SILENCE_S, Opener
+from fusedge.runtime.session import SILENCE_S
 from fusedge.runtime.sinks.recorder import Recorder
 
 POLL_S = 0.02

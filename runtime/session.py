@@ -7,7 +7,7 @@ import threading
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
@@ -17,13 +17,14 @@ from fusedge.bundle.errors import FusedgeError, MissingExtraError, UnknownNameEr
 from fusedge.bundle.sample import Rejection, Sample
 from fusedge.bundle.window import NANOSECONDS
 from fusedge.devices.capture.absent import AbsentSource
-from fusedge.devices.capture.address import Wanted, shown
-from fusedge.devices.capture.source import Source, is_live, open_source
+from fusedge.devices.capture.address import shown
+from fusedge.devices.capture.source import Opener, Source, is_live, open_source
 from fusedge.devices.capture.wanted import Damage
 from fusedge.runtime.backend import AUTOMATIC, BackendSetting, PartLoader
 from fusedge.runtime.clock import Clock, process_cpu_ns, stopwatch_ns
 from fusedge.runtime.decision import Decision
 from fusedge.runtime.feed import Feed, MergedFeed, PumpedFeed
+from fusedge.runtime.front.fronts import NOTHING_SEEN, FrontEnds
 from fusedge.runtime.histogram import DurationHistogram
 from fusedge.runtime.journal import Entry, Swapped
 from fusedge.runtime.latency import LatencyPair, LatencyProbe
@@ -32,9 +33,6 @@ from fusedge.runtime.sinks.lane import SinkLane
 from fusedge.runtime.sinks.sink import Sink
 from fusedge.runtime.swap import BundleWatch, Swap
 from fusedge.runtime.telemetry import Telemetry
-
-Opener = Callable[[str, Wanted, Callable[[], int]], Source]
-"""As `open_source`: a URI, the wanted modalities, the clock for arrivals."""
 
 if TYPE_CHECKING:
     from fusedge.runtime.chaos import Chaos
@@ -72,8 +70,9 @@ class Session:
     (real time only). `latency_s` are known delays of stamps that replace the manifest's, by modality;
     `latency_pairs` are channels by which such a delay is measured. `backend` says what the parts are to run
     on; the choice and its reason are in the header, and as it is at the end in the summary. `open_uri`
-    opens the sources and `load` loads the parts; `loaders` gives, for a bundle and the setting of its
-    backend, what loads them, also when the bundle changes. `chaos` lets all of them fail.
+    opens the sources, behind which the bundle's front ends stand, and `load` loads the parts; `loaders`
+    gives, for a bundle and the setting of its backend, what loads them, also when the bundle changes.
+    `chaos` lets all of them fail.
     """
 
     def __init__(
@@ -110,12 +109,18 @@ class Session:
         self.chaos = chaos
         self.telemetry: Telemetry | None = None
         """What watches the machine meanwhile, for all sessions that run together."""
-        self._open_uri = open_uri if chaos is None else chaos.opener(open_uri)
         self._backend, self._loaders = backend, loaders
         self._loader_of: WeakKeyDictionary[Pipeline, PartLoader] = WeakKeyDictionary()
         self.notices: deque[str] = deque(maxlen=MAX_NOTICES)
         """What has failed, a line each, to be shown and taken out by whoever runs the session."""
         self.pipeline = self._make_pipeline(bundle, load)
+        self._front_loader = self._loader_of.get(self.pipeline)
+        load_front = load or self._front_loader
+        assert load_front is not None
+        self._fronts = FrontEnds(bundle.manifest, load_front)
+        self._warn_of_parts(self.pipeline)
+        fronted = self._fronts.opener(open_uri)
+        self._open_uri = fronted if chaos is None else chaos.opener(fronted)
         self._swap: Swap | None = None
         self._swaps: list[Swap | dict[str, Any]] = []  # of those that are over, the reports
         self._retired: list[Pipeline] = []
@@ -195,6 +200,8 @@ class Session:
             "parts": self._backends(),
             "warnings": self.warnings,
         }
+        if self._fronts.kinds:
+            self.header["fronts"] = self._fronts.kinds
         if chaos is not None:
             self.header["chaos"] = chaos.header()
 
@@ -210,8 +217,12 @@ class Session:
         )
         if loader is not None:
             self._loader_of[pipeline] = loader
-            self.notices.extend(loader.warnings())
         return pipeline
+
+    def _warn_of_parts(self, pipeline: Pipeline) -> None:
+        loader = self._loader_of.get(pipeline)
+        if loader is not None:
+            self.notices.extend(loader.warnings())
 
     def _take_notices(self) -> list[str]:
         taken = list(self.notices)
@@ -222,9 +233,16 @@ class Session:
         """What each part runs on now, and why."""
         loader = self._loader_of.get(self.pipeline)
         if loader is None:  # whoever made the session has loaded the parts
-            providers = self.pipeline.providers.items()
-            return {part: {"backend": "given", "provider": name} for part, name in providers}
-        return {part.name: loader.chosen[part.name].as_dict() for part in self.pipeline.parts}
+            providers = {**self.pipeline.providers, **self._fronts.providers}
+            return {
+                part: {"backend": "given", "provider": name} for part, name in providers.items()
+            }
+        chosen = {part.name: loader.chosen[part.name] for part in self.pipeline.parts}
+        if self._front_loader is not None:
+            chosen |= {
+                part.name: self._front_loader.chosen[part.name] for part in self._fronts.parts
+            }
+        return {name: choice.as_dict() for name, choice in chosen.items()}
 
     @property
     def pipelines(self) -> tuple[Pipeline, ...]:
@@ -242,7 +260,11 @@ class Session:
             )
 
         def load() -> Pipeline:
-            return self._make_pipeline(bundle if isinstance(bundle, Bundle) else Bundle(bundle))
+            opened = bundle if isinstance(bundle, Bundle) else Bundle(bundle)
+            self._fronts.check_same(opened.manifest)
+            pipeline = self._make_pipeline(opened)
+            self._warn_of_parts(pipeline)
+            return pipeline
 
         swap = Swap(self.pipeline, load, **options)
         swap.start(wait=not self.clock.real)
@@ -342,8 +364,20 @@ class Session:
         for result in results:
             if isinstance(result, Decision):
                 self._tick_to_decision.add(result.latency_ns)
+                result = self._with_sightings(result)
             for lane in self.lanes:
                 lane.put(result)
+
+    def _with_sightings(self, decision: Decision) -> Decision:
+        """The decision with what the front ends had seen by its time."""
+        seen = self._fronts.at(decision.timestamp_ns)
+        if not seen:
+            return decision
+        shares = {
+            name: share._replace(front=seen.get(name))
+            for name, share in decision.modalities.items()
+        }
+        return replace(decision, modalities=shares)
 
     def _follow(self, swap: Swap) -> None:
         """Let the pipeline that decides now have the journal, and the other one go when it is over."""
@@ -433,6 +467,8 @@ class Session:
             "sources": self.feed.report(),
             "backends": self._backends(),
         }
+        if self._fronts.kinds:
+            self._summary["fronts"] = self._fronts.report()
         if self._probes:
             self._summary["latency_estimates"] = [probe.report() for probe in self._probes]
         if self._swaps:
@@ -503,9 +539,16 @@ class Session:
                 if report["failures"]:
                     return f"{kind[:-1]} {name} failed, first: {report['first_failure']}"
         accounts = self.pipeline.ledger.accounts
-        if not sum(account.used for account in accounts.values()):
-            return "not one sample could be used"
         useless = [n for n, a in accounts.items() if a.received and not a.used + a.in_flight]
+        # That there was no face, and nobody spoke, is no fault.
+        quiet = [
+            n
+            for n in useless
+            if n in self._fronts.kinds and set(accounts[n].dropped) <= NOTHING_SEEN
+        ]
+        if not quiet and not sum(account.used for account in accounts.values()):
+            return "not one sample could be used"
+        useless = [name for name in useless if name not in quiet]
         if useless:
             return f"not one sample of {', '.join(useless)} could be used"
         failed = [part.name for part in self.pipeline.parts if part.failures]

@@ -6,6 +6,7 @@ so far (state); embedding = [mean, total]. The head is that of the tiny bundle.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -161,10 +162,16 @@ def _head() -> Part:
 
 
 def write_media_bundle(
-    path: Path, modalities: tuple[Modality, ...] = MODALITIES, **changes: Any
+    path: Path,
+    modalities: tuple[Modality, ...] = MODALITIES,
+    fronts: Sequence[tuple[Part, bytes]] = (),
+    **changes: Any,
 ) -> Bundle:
-    """Write the bundle, maybe with modalities that differ in size; `changes` are fields of the manifest."""
+    """Write the bundle, maybe with modalities that differ in size and with the parts of front ends;
+    `changes` are fields of the manifest.
+    """
     files = {f"parts/{spec.name}.onnx": _encoder_onnx(spec) for spec in modalities}
+    files |= {part.graphs[0].file: graph for part, graph in fronts}
     files["parts/head.onnx"] = head_onnx(tuple(spec.name for spec in modalities), WEIGHTS)
     jolt = EventRule(
         name="jolt",
@@ -179,7 +186,7 @@ def write_media_bundle(
     fields: dict[str, Any] = {
         "name": "media",
         "decision_rate_hz": 1 / PERIOD_S,
-        "parts": (*map(_encoder, modalities), _head()),
+        "parts": (*map(_encoder, modalities), *(part for part, _ in fronts), _head()),
         "events": (jolt,),
     }
     return write_bundle(path, tiny_manifest(modalities, files, **{**fields, **changes}), files)

@@ -31,10 +31,9 @@ from fusedge.devices.capture.camera_choice import (
 )
 from fusedge.devices.capture.device_clock import DeviceClock, believable
 from fusedge.devices.capture.pixels import Developer, Picture, WrongSizeError, opencv
-from fusedge.devices.capture.wanted import modality_of
+from fusedge.devices.capture.wanted import COLOURS, modality_of, picture_size
 
 MODALITY = "camera"
-COLOURS = ("red", "green", "blue")
 WAIT_MS = 100  # how soon a reader that waits sees that it is closed
 SILENCE_NS = to_ns(2.0)
 USUAL_RATE_HZ = 30.0  # where the driver says none
@@ -210,7 +209,7 @@ def _source(
 ) -> CameraSource:
     shape = (choice.height, choice.width, len(COLOURS))
     if spec is not None:
-        shape = (spec.height or 1, spec.width or 1, len(spec.channels))
+        shape = (*picture_size(spec, choice.height, choice.width), len(spec.channels))
     developer = Developer(choice.format, choice.width, choice.height, shape)
     return CameraSource(request, modality, spec, frames, developer, choice)
 

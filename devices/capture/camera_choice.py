@@ -50,7 +50,7 @@ def choose(
         if any(asked):
             raise _no_such_size(address, readable, least)
         fitting = _largest(readable)
-        if spec is not None:
+        if spec is not None and spec.front is None:
             size = f"{fitting[0].width}x{fitting[0].height}"
             warnings = [
                 f"{address.uri}: gives at most {size}, enlarged to {spec.width}x{spec.height}"

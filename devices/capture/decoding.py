@@ -14,7 +14,7 @@ from fusedge.bundle.manifest import Modality
 from fusedge.bundle.window import NANOSECONDS, to_ns
 from fusedge.devices.capture.address import Address, Request, Wanted, shown
 from fusedge.devices.capture.resampling import Resampler
-from fusedge.devices.capture.wanted import modality_of
+from fusedge.devices.capture.wanted import COLOURS, modality_of, picture_size
 
 if TYPE_CHECKING:
     from av.audio.frame import AudioFrame
@@ -186,7 +186,8 @@ def is_timeout(error: Exception) -> bool:
 
 class Pictures:
     """Contract: frames become images uint8 `[height, width, channels]`, upright, in RGB, or grey where the
-    modality has one channel. The size is the modality's, else the first frame's for all of them.
+    modality has one channel. The size is what the modality asks for (see `picture_size`), else the first
+    frame's for all of them.
     """
 
     def __init__(
@@ -196,20 +197,22 @@ class Pictures:
 
         self._allocate = allocate
         self._reformatter = VideoReformatter()
+        self._spec = spec
         self._size: tuple[int, int] | None = None
-        self.channels: tuple[str, ...] = ("red", "green", "blue")
+        self.channels: tuple[str, ...] = COLOURS
         if spec is not None:
-            self._size = (spec.height or 0, spec.width or 0)
             self.channels = tuple(channel.name for channel in spec.channels)
 
     def image(self, frame: VideoFrame) -> NDArray[np.uint8]:
         """The picture of a frame."""
         quarter_turns = round(frame.rotation / 90) % 4  # counterclockwise
         turned = quarter_turns % 2 == 1
-        if self._size is None:
-            size = (frame.height, frame.width)
-            self._size = size[::-1] if turned else size
-        height, width = self._size[::-1] if turned else self._size
+        upright = (frame.width, frame.height) if turned else (frame.height, frame.width)
+        if self._spec is not None:
+            size = picture_size(self._spec, *upright)
+        else:
+            size = self._size = self._size or upright
+        height, width = size[::-1] if turned else size
         count = len(self.channels)
         shrinks = width * height < frame.width * frame.height
         scaled = self._reformatter.reformat(
@@ -223,7 +226,7 @@ class Pictures:
         plane = scaled.planes[0]
         lines = np.frombuffer(memoryview(plane), np.uint8).reshape(-1, plane.line_size)
         pixels = lines[:height, : width * count].reshape(height, width, count)
-        image = self._allocate((*self._size, count))
+        image = self._allocate((*size, count))
         np.copyto(image, np.rot90(pixels, quarter_turns))
         return image
 

@@ -14,6 +14,7 @@ from fusedge.devices.capture.source import Source
 
 TABLES = (".csv", ".csv.gz", ".tsv", ".tsv.gz")
 TELEMETRY = ".raw"
+STILLS = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff")
 
 
 def open_file(request: Request) -> Source:
@@ -26,6 +27,10 @@ def open_file(request: Request) -> Source:
         from fusedge.devices.capture.csv_file import open_csv
 
         return open_csv(request)
+    if name.endswith(STILLS):
+        from fusedge.devices.capture.still import open_still
+
+        return open_still(request)
     if name.endswith(TELEMETRY):
         from fusedge.devices.capture.gpmf import open_gpmf
 

@@ -18,6 +18,9 @@ class Source(Protocol):
     A `live` source stamps arrival with the injected `now_ns`. A source that is not live (recorded,
     simulated) has a time base of its own, gives `arrival_ns` on it as fast as it
     is asked, and yields the same items every time; whoever reads it keeps the pace.
+
+    One of recorded sessions says besides, by `prepared` (else: none), of which modalities it gives what
+    a bundle's front end has made, rather than what a device gives.
     """
 
     @property
@@ -54,6 +57,10 @@ class Source(Protocol):
 
     def close(self) -> None:
         """End the iterator, also one that waits in another thread; may be called twice."""
+
+
+Opener = Callable[[str, Wanted, Callable[[], int]], Source]
+"""As `open_source`: a URI, the wanted modalities, the clock for arrivals."""
 
 
 class Scheme(NamedTuple):

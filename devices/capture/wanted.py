@@ -9,9 +9,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fusedge.bundle.errors import FusedgeError, UnknownNameError
-from fusedge.bundle.manifest import Modality
+from fusedge.bundle.manifest import Channel, Modality
 from fusedge.devices.capture.address import Address, Wanted
 from fusedge.devices.capture.units import conversion
+
+COLOURS = ("red", "green", "blue")
+FRAME_SIZE = (720, 1280)  # height and width of the largest frame that a front end is given
+_FRAME_CHANNELS = tuple(Channel(name=n, unit="1", minimum=0, maximum=255) for n in COLOURS)
 
 
 def names_of(wanted: Wanted) -> dict[str, tuple[str, ...]] | None:
@@ -24,7 +28,7 @@ def names_of(wanted: Wanted) -> dict[str, tuple[str, ...]] | None:
 def modality_of(
     address: Address, wanted: Wanted, kind: str, default: str, option: str = "modality"
 ) -> tuple[str, Modality | None]:
-    """The modality that a source gives, with its description (None: as the device has it).
+    """The modality that a source gives, as what is `given` of it (None: as the device has it).
 
     It is the one that the URI's option names; else `default` if that is wanted; else, for images and
     sound, the only one of its kind. Raises FusedgeError where none is left, or several are.
@@ -36,11 +40,11 @@ def modality_of(
     if named is not None:
         if named not in of_kind:
             raise UnknownNameError(f"{kind} modality in {address.uri}", named, of_kind)
-        return named, wanted[named]
+        return named, given(wanted[named])
     if default in of_kind:
-        return default, wanted[default]
+        return default, given(wanted[default])
     if len(of_kind) == 1 and kind != "series":
-        return of_kind[0], wanted[of_kind[0]]
+        return of_kind[0], given(wanted[of_kind[0]])
     if of_kind:
         raise address.error(
             f"may give one of {', '.join(of_kind)}", hint=f"say which: {option}={of_kind[0]}"
@@ -50,6 +54,30 @@ def modality_of(
         where=address.uri,
         hint=f"it gives {kind}",
     )
+
+
+def given(spec: Modality) -> Modality:
+    """What a source gives of a modality: its samples, or, for a front end of faces, whole frames in RGB.
+
+    Their height and width are then the most that a frame may have, see `picture_size`.
+    """
+    if spec.front is None or spec.kind != "image":
+        return spec
+    whole = {"channels": _FRAME_CHANNELS, "height": FRAME_SIZE[0], "width": FRAME_SIZE[1]}
+    return spec.model_copy(update=whole)
+
+
+def picture_size(spec: Modality, height: int, width: int) -> tuple[int, int]:
+    """Height and width in which a source gives a picture of `height` x `width`, for a `given` modality.
+
+    It is stretched to the modality's size. A whole frame, for a front end, keeps its own; only if it is
+    larger than FRAME_SIZE, upright or on its side, it is shrunk, alike in height and width.
+    """
+    if spec.front is None:
+        return spec.height or 0, spec.width or 0
+    long, short = max(FRAME_SIZE), min(FRAME_SIZE)
+    scale = min(1.0, long / max(height, width), short / min(height, width))
+    return max(1, round(height * scale)), max(1, round(width * scale))
 
 
 class _OtherAxesError(UnknownNameError):

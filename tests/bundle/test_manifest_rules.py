@@ -200,7 +200,25 @@ BROKEN: dict[str, tuple[Edit, str]] = {
     ),
     "encoder of no modality": (
         lambda raw: raw["parts"][FAST].update(modality=None),
-        "an encoder has a modality",
+        "encoders and front ends have a modality",
+    ),
+    "front end without its part": (
+        lambda raw: raw["modalities"][0].update(front={"kind": "speech", "part": "voice_activity"}),
+        "such a front end is of a modality of audio",
+    ),
+    "part of a front end that no modality names": (
+        lambda raw: raw["parts"].append(
+            {
+                **raw["parts"][FAST],
+                "name": "loose",
+                "kind": "front",
+                "inputs": [],
+                "outputs": [],
+                "dims": {},
+                "state": [],
+            }
+        ),
+        "each front end has one part",
     ),
     "head of a modality": (
         lambda raw: raw["parts"][HEAD].update(modality="fast"),
@@ -335,7 +353,7 @@ BROKEN: dict[str, tuple[Edit, str]] = {
     ),
     "part without a rate": (
         lambda raw: raw["parts"][FAST].update(rate_hz=None),
-        "encoders and the head have a rate",
+        "encoders, front ends and the head have a rate",
     ),
     "fusion without its description": (
         lambda raw: raw.pop("fusion"),

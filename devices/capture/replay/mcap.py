@@ -18,7 +18,7 @@ from fusedge.bundle.sample import Rejection, Sample, size
 from fusedge.bundle.window import to_ns
 from fusedge.devices.capture.address import Address, Wanted
 from fusedge.devices.capture.units import conversion
-from fusedge.devices.capture.wanted import Damage, unknown_channel, unmeasured
+from fusedge.devices.capture.wanted import Damage, given, unknown_channel, unmeasured
 
 MAX_SILENCE_NS = to_ns(
     86_400.0
@@ -35,7 +35,8 @@ class RecordingSource:
     (`recording_gap`) is one too, of the first modality where the file does not say of which. Arrival
     that falls is held, for live sources do not wait for each other; where it leaps by more than a day,
     or is MAX_TIME_NS or more from 0, the recording ends, so that its length bounds that of a replay. A
-    sample with such a stamp is rejected (`implausible_stamp`).
+    sample with such a stamp is rejected (`implausible_stamp`). `prepared` are the modalities whose samples
+    went through a front end before they were recorded.
 
     Raises FusedgeError where the file is no recording or has none of the wanted modalities,
     UnknownNameError where of a modality it has not one wanted channel, or not all of images or sound.
@@ -46,9 +47,11 @@ class RecordingSource:
     def __init__(self, address: Address, path: Path, wanted: Wanted) -> None:
         self.uri = address.uri
         self._file = RecordingFile(path)
+        fronts = self._file.info.session.get("fronts")
+        self.prepared = frozenset(fronts if isinstance(fronts, dict) else ())
         self._selections = {
             modality: _Selection(
-                address, modality, track, None if wanted is None else wanted[modality]
+                address, modality, track, None if wanted is None else self._spec(wanted[modality])
             )
             for modality, track in self._file.info.tracks.items()
             if wanted is None or modality in wanted
@@ -77,6 +80,9 @@ class RecordingSource:
         self.channels = {name: chosen.channels for name, chosen in self._selections.items()}
         self.units = {name: chosen.units for name, chosen in self._selections.items()}
         self._closed = threading.Event()
+
+    def _spec(self, spec: Modality) -> Modality:
+        return spec if spec.name in self.prepared else given(spec)
 
     def samples(self) -> Iterator[Sample | Rejection]:
         """Samples and rejections in the order of arrival."""

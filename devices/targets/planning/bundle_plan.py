@@ -2,6 +2,7 @@
 
 Counted as the runtime works: an encoder runs once a hop, those of several streams together as one batch;
 the head runs once a decision and stream, with a row more for each modality, which it then goes without.
+What a front end runs has one row and runs where each stream's source is read: no decision waits for it.
 A decision waits for encoders that are *light*, of less than 1 ms; what a heavy one computes is there for
 a later decision, so that it makes its modality older instead.
 """
@@ -166,6 +167,8 @@ def rows_of(manifest: Manifest, part: Part, streams: int = 1) -> int:
     rows = min(streams, MAX_BATCH)
     if part.kind == "head":
         rows = 1 + len(manifest.require_fusion().modalities)
+    elif part.kind == "front":
+        rows = 1
     return rows if batch is None else min(max(rows, batch.least), batch.greatest)
 
 
@@ -225,6 +228,8 @@ def part_load(
         fusion = manifest.require_fusion()
         rate_hz = fusion.decision_rate_hz
         runs = streams * -(-(1 + len(fusion.modalities)) // estimate.batch)
+    elif part.kind == "front":
+        rate_hz, runs = part.rate_hz, streams
     load = PartLoad(
         part=part.name,
         precision=estimate.precision,
@@ -265,9 +270,10 @@ def _devices(
         busy = None if shares is None else sum(shares)
         load = busy
         if device == "cpu" and shares and busy is not None:
-            # of each part in one thread; each stream has its own head
+            # of each part in one thread; each stream has its own head and front ends
+            encoders = {part.name for part in manifest.encoders}
             alone = [
-                share / (min(each.streams, cores) if each.part == manifest.head.name else 1)
+                share / (1 if each.part in encoders else min(each.streams, cores))
                 for each, share in zip(own, shares, strict=True)
             ]
             heavy = sum(each.share or 0.0 for each in _heavy(manifest, own))
@@ -277,9 +283,11 @@ def _devices(
 
 def _heavy(manifest: Manifest, loads: Sequence[PartLoad]) -> list[PartLoad]:
     """The encoders that no decision waits for, as far as it is known how long they take."""
-    head = manifest.head.name
+    encoders = {part.name for part in manifest.encoders}
     return [
-        load for load in loads if load.part != head and not load.light and load.due_s is not None
+        load
+        for load in loads
+        if load.part in encoders and not load.light and load.due_s is not None
     ]
 
 
@@ -340,13 +348,14 @@ def _latency(
     period_ns = to_ns(1 / manifest.fusion.decision_rate_hz)
     typical_s = worst_s = 0.0
     batch_typical_s = batch_worst_s = 0.0  # of those that run at once
-    heavy = _heavy(manifest, loads)
+    fronts = {part.name for part in manifest.parts if part.kind == "front"}
+    unawaited = [*_heavy(manifest, loads), *(load for load in loads if load.part in fronts)]
     held_s = _held(manifest, loads, computes)
     for part, load, time_s in zip(manifest.parts, loads, times, strict=True):
-        if load in heavy:
+        if load in unawaited:
             continue
-        # Heavy ones compute meanwhile: for a share of the time, and at worst all of their runs.
-        others = [other for other in heavy if other.device == load.device]
+        # These compute meanwhile: for a share of the time, and at worst all of their runs.
+        others = [other for other in unawaited if other.device == load.device]
         sharing = _sharing(others, computes[load.part])
         shared = 1 + sharing * min(1.0, sum(other.share or 0.0 for other in others))
         longest_s = sum(other.due_s or 0.0 for other in others)
@@ -378,11 +387,11 @@ def _latency(
 
 def _held(manifest: Manifest, loads: Sequence[PartLoad], computes: Mapping[str, Compute]) -> float:
     """For how long batches of light runs leave no thread to the decisions; 0 where one is left."""
-    head = manifest.head.name
+    encoders = {part.name for part in manifest.encoders}
     batches = [
         load
         for load in loads
-        if load.part != head and load.light and (load.due_s or 0.0) >= LIGHT_S
+        if load.part in encoders and load.light and (load.due_s or 0.0) >= LIGHT_S
     ]
     if not batches:
         return 0.0
@@ -394,14 +403,14 @@ def _held(manifest: Manifest, loads: Sequence[PartLoad], computes: Mapping[str, 
     return turns * max(load.due_s or 0.0 for load in batches)
 
 
-def _sharing(heavy: list[PartLoad], compute: Compute) -> int:
-    """With how many heavy encoders a run shares its device at worst, each having an equal part.
+def _sharing(unawaited: list[PartLoad], compute: Compute) -> int:
+    """With how many heavy encoders and front ends a run shares its device at worst, in equal parts.
 
     On a GPU kernels of several parts take turns; of the cores of a CPU one is kept free, if it has two.
     """
     if compute.multiprocessors == 0:
-        return int(bool(heavy) and (compute.cores or 1) == 1)
-    return min(len(heavy), MAX_THREADS - 1)
+        return int(bool(unawaited) and (compute.cores or 1) == 1)
+    return min(len(unawaited), MAX_THREADS - 1)
 
 
 def _turns(head: PartLoad, compute: Compute) -> int:

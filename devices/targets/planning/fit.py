@@ -231,6 +231,8 @@ def _not_counted(manifest: Manifest, mode: Mode, precision: Mapping[str, str], s
 def _rate(manifest: Manifest, part: Part) -> float:
     if part.kind == "encoder":
         return 1 / manifest.modality(str(part.modality)).hop_s
+    if part.kind == "front":
+        return part.rate_hz or 0.0
     return manifest.fusion.decision_rate_hz if manifest.fusion else 1.0
 
 
@@ -254,10 +256,13 @@ def _to_slow(
 
 def _may(manifest: Manifest, plan: BundlePlan, name: str, slower: Mapping[str, int]) -> bool:
     """Whether a part can be slowed down once more so that every embedding still counts in a decision, no
-    modality is missing until its next one is there, and no event lies between two windows.
+    modality is missing until its next one is there, and no event lies between two windows. A front end
+    runs as often as its modality has samples.
     """
     factor = slower.get(name, 1) + 1
     part = next(part for part in manifest.parts if part.name == name)
+    if part.kind == "front":
+        return False
     if part.kind == "head":
         period_s = factor / manifest.require_fusion().decision_rate_hz
         return period_s <= min(modality.max_age_s for modality in manifest.modalities)

@@ -1,0 +1,194 @@
+"""Training of the head, over what classifiers say of people they have not seen, some left out at random.
+
+Two ways to come by pairs. `PairedTakes` are real: two modalities of the same takes. `MatchedByLabel` are
+made up, where no set has both: two samples of different people with the same label. That supposes that a
+face and a voice have nothing in common but the label; no accuracy is claimed from such pairs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple, Protocol
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from fusedge.models.emotion.labels import LABELS
+from fusedge.models.emotion.model import EmotionModel
+from fusedge.models.one_thread import one_thread
+
+
+class Batch(NamedTuple):
+    """Opinions `[B, S]` by modality, presence `[B, M]` of 0 and 1, and what is to be said `[B, K]`."""
+
+    said: tuple[Tensor, ...]
+    presence: Tensor
+    target: Tensor
+
+
+class Examples(Protocol):
+    """Where batches come from."""
+
+    def batch(self, size: int, random: torch.Generator) -> Batch:
+        """As many rows, drawn anew."""
+
+
+@dataclass(frozen=True)
+class Samples:
+    """Of one modality: opinions `[N, H, S]`, H a sample to draw from; labels `[N, K]` that sum to 1."""
+
+    said: Tensor
+    labels: Tensor
+
+    def draw(self, rows: Tensor, random: torch.Generator) -> Tensor:
+        """One opinion on each of these samples."""
+        places = torch.randint(self.said.shape[1], (len(rows),), generator=random)
+        return self.said[rows, places]
+
+
+def _presence(count: int, size: int, both: float, random: torch.Generator) -> Tensor:
+    """All modalities in a share `both` of the rows, else one alone."""
+    alone = torch.randint(count, (size,), generator=random)
+    presence = functional.one_hot(alone, count).float()
+    presence[torch.rand(size, generator=random) < both] = 1.0
+    return presence
+
+
+@dataclass(frozen=True)
+class PairedTakes:
+    """Modalities of the same takes, in the same order, with one label for all."""
+
+    modalities: tuple[Samples, ...]
+    both: float = 0.5
+
+    def batch(self, size: int, random: torch.Generator) -> Batch:
+        """See Examples."""
+        rows = torch.randint(len(self.modalities[0].labels), (size,), generator=random)
+        return Batch(
+            tuple(samples.draw(rows, random) for samples in self.modalities),
+            _presence(len(self.modalities), size, self.both, random),
+            self.modalities[0].labels[rows],
+        )
+
+
+class MatchedByLabel:
+    """Samples of any modality with the same label, every label equally often; alone, as often as they are.
+
+    A modality whose data does not know a label tells nothing of it: then any of its samples is taken, so
+    that the head learns just that; `alike` has those that look like another (calm faces like neutral ones).
+    """
+
+    def __init__(
+        self,
+        modalities: Sequence[Samples],
+        alike: Sequence[dict[str, str]],
+        both: float = 0.5,
+    ) -> None:
+        self.modalities, self.both = tuple(modalities), both
+        self._of_label: list[list[Tensor]] = []
+        for samples, same in zip(modalities, alike, strict=True):
+            most = samples.labels.argmax(dim=1)
+            everything = torch.arange(len(most))
+            rows = []
+            for label in LABELS:
+                found = (most == LABELS.index(same.get(label, label))).nonzero()[:, 0]
+                rows.append(found if len(found) else everything)
+            self._of_label.append(rows)
+
+    def batch(self, size: int, random: torch.Generator) -> Batch:
+        """See Examples."""
+        presence = _presence(len(self.modalities), size, self.both, random)
+        wanted = torch.randint(len(LABELS), (size,), generator=random)
+        target = functional.one_hot(wanted, len(LABELS)).float()
+        inputs = []
+        for index, samples in enumerate(self.modalities):
+            rows = torch.randint(len(samples.labels), (size,), generator=random)
+            for label, known in enumerate(self._of_label[index]):
+                matched = (wanted == label) & (presence.sum(dim=1) > 1)
+                chosen = torch.randint(len(known), (int(matched.sum()),), generator=random)
+                rows[matched] = known[chosen]
+            inputs.append(samples.draw(rows, random))
+            alone = (presence.sum(dim=1) == 1) & (presence[:, index] == 1)
+            target[alone] = samples.labels[rows[alone]]
+        return Batch(tuple(inputs), presence, target)
+
+
+@dataclass(frozen=True)
+class HeadRecipe:
+    """AdamW with a learning rate that falls as a cosine; the average of the weights is kept."""
+
+    seed: int = 0
+    steps: int = 1500
+    batch: int = 256
+    learning_rate: float = 3e-3
+    weight_decay: float = 0.02
+    label_smoothing: float = 0.05
+    age_s: float = 0.6  # embeddings are up to this old: the greatest max_age_s
+    average_decay: float = 0.995
+
+
+def train_head(
+    model: EmotionModel,
+    examples: Examples,
+    recipe: HeadRecipe,
+    progress: Callable[[int, int, float], None] = lambda step, steps, loss: None,
+) -> None:
+    """Train what fuses opinions, in place: the head and the projections. The classifiers stay as they are.
+
+    The same arguments give the same weights. The model ends in evaluation mode.
+    """
+    opinions = [model.encoder(name) for name in model.modalities]
+    trained = nn.ModuleList([model.head, *(opinion.projection for opinion in opinions)])
+    with one_thread(), torch.random.fork_rng(devices=[]):
+        torch.manual_seed(recipe.seed)
+        random = torch.Generator().manual_seed(recipe.seed)
+        for module in trained.modules():
+            if isinstance(module, nn.Linear):
+                module.reset_parameters()
+        optimiser = torch.optim.AdamW(
+            trained.parameters(), recipe.learning_rate, weight_decay=recipe.weight_decay
+        )
+        schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, recipe.steps)
+        average = {name: value.clone() for name, value in trained.state_dict().items()}
+        model.eval()
+        for part in (model.head, *(opinion.dropout for opinion in opinions)):
+            part.train()
+        for step in range(1, recipe.steps + 1):
+            said, presence, target = examples.batch(recipe.batch, random)
+            embeddings = [opinion.embed(x) for opinion, x in zip(opinions, said, strict=True)]
+            age = torch.rand(presence.shape, generator=random) * recipe.age_s * presence
+            smooth = recipe.label_smoothing
+            loss = functional.cross_entropy(
+                model.head(*embeddings, presence, age),
+                target * (1 - smooth) + smooth / target.shape[1],
+            )
+            optimiser.zero_grad()
+            loss.backward()  # type: ignore[no-untyped-call]
+            optimiser.step()
+            schedule.step()
+            decay = min(recipe.average_decay, step / (step + 10))
+            for name, value in trained.state_dict().items():
+                average[name].lerp_(value, 1 - decay)
+            progress(step, recipe.steps, float(loss.detach()))
+        trained.load_state_dict(average)
+        model.eval()
+
+
+@torch.no_grad()
+def fused_logits(model: EmotionModel, said: Sequence[Tensor], presence: Tensor) -> Tensor:
+    """What the head makes of opinions `[N, S]` by modality, with `presence` `[N, M]`: logits `[N, K]`."""
+    opinions = [model.encoder(name) for name in model.modalities]
+    embeddings = [opinion.embed(x) for opinion, x in zip(opinions, said, strict=True)]
+    logits: Tensor = model.head(*embeddings, presence, torch.zeros_like(presence))
+    return logits
+
+
+def fitted_temperature(logits: Tensor, target: Tensor) -> float:
+    """By which logits `[N, K]` are to be divided for the least cross-entropy to `[N, K]`, within 0.1 to 10
+    (Guo et al., arXiv 1706.04599).
+    """
+    candidates = torch.logspace(-1, 1, 201)
+    losses = [float(functional.cross_entropy(logits / t, target)) for t in candidates]
+    return round(float(candidates[losses.index(min(losses))]), 3)

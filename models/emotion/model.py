@@ -1,0 +1,232 @@
+"""The network of the task `emotion`: what a face, a voice or action units alone say, and a head that fuses.
+
+Encoders are classifiers that were trained by themselves, each on its own data. The head fuses what they
+say, as logits: for these there are honest examples, of people that the classifier has not seen. The inner
+features of a network that has learnt its data by heart are none.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from fusedge.models.emotion.action_units import ActionUnitConfig
+from fusedge.models.emotion.face_encoder import FaceConfig, FaceEncoder
+from fusedge.models.emotion.labels import LABELS
+from fusedge.models.emotion.voice_encoder import VoiceClassifier, VoiceConfig
+from fusedge.models.fusion import FusionKind, make_fusion
+from fusedge.models.weights_file import load_weights, weights_bytes
+
+_KIND = "fusedge-emotion-1"
+
+SourceConfig = FaceConfig | VoiceConfig | ActionUnitConfig
+_CONFIGS: Mapping[str, type[Any]] = {
+    "face": FaceConfig,
+    "voice": VoiceConfig,
+    "action_units": ActionUnitConfig,
+}
+
+
+@dataclass(frozen=True)
+class EmotionConfig:
+    """All that is needed to build the network; `sources` by modality, in the head's order.
+
+    `size` is that of the embeddings that are fused.
+    """
+
+    sources: Mapping[str, SourceConfig]
+    size: int
+    fusion: FusionKind
+    hidden: int
+    dropout: float
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> EmotionConfig:
+        """The inverse of `asdict`."""
+        sources = {name: _config(name, fields) for name, fields in data["sources"].items()}
+        return cls(**{**data, "sources": sources})
+
+
+def _config(modality: str, fields: Mapping[str, Any]) -> SourceConfig:
+    made: SourceConfig = _CONFIGS[modality](
+        **{key: tuple(value) if isinstance(value, list) else value for key, value in fields.items()}
+    )
+    return made
+
+
+class Opinion(nn.Module):
+    """What a modality alone says `[..., S]`, scaled and brought to an embedding `[..., size]`.
+
+    A subclass computes the former; `mean` and `deviation` are those of the head's training examples.
+    """
+
+    mean: Tensor
+    deviation: Tensor
+
+    def __init__(self, said: int, size: int, dropout: float) -> None:
+        super().__init__()
+        self.register_buffer("mean", torch.zeros(said))
+        self.register_buffer("deviation", torch.ones(said))
+        self.dropout = nn.Dropout(dropout)
+        self.projection = nn.Linear(said, size)
+
+    @torch.no_grad()
+    def calibrate(self, said: Tensor) -> None:
+        """Set the scale from examples `[N, S]`."""
+        self.mean.copy_(said.mean(dim=0))
+        self.deviation.copy_(said.std(dim=0).clamp(min=1e-2))
+
+    def embed(self, said: Tensor) -> Tensor:
+        """`[..., S]` to `[..., size]`."""
+        scaled = self.dropout((said - self.mean) / self.deviation)
+        embedding: Tensor = functional.gelu(self.projection(scaled))
+        return embedding
+
+
+class FaceOpinion(Opinion):
+    """`window uint8 [B, 1, 48, 48, 1] -> embedding [B, D]`; without memory."""
+
+    def __init__(self, config: FaceConfig, size: int, dropout: float) -> None:
+        encoder = FaceEncoder(config)
+        super().__init__(encoder.classifier.out_features, size, dropout)
+        self.encoder = encoder
+
+    def forward(self, window: Tensor) -> Tensor:
+        """The embedding."""
+        return self.embed(self.encoder.logits(window))
+
+
+class VoiceOpinion(Opinion):
+    """`(window, valid [B, N*HOP, 1], *states) -> (embedding [B, N, D], *new_states)`."""
+
+    def __init__(self, config: VoiceConfig, size: int, dropout: float) -> None:
+        classifier = VoiceClassifier(config)
+        super().__init__(classifier.judge.out_features, size, dropout)
+        self.classifier = classifier
+
+    def state_shapes(self) -> Mapping[str, tuple[int, ...]]:
+        """Shape of each state without the batch, in the order of the arguments."""
+        return self.classifier.encoder.state_shapes()
+
+    def zero_states(self, batch: int) -> tuple[Tensor, ...]:
+        """The states before anything was heard."""
+        return self.classifier.encoder.zero_states(batch)
+
+    def forward(self, window: Tensor, valid: Tensor, *states: Tensor) -> tuple[Tensor, ...]:
+        """Run N hops from the given states."""
+        embedding, *new = self.classifier.encoder(window, valid, *states)
+        return self.embed(self.classifier(embedding)), *new
+
+
+class ActionUnitOpinion(Opinion):
+    """`(window, valid [B, 1, 35]) -> embedding [B, D]`: means over a take; without memory."""
+
+    def __init__(self, config: ActionUnitConfig, size: int, dropout: float) -> None:
+        super().__init__(config.units, size, dropout)
+
+    def forward(self, window: Tensor, valid: Tensor) -> Tensor:
+        """The embedding."""
+        return self.embed((window * valid).mean(dim=1))
+
+
+_OPINIONS: Mapping[str, type[Any]] = {
+    "face": FaceOpinion,
+    "voice": VoiceOpinion,
+    "action_units": ActionUnitOpinion,
+}
+
+
+class Head(nn.Module):
+    """`(*embeddings [B, D], presence [B, M], age [B, M]) -> logits [B, K]` over `LABELS`."""
+
+    def __init__(self, config: EmotionConfig) -> None:
+        super().__init__()
+        self.fusion = make_fusion(
+            config.fusion,
+            len(config.sources),
+            config.size,
+            len(LABELS),
+            config.hidden,
+            config.dropout,
+        )
+
+    def forward(self, *tensors: Tensor) -> Tensor:
+        """Logits; see `fusedge.models.fusion`."""
+        *embeddings, presence, age = tensors
+        logits: Tensor = self.fusion(embeddings, presence, age)
+        return logits
+
+
+class EmotionModel(nn.Module):
+    """Encoders and head, which export turns into parts."""
+
+    def __init__(self, config: EmotionConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.encoders = nn.ModuleDict(
+            {
+                name: _OPINIONS[name](source, config.size, config.dropout)
+                for name, source in config.sources.items()
+            }
+        )
+        self.head = Head(config)
+
+    @property
+    def modalities(self) -> tuple[str, ...]:
+        """Names of the modalities, in the order of the head's columns."""
+        return tuple(self.config.sources)
+
+    def encoder(self, name: str) -> Opinion:
+        """The encoder of a modality."""
+        encoder = self.encoders[name]
+        assert isinstance(encoder, Opinion)
+        return encoder
+
+    def forward(
+        self,
+        windows: Mapping[str, Tensor],
+        valid: Mapping[str, Tensor],
+        presence: Tensor,
+        age: Tensor,
+    ) -> Tensor:
+        """The whole model over N steps from zero states, by which export proves its parts.
+
+        `windows` and `valid` by modality, `[B, N, n, ...]`; `presence` and `age` `[B, N, M]`; logits
+        `[B, N, K]`.
+        """
+        embeddings = [
+            _embeddings(self.encoder(name), windows[name], valid[name]).flatten(0, 1)
+            for name in self.modalities
+        ]
+        logits: Tensor = self.head(*embeddings, presence.flatten(0, 1), age.flatten(0, 1))
+        return logits.reshape(*presence.shape[:2], -1)
+
+
+def _embeddings(encoder: Opinion, windows: Tensor, valid: Tensor) -> Tensor:
+    """`[B, N, D]` of N windows in a row, `[B, N, n, ...]`, from zero states."""
+    if isinstance(encoder, VoiceOpinion):
+        states = encoder.zero_states(len(windows))
+        stream: Tensor = encoder(windows.flatten(1, 2), valid.flatten(1, 2), *states)[0]
+        return stream
+    given = [windows.flatten(0, 1)]
+    if isinstance(encoder, ActionUnitOpinion):
+        given.append(valid.flatten(0, 1))
+    embedding: Tensor = encoder(*given)
+    return embedding.reshape(*windows.shape[:2], -1)
+
+
+def emotion_bytes(model: EmotionModel, notes: Mapping[str, str]) -> bytes:
+    """The model as a safetensors file, halved, with its configuration; the same model, the same bytes."""
+    return weights_bytes(_KIND, model, asdict(model.config), notes, halved=True)
+
+
+def load_emotion(path: Path) -> tuple[EmotionModel, dict[str, str]]:
+    """The model in evaluation mode, and the notes in its file; raises FusedgeError."""
+    with torch.random.fork_rng(devices=[]):
+        return load_weights(_KIND, path, lambda raw: EmotionModel(EmotionConfig.from_dict(raw)))

@@ -1,0 +1,274 @@
+"""From faces and voices to trained weights of the task `emotion`: two classifiers, and a head over them."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.nn import functional
+
+from fusedge.bundle.regular_file import write_whole
+from fusedge.models.emotion.face_encoder import FaceConfig, FaceEncoder, face_bytes, load_face
+from fusedge.models.emotion.face_training import FaceRecipe, face_logits, train_face
+from fusedge.models.emotion.ferplus import Faces, held_out
+from fusedge.models.emotion.head_training import (
+    HeadRecipe,
+    MatchedByLabel,
+    Samples,
+    fitted_temperature,
+    fused_logits,
+    train_head,
+)
+from fusedge.models.emotion.labels import FACE_LABELS, LABELS, VOICE_LABELS, places
+from fusedge.models.emotion.model import (
+    EmotionConfig,
+    EmotionModel,
+    FaceOpinion,
+    VoiceOpinion,
+    emotion_bytes,
+    load_emotion,
+)
+from fusedge.models.emotion.takes import FOLDS, Take, fold_of
+from fusedge.models.emotion.voice_encoder import (
+    VoiceClassifier,
+    VoiceConfig,
+    join_classifiers,
+    load_voice,
+    voice_bytes,
+)
+from fusedge.models.emotion.voice_training import (
+    Spectrograms,
+    VoiceRecipe,
+    hear,
+    train_member,
+)
+from fusedge.models.fusion import FusionKind
+
+WEIGHTS = "weights.safetensors"
+FUSION: FusionKind = "concatenation"
+SIZE, HIDDEN, DROPOUT = 24, 24, 0.1
+CALM_LOOKS_NEUTRAL = {"calm": "neutral"}
+_LAST_HOPS = 8  # of a take: its end, where all has been said
+
+Tell = Callable[[str, int, int, float], None]
+"""Called with what is trained, the step that is done, the number of steps, and the loss."""
+
+
+# Each stage starts from the last one's weights: pictures are disturbed less, and dropout is less.
+FACE_STAGES = (
+    (FaceConfig(), FaceRecipe()),
+    (
+        FaceConfig(dropout=0.1),
+        FaceRecipe(1, 5, learning_rate=0.02, weight_decay=1e-4, augmentation=0.6, small_share=0.0),
+    ),
+    (
+        FaceConfig(dropout=0.1),
+        FaceRecipe(
+            seed=2,
+            epochs=11,
+            learning_rate=0.08,
+            weight_decay=1e-4,
+            augmentation=0.6,
+            small_share=0.45,
+            small_px=36,
+        ),
+    ),
+)
+
+
+@dataclass(frozen=True)
+class EmotionRecipe:
+    """How all is trained; `seed` is added to that of each of them, and `face` has stages."""
+
+    seed: int = 0
+    fusion: FusionKind = FUSION
+    face: tuple[tuple[FaceConfig, FaceRecipe], ...] = FACE_STAGES
+    voice: VoiceRecipe = field(default_factory=VoiceRecipe)
+    head: HeadRecipe = field(default_factory=HeadRecipe)
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A model in evaluation mode, the temperature of its output, and its weights file."""
+
+    model: EmotionModel
+    temperature: float
+    path: Path
+
+
+def train_emotion(
+    faces: Faces,
+    takes: Sequence[Take],
+    folder: Path,
+    recipe: EmotionRecipe = EmotionRecipe(),
+    tell: Tell = lambda what, step, steps, loss: None,
+) -> Trained:
+    """Train on FER+ faces and RAVDESS takes; writes `weights.safetensors`, and its pieces as they are done.
+
+    A tenth of the faces is kept from the face's classifier, and from each member of the voice's two groups
+    of actors: the head is trained on what is said of people that were not seen. Called again with the same
+    folder it goes on from there.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    hidden = held_out(faces)
+    face = _face(faces.only(~hidden), folder, recipe, tell)
+    members = _members(takes, folder, recipe, tell)
+    said = (
+        face_samples(face, faces.only(hidden)),
+        voice_samples(members, takes),
+    )
+    voice = join_classifiers(members)
+    model = assemble(face, voice, recipe.fusion)
+    for name, samples in zip(model.modalities, said, strict=True):
+        model.encoder(name).calibrate(samples.said.flatten(0, 1))
+    alike: tuple[dict[str, str], ...] = (CALM_LOOKS_NEUTRAL, {})
+    temperature = _temperature(model, said, takes, alike, replace(recipe.head, seed=recipe.seed))
+    train_head(
+        model,
+        MatchedByLabel(said, alike),
+        replace(recipe.head, seed=recipe.seed),
+        lambda step, steps, loss: tell("head", step, steps, loss),
+    )
+    actors = sorted({take.actor for take in takes})
+    notes = {
+        "temperature": repr(temperature),
+        "training_data": (
+            f"FER+ votes on FER2013, {len(faces)} faces; RAVDESS speech, {len(takes)} takes of "
+            f"{len(actors)} actors"
+        ),
+    }
+    path = folder / WEIGHTS
+    write_whole(path, emotion_bytes(model, notes))
+    return Trained(load_emotion(path)[0], temperature, path)
+
+
+def assemble(face: FaceEncoder, voice: VoiceClassifier, fusion: FusionKind) -> EmotionModel:
+    """The whole network with trained classifiers and a new head."""
+    config = EmotionConfig(
+        {"face": face.config, "voice": voice.config}, SIZE, fusion, HIDDEN, DROPOUT
+    )
+    with torch.random.fork_rng(devices=[]):
+        model = EmotionModel(config)
+    faces, voices = model.encoder("face"), model.encoder("voice")
+    assert isinstance(faces, FaceOpinion) and isinstance(voices, VoiceOpinion)
+    faces.encoder.load_state_dict(face.state_dict())
+    voices.classifier.load_state_dict(voice.state_dict())
+    return model.eval()
+
+
+def _face(faces: Faces, folder: Path, recipe: EmotionRecipe, tell: Tell) -> FaceEncoder:
+    path = folder / "face.safetensors"
+    key = _key(recipe.face, recipe.seed, faces.images, faces.votes)
+    if path.is_file():
+        found, notes = load_face(path)
+        if notes.get("key") == key:
+            return found
+    face: FaceEncoder | None = None
+    for number, (config, stage) in enumerate(recipe.face, 1):
+        face = train_face(
+            config,
+            faces,
+            replace(stage, seed=stage.seed + recipe.seed),
+            folder / f"face-{number}",
+            partial(tell, f"face {number} of {len(recipe.face)}"),
+            face,
+        )
+    assert face is not None
+    write_whole(path, face_bytes(face, {"key": key}))
+    return face
+
+
+def _members(
+    takes: Sequence[Take], folder: Path, recipe: EmotionRecipe, tell: Tell
+) -> list[VoiceClassifier]:
+    groups = np.array([fold_of(take.actor) for take in takes])
+    spectrograms: Spectrograms | None = None
+    members = []
+    for number in range(len(FOLDS)):
+        path = folder / f"voice-{number}.safetensors"
+        key = _key(recipe.voice, recipe.seed, *(take.wave for take in takes))
+        if path.is_file():
+            found, notes = load_voice(path)
+            if notes.get("key") == key:
+                members.append(found)
+                continue
+        if spectrograms is None:
+            spectrograms = Spectrograms(takes, groups.tolist())
+        hidden = np.isin(groups, [number, (number + 1) % len(FOLDS)])
+        own = replace(recipe.voice, seed=recipe.seed + number)
+        member = train_member(
+            spectrograms,
+            np.flatnonzero(~hidden),
+            VoiceConfig(),
+            own,
+            partial(tell, f"voice {number + 1} of {len(FOLDS)}"),
+        )
+        write_whole(path, voice_bytes(member, {"key": key}))
+        members.append(member)
+    return members
+
+
+def _key(recipe: object, seed: int, *arrays: NDArray[np.generic]) -> str:
+    """Changes with all that weights depend on."""
+    digest = hashlib.sha256(f"{recipe!r} {seed}".encode())
+    for array in arrays:
+        digest.update(array.tobytes())
+    return digest.hexdigest()
+
+
+def face_samples(face: FaceEncoder, faces: Faces) -> Samples:
+    """What the classifier says of faces, and their labels: confidence is that of the majority."""
+    labels = torch.tensor(places(FACE_LABELS))[torch.from_numpy(faces.labels)]
+    return Samples(face_logits(face, faces.images).unsqueeze(1), _one_hot(labels))
+
+
+def _one_hot(labels: Tensor) -> Tensor:
+    return functional.one_hot(labels, len(LABELS)).float()
+
+
+@torch.no_grad()
+def voice_samples(members: Sequence[VoiceClassifier], takes: Sequence[Take]) -> Samples:
+    """What the members that have not heard an actor say of the takes' last hops, and the labels."""
+    said = []
+    for take in takes:
+        group = fold_of(take.actor)
+        honest = (members[group - 1], members[group])
+        logits: list[Tensor] = [m(hear(m, take.wave)[-_LAST_HOPS:]) for m in honest]
+        said.append(torch.stack(logits).mean(dim=0))
+    places_of = places(VOICE_LABELS)
+    labels = torch.tensor([places_of[take.label] for take in takes])
+    return Samples(torch.stack(said), _one_hot(labels))
+
+
+def _temperature(
+    model: EmotionModel,
+    said: tuple[Samples, Samples],
+    takes: Sequence[Take],
+    alike: Sequence[dict[str, str]],
+    recipe: HeadRecipe,
+) -> float:
+    """The geometric mean over five heads, each trained without a group of actors and a fifth of the faces,
+    of the temperature that suits these best, with both modalities and with one.
+    """
+    actors = torch.tensor([fold_of(take.actor) for take in takes])
+    faces = torch.arange(len(said[0].labels)) % len(FOLDS)
+    found = []
+    for group in range(len(FOLDS)):
+        seen = (_only(said[0], faces != group), _only(said[1], actors != group))
+        rest = (_only(said[0], faces == group), _only(said[1], actors == group))
+        train_head(model, MatchedByLabel(seen, alike), recipe)
+        batch = MatchedByLabel(rest, alike).batch(4000, torch.Generator().manual_seed(group))
+        logits = fused_logits(model, batch.said, batch.presence)
+        found.append(fitted_temperature(logits, batch.target))
+    return round(float(np.exp(np.mean(np.log(found)))), 3)
+
+
+def _only(samples: Samples, chosen: Tensor) -> Samples:
+    return Samples(samples.said[chosen], samples.labels[chosen])

@@ -1,0 +1,72 @@
+"""What a front end saw beside the samples that it gave, for decisions and for whoever looks on."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+KEPT = 256  # sightings a modality: sound has 31 a second, and a decision is at most 2 s behind
+
+
+class FaceSeen(NamedTuple):
+    """One face of a frame: `box` is x, y, width and height in pixels, `number` is of its track."""
+
+    number: int
+    box: tuple[float, float, float, float]
+    score: float
+    drives: bool
+
+
+class FacesSeen(NamedTuple):
+    """All faces of a frame of `height` x `width` pixels, which came at `arrival_ns`."""
+
+    arrival_ns: int
+    height: int
+    width: int
+    faces: tuple[FaceSeen, ...]
+
+    def as_dict(self) -> dict[str, Any]:
+        """For JSON."""
+        return {
+            "frame": [self.width, self.height],
+            "faces": [
+                {
+                    "id": face.number,
+                    "box": [round(value, 1) for value in face.box],
+                    "score": round(face.score, 3),
+                    "drives": face.drives,
+                }
+                for face in self.faces
+            ],
+        }
+
+
+class SpeechHeard(NamedTuple):
+    """How probable it is that somebody spoke in the newest step of sound, which came at `arrival_ns`."""
+
+    arrival_ns: int
+    probability: float
+
+    def as_dict(self) -> dict[str, Any]:
+        """For JSON."""
+        return {"speech": round(self.probability, 3)}
+
+
+Sighting = FacesSeen | SpeechHeard
+
+
+class Sightings:
+    """The newest sightings of a modality. One thread adds, others may ask."""
+
+    def __init__(self) -> None:
+        self._kept: tuple[Sighting, ...] = ()
+
+    def add(self, sighting: Sighting) -> None:
+        """Keep one more; the oldest goes."""
+        self._kept = (*self._kept[1 - KEPT :], sighting)
+
+    def at(self, time_ns: int, max_age_ns: int) -> Sighting | None:
+        """The newest that had come by `time_ns`; None where it is older than `max_age_ns`."""
+        for sighting in reversed(self._kept):
+            if sighting.arrival_ns <= time_ns:
+                return sighting if time_ns - sighting.arrival_ns <= max_age_ns else None
+        return None

@@ -1,0 +1,159 @@
+"""Single pictures as a source."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, settings
+from hypothesis import given as examples
+from hypothesis import strategies as st
+from PIL import Image
+
+from fusedge.bundle.errors import FusedgeError
+from fusedge.bundle.manifest import FrontEnd
+from fusedge.bundle.sample import Sample
+from fusedge.devices.capture.address import Request, Wanted, parse
+from fusedge.devices.capture.file import open_file
+from fusedge.devices.capture.source import SCHEMES, open_source
+from fusedge.devices.capture.still import SHOWN_S
+from tests.devices.modalities import audio, by_name, image
+
+FACE = image("face", 48, 48, 10, "g").model_copy(
+    update={"front": FrontEnd(kind="largest_face", part="detector")}
+)
+ORIENTATION = 0x0112  # of EXIF
+# What a camera must have done to an upright picture for each value of it, from the standard.
+TURNED = {
+    1: lambda a: a,
+    2: lambda a: a[:, ::-1],
+    3: lambda a: a[::-1, ::-1],
+    4: lambda a: a[::-1],
+    5: lambda a: a.swapaxes(0, 1),
+    6: lambda a: np.rot90(a, 1),
+    7: lambda a: np.rot90(a, 2).swapaxes(0, 1),
+    8: lambda a: np.rot90(a, -1),
+}
+
+
+def upright() -> np.ndarray:
+    """60 x 90: red above on the left, green above on the right, blue below."""
+    picture = np.zeros((60, 90, 3), np.uint8)
+    picture[:30, :45, 0] = picture[:30, 45:, 1] = picture[30:, :, 2] = 255
+    return picture
+
+
+def shown(path: Path, wanted: Wanted = None) -> list[Sample]:
+    source = open_file(Request(parse(f"file:{path}", SCHEMES), wanted, lambda: 0))
+    items = list(source.samples())
+    source.close()
+    return [item for item in items if isinstance(item, Sample)]
+
+
+def test_a_picture_is_there_for_a_while_at_the_rate_that_is_wanted(tmp_path: Path) -> None:
+    Image.fromarray(upright()).save(tmp_path / "a.png")
+    samples = shown(tmp_path / "a.png", by_name(FACE, audio("voice")))
+    assert [s.timestamp_ns for s in samples] == [
+        n * 100_000_000 for n in range(round(10 * SHOWN_S))
+    ]
+    assert all(s.arrival_ns == s.timestamp_ns and s.modality == "face" for s in samples)
+    for sample in samples:
+        np.testing.assert_array_equal(sample.data, upright())
+
+
+@pytest.mark.parametrize("orientation", TURNED)
+@pytest.mark.parametrize("wanted", [None, FACE])
+def test_a_turned_picture_is_turned_upright(tmp_path: Path, orientation: int, wanted: Any) -> None:
+    exif = Image.Exif()
+    exif[ORIENTATION] = orientation
+    stored = np.ascontiguousarray(TURNED[orientation](upright()))
+    path = tmp_path / "turned.jpg"
+    Image.fromarray(stored).save(path, quality=95, subsampling=0, exif=exif)
+    picture = shown(path, wanted and by_name(wanted))[0].data
+    assert picture.shape == (60, 90, 3)
+    assert np.abs(picture.astype(int) - upright()).mean() < 5
+
+
+@pytest.mark.parametrize("mode", ["L", "LA", "RGBA", "P", "1", "I;16", "CMYK"])
+def test_whatever_its_pixels_are_it_comes_in_rgb(tmp_path: Path, mode: str) -> None:
+    if mode == "I;16":
+        stored = Image.fromarray(np.full((60, 90), 200 * 257, np.uint16))
+    else:
+        stored = Image.new("RGB", (90, 60), (200, 200, 200)).convert(mode)
+    path = tmp_path / ("a.jpg" if mode == "CMYK" else "a.png")
+    stored.save(path)
+    picture = shown(path)[0].data
+    assert picture.shape == (60, 90, 3) and picture.dtype == np.uint8
+    assert np.unique(picture.reshape(-1, 3), axis=0).tolist() in (
+        [[200] * 3],
+        [[255] * 3, [0] * 3],
+    ) or (mode in ("1", "CMYK", "P") and abs(picture.mean() - 200) < 20)
+
+
+def test_it_is_stretched_for_a_modality_of_a_size_and_grey_for_one_of_one_channel(
+    tmp_path: Path,
+) -> None:
+    Image.fromarray(upright()).save(tmp_path / "a.png")
+    (grey, *_) = shown(tmp_path / "a.png", by_name(image("camera", 6, 8, 10, "g")))
+    assert grey.data.shape == (6, 8, 1)
+    assert grey.data[0, 0, 0] == pytest.approx(76, abs=2)  # of red, by BT.601
+
+
+def test_in_a_process_of_its_own_it_is_the_same(tmp_path: Path) -> None:
+    large = np.tile(upright(), (30, 40, 1))
+    Image.fromarray(large).save(tmp_path / "a.png")
+    source = open_source(f"file:{tmp_path / 'a.png'}", by_name(FACE), lambda: 0)
+    shapes = {item.data.shape for item in source.samples() if isinstance(item, Sample)}
+    source.close()
+    assert shapes == {(640, 1280, 3)}
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("empty.jpg", b"", "no picture"),
+        ("text.png", b"hello", "no picture"),
+        ("torn.png", b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR\0\0", "no picture"),
+        # A header of 50,000 x 50,000 pixels.
+        (
+            "bomb.bmp",
+            b"BM" + (54).to_bytes(4, "little") + bytes(4) + (54).to_bytes(4, "little")
+            + (40).to_bytes(4, "little") + (50_000).to_bytes(4, "little") * 2
+            + b"\1\0\x18\0" + bytes(24),
+            "decoded|no picture",
+        ),
+    ],
+)  # fmt: skip
+def test_what_is_no_picture_is_told_in_a_line(
+    tmp_path: Path, name: str, content: bytes, message: str
+) -> None:
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(FusedgeError, match=message) as caught:
+        shown(tmp_path / name)
+    assert "\n" not in caught.value.line()
+
+
+def test_a_picture_that_is_not_there_or_not_wanted_is_told(tmp_path: Path) -> None:
+    with pytest.raises(FusedgeError, match="No such file"):
+        shown(tmp_path / "missing.jpg")
+    Image.fromarray(upright()).save(tmp_path / "a.png")
+    with pytest.raises(FusedgeError, match="offers none of the wanted"):
+        shown(tmp_path / "a.png", by_name(audio("voice")))
+
+
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+@examples(cut=st.integers(0, 3000), spoil=st.binary(max_size=40), at=st.integers(0, 3000))
+def test_a_damaged_picture_is_a_picture_or_an_error(
+    tmp_path: Path, cut: int, spoil: bytes, at: int
+) -> None:
+    path = tmp_path / "a.jpg"
+    Image.fromarray(np.tile(upright(), (2, 2, 1))).save(path)
+    content = path.read_bytes()
+    path.write_bytes((content[:at] + spoil + content[at + len(spoil) :])[: max(cut, 1)])
+    try:
+        samples = shown(path)
+    except FusedgeError:
+        return
+    assert samples[0].data.ndim == 3 and samples[0].data.shape[2] == 3

@@ -1,0 +1,166 @@
+"""Training of the voice on made-up takes: what is heard where, what comes out twice the same."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from fusedge.models.emotion import voice_training
+from fusedge.models.emotion.takes import RATE_HZ, Take
+from fusedge.models.emotion.voice_encoder import (
+    FRAMES,
+    LOG_MEL,
+    VoiceClassifier,
+    VoiceConfig,
+    join_classifiers,
+)
+from fusedge.models.emotion.voice_training import (
+    Spectrograms,
+    VoiceRecipe,
+    Wave,
+    best_temperature,
+    disturb,
+    hear,
+    log_mel_of,
+    resampled,
+    train_member,
+    train_members,
+)
+
+SMALL = VoiceConfig(channels=(4, 4, 6), width=8, judgements=6, level=10, long=10)
+RECIPE = VoiceRecipe(steps=3, batch=8, lengths=(10,), later=4)
+
+
+def take(number: int, label: int, actor: int) -> Take:
+    """A second of silence, one of a tone whose pitch is the label's, one of silence."""
+    random = np.random.default_rng(number)
+    time_s = np.arange(3 * RATE_HZ) / RATE_HZ
+    pitch_hz = (200 if label == 0 else 800) * np.exp(random.uniform(-0.1, 0.1))
+    loud = (time_s > 1) & (time_s < 2)
+    wave = 0.2 * np.sin(2 * np.pi * pitch_hz * time_s) * loud
+    wave += 1e-3 * random.standard_normal(len(wave))
+    return Take(f"take {number}", label, actor, wave.astype(np.float32), np.zeros(35, np.float32))
+
+
+TAKES = [take(number, number % 2, 1 + number // 4) for number in range(12)]
+GROUPS = np.array([t.actor for t in TAKES])
+
+
+@pytest.fixture(scope="module")
+def spectrograms() -> Spectrograms:
+    return Spectrograms(TAKES, GROUPS.tolist(), variants=2)
+
+
+def test_the_same_arguments_give_the_same_weights(spectrograms: Spectrograms) -> None:
+    chosen = np.arange(8)
+    first, again = (train_member(spectrograms, chosen, SMALL, RECIPE) for _ in range(2))
+    other = train_member(spectrograms, chosen, SMALL, replace(RECIPE, seed=1))
+    for name, value in first.state_dict().items():
+        assert torch.equal(value, again.state_dict()[name]), name
+    assert not torch.equal(first.judge.weight, other.judge.weight)
+
+
+def test_what_is_held_out_changes_nothing(spectrograms: Spectrograms) -> None:
+    chosen = np.flatnonzero(GROUPS != 3)
+    changed = Spectrograms(
+        [replace(t, wave=t.wave[::-1].copy(), label=7) if t.actor == 3 else t for t in TAKES],
+        GROUPS.tolist(),
+        variants=2,
+    )
+    first, second = (train_member(s, chosen, SMALL, RECIPE) for s in (spectrograms, changed))
+    for name, value in first.state_dict().items():
+        assert torch.equal(value, second.state_dict()[name]), name
+
+
+def test_two_tones_are_told_apart(spectrograms: Spectrograms) -> None:
+    recipe = replace(RECIPE, steps=80, mixup=0.0, learning_rate=2e-2, average_decay=0.9)
+    model = train_member(spectrograms, np.arange(8), SMALL, recipe)
+    said = [int(model(hear(model, t.wave))[-1].argmax()) for t in TAKES[8:]]
+    assert said == [t.label for t in TAKES[8:]]
+
+
+def test_members_do_not_hear_what_is_left_out_and_their_mean_is_the_joined_one(
+    spectrograms: Spectrograms, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    heard: list[set[int]] = []
+
+    def spy(data: Spectrograms, chosen: np.ndarray[Any, Any], *rest: Any) -> VoiceClassifier:
+        heard.append(set(GROUPS[chosen].tolist()))
+        return train_member(data, chosen, *rest)
+
+    monkeypatch.setattr(voice_training, "train_member", spy)
+    recipe = replace(RECIPE, steps=1)
+    members = train_members(spectrograms, GROUPS, [(1, 2), (3,)], SMALL, recipe)
+    assert heard == [{3}, {1, 2}]
+    joined = join_classifiers(members)
+    expected = torch.stack([m(hear(m, TAKES[0].wave)) for m in members]).mean(0)
+    torch.testing.assert_close(joined(hear(joined, TAKES[0].wave)), expected, atol=1e-5, rtol=1e-4)
+
+
+def test_babble_comes_from_other_actors_of_the_group_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    behind: list[list[int]] = []
+
+    def spy(wave: Wave, others: Sequence[Wave], random: np.random.Generator) -> Wave:
+        behind.append([id(other) for other in others])
+        return wave
+
+    monkeypatch.setattr(voice_training, "disturb", spy)
+    Spectrograms(TAKES, [0] * 8 + [1] * 4, variants=2)
+    ids = [id(t.wave) for t in TAKES]
+    assert behind == [ids[4:8]] * 4 + [ids[:4]] * 4 + [[]] * 4
+
+
+def test_disturbed_sound_depends_on_the_seed_alone_and_fits_16_bits() -> None:
+    wave = TAKES[0].wave
+    first, again, other = (
+        disturb(wave, [TAKES[1].wave], np.random.default_rng(seed)) for seed in (5, 5, 6)
+    )
+    np.testing.assert_array_equal(first, again)
+    assert not np.array_equal(first[:1000], other[:1000])
+    for seed in range(20):
+        sound = disturb(wave, [TAKES[1].wave], np.random.default_rng(seed))
+        assert np.isfinite(sound).all() and np.abs(sound).max() <= 1
+        np.testing.assert_array_equal(sound * 32768, np.round(sound * 32768))
+
+
+def test_faster_is_higher() -> None:
+    tone = np.sin(2 * np.pi * 500 * np.arange(RATE_HZ) / RATE_HZ).astype(np.float32)
+    faster = resampled(tone, 1.25)
+    assert len(faster) == pytest.approx(RATE_HZ / 1.25, abs=2)
+    peak = np.abs(np.fft.rfft(faster)).argmax() * RATE_HZ / len(faster)
+    assert peak == pytest.approx(625, abs=2)
+
+
+def test_a_stretched_spectrum_shows_a_tone_elsewhere() -> None:
+    def loudest(hz: float) -> int:
+        tone = np.sin(2 * np.pi * hz * np.arange(RATE_HZ) / RATE_HZ).astype(np.float32)
+        return int(log_mel_of(tone)[20].argmax())
+
+    tone = np.sin(2 * np.pi * 1000 * np.arange(RATE_HZ) / RATE_HZ).astype(np.float32)
+    bands = log_mel_of(tone)[None, 20:21]
+    for factor in (1.0, 0.8, 1.25):
+        shown = bands @ voice_training._stretch(torch.tensor([factor]))
+        assert abs(int(shown[0, 0].argmax()) - loudest(1000 / factor)) <= (factor != 1)
+        if factor == 1:
+            torch.testing.assert_close(shown, bands, atol=1e-3, rtol=0)
+
+
+def test_speech_is_where_the_sound_is(spectrograms: Spectrograms) -> None:
+    begin, end = spectrograms.speech[0]
+    assert begin == pytest.approx(1 / 3, abs=0.02) and end == pytest.approx(2 / 3, abs=0.03)
+    assert spectrograms.lengths.shape == (12, 2)
+    assert spectrograms.values.shape == (spectrograms.lengths.sum(), LOG_MEL.n_mels)
+    assert not (spectrograms.lengths % FRAMES).any()
+
+
+@pytest.mark.parametrize("factor", [0.5, 1.0, 3.0])
+def test_the_temperature_undoes_a_factor(factor: float) -> None:
+    generator = torch.Generator().manual_seed(0)
+    logits = torch.randn(20_000, 8, generator=generator)
+    labels = torch.multinomial(logits.softmax(-1), 1, generator=generator)[:, 0]
+    assert best_temperature(logits * factor, labels) == pytest.approx(factor, rel=0.06)

@@ -1,0 +1,78 @@
+"""The task `emotion` as it is shipped: weights, card and licence, exported, run on a face and on none."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from fusedge.bundle.archive import Bundle
+from fusedge.cli.tasks import WEIGHTS, load_for_export
+from fusedge.export.pipeline import ExportOptions, export_bundle
+from fusedge.export.subject import fusion_subject
+from fusedge.models.emotion.labels import LABELS
+from fusedge.models.emotion.model import load_emotion
+from fusedge.models.fusion_model import parameter_count
+from fusedge.runtime.clock import VirtualClock
+from fusedge.runtime.decision import Decision
+from fusedge.runtime.runner import run
+from fusedge.runtime.session import Session
+from fusedge.runtime.sinks.memory import MemorySink
+from tests.export.test_packaged_parts import installed
+
+Image = pytest.importorskip("PIL.Image")
+
+
+@pytest.fixture(scope="module")
+def bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+    subject = fusion_subject(*load_for_export("emotion", None))
+    path = tmp_path_factory.mktemp("emotion") / "emotion.fusedge"
+    return export_bundle(subject, path, ExportOptions(precision="fp32")).bundle
+
+
+def decisions(bundle: Bundle, picture: Path) -> list[Decision]:
+    memory = MemorySink()
+    report = run(Session(bundle, [f"file:{picture}"], VirtualClock()), [memory])
+    assert report.summary["ledger_balanced"]
+    return memory.decisions
+
+
+def test_the_bundle_says_whose_weights_it_has_and_under_which_licence(bundle: Bundle) -> None:
+    manifest = bundle.manifest
+    assert (
+        bundle.read("LICENSE-WEIGHTS.md") == (WEIGHTS / "LICENSE-WEIGHTS-EMOTION.md").read_bytes()
+    )
+    assert bundle.read("MODEL-CARD.md") == (WEIGHTS / "emotion.md").read_bytes()
+    assert "CC BY-NC-SA" in manifest.provenance.weights_licence
+    assert manifest.accuracy == json.loads((WEIGHTS / "emotion.figures.json").read_text())
+    fronts = {part.name: part.weights for part in manifest.parts if part.kind == "front"}
+    assert "Apache-2.0" in fronts["face_detector"] and "MIT" in fronts["voice_activity"]
+
+
+def test_the_label_order_is_in_the_bundle(bundle: Bundle) -> None:
+    (output,) = bundle.manifest.outputs
+    assert output.labels == LABELS == (
+        "neutral", "calm", "happy", "sad", "angry", "fearful", "disgust", "surprised", "contempt",
+    )  # fmt: skip
+
+
+def test_each_network_is_small() -> None:
+    model, _ = load_emotion(WEIGHTS / "emotion.safetensors")
+    assert all(parameter_count(model.encoder(name)) <= 1_000_000 for name in model.modalities)
+
+
+def test_a_smile_is_seen(bundle: Bundle) -> None:
+    made = decisions(bundle, Path(installed("scikit-image", "skimage/data/astronaut.png")))
+    shown = [d for d in made if d.modalities["face"].present]
+    assert len(shown) > 20
+    assert {d.outputs["emotion"].momentary_label for d in shown} == {"happy"}
+    assert not any(d.modalities["voice"].present for d in made)
+
+
+def test_nobody_in_the_picture_has_no_emotion(bundle: Bundle, tmp_path: Path) -> None:
+    noise = np.random.default_rng(0).integers(0, 256, (480, 640, 3), np.uint8)
+    Image.fromarray(noise).save(tmp_path / "noise.png")
+    made = decisions(bundle, tmp_path / "noise.png")
+    assert made and not any(d.modalities["face"].present for d in made)
