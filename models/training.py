@@ -11,14 +11,12 @@ from pathlib import Path
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from safetensors import SafetensorError
-from safetensors.torch import load, save
 from torch import Tensor
 from torch.nn import functional
 
 from fusedge.bundle.errors import FusedgeError
 from fusedge.bundle.manifest import Modality
-from fusedge.bundle.regular_file import write_whole
+from fusedge.models.checkpoint import Checkpoint
 from fusedge.models.dataset import Drive
 from fusedge.models.fusion_model import FusionModel, ModelConfig
 from fusedge.models.one_thread import one_thread
@@ -134,7 +132,7 @@ class _Run:
         self.shown = [
             recipe.modalities is None or m.name in recipe.modalities for m in self.modalities
         ]
-        self.store = None if checkpoint is None else _Checkpoint(checkpoint, self._fingerprint())
+        self.store = None if checkpoint is None else Checkpoint(checkpoint, self._fingerprint())
         self.step = 0
 
     def _fingerprint(self) -> str:
@@ -268,7 +266,7 @@ class _Run:
         embedding = embedded.gather(1, picked.expand(-1, -1, embedded.shape[-1]))
         return embedding, age + jitter.astype(np.float32), there
 
-    def _save(self, store: _Checkpoint) -> None:
+    def _save(self, store: Checkpoint) -> None:
         tensors = {f"model.{name}": value.detach() for name, value in self.parameters.items()}
         tensors |= {f"average.{name}": value for name, value in self.average.items()}
         for name, value in self.parameters.items():
@@ -276,7 +274,7 @@ class _Run:
             tensors |= {f"{key}.{name}": state[key] for key in _MOMENTS}
         store.write(self.step, tensors)
 
-    def _restore(self, store: _Checkpoint) -> None:
+    def _restore(self, store: Checkpoint) -> None:
         found = store.read()
         if found is None:
             return
@@ -290,41 +288,3 @@ class _Run:
 
 _IGNORED = -100  # a target that the loss leaves out
 _MOMENTS = ("step", "exp_avg", "exp_avg_sq")  # what AdamW remembers of a parameter
-
-
-class _Checkpoint:
-    """The state of a run in one file, which is replaced as a whole."""
-
-    def __init__(self, folder: Path, fingerprint: str) -> None:
-        self.path, self.fingerprint = folder / "checkpoint.safetensors", fingerprint
-
-    def write(self, step: int, tensors: Mapping[str, Tensor]) -> None:
-        metadata = {"fingerprint": self.fingerprint, "step": str(step)}
-        fresh = {name: value.detach().clone().contiguous() for name, value in tensors.items()}
-        write_whole(self.path, save(fresh, metadata))
-
-    def read(self) -> tuple[int, dict[str, Tensor]] | None:
-        try:
-            content = self.path.read_bytes()
-        except FileNotFoundError:
-            return None
-        except OSError as error:
-            raise FusedgeError(f"cannot be read: {error.strerror}", where=str(self.path)) from None
-        try:
-            length = int.from_bytes(content[:8], "little")
-            metadata = json.loads(content[8 : 8 + length])["__metadata__"]
-            tensors = load(content)
-            step, fingerprint = int(metadata["step"]), metadata["fingerprint"]
-        except (SafetensorError, ValueError, KeyError, TypeError) as error:
-            raise FusedgeError(
-                f"the checkpoint is damaged: {error}",
-                where=str(self.path),
-                hint="train with --fresh to start again",
-            ) from error
-        if fingerprint != self.fingerprint:
-            raise FusedgeError(
-                "the checkpoint belongs to another recipe or other recordings",
-                where=str(self.path),
-                hint="train with --fresh to start again, or into another folder",
-            )
-        return step, tensors

@@ -7,11 +7,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from click.testing import Result
+from typer.testing import CliRunner
 
 from fusedge.bundle.archive import Bundle
-from fusedge.cli.tasks import WEIGHTS, load_for_export
-from fusedge.export.pipeline import ExportOptions, export_bundle
-from fusedge.export.subject import fusion_subject
+from fusedge.cli.app import app
+from fusedge.cli.demo_film import GONE_S, SPEECH_AT_S
+from fusedge.cli.tasks import WEIGHTS
 from fusedge.models.emotion.labels import LABELS
 from fusedge.models.emotion.model import load_emotion
 from fusedge.models.fusion_model import parameter_count
@@ -26,10 +28,50 @@ Image = pytest.importorskip("PIL.Image")
 
 
 @pytest.fixture(scope="module")
-def bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
-    subject = fusion_subject(*load_for_export("emotion", None))
-    path = tmp_path_factory.mktemp("emotion") / "emotion.fusedge"
-    return export_bundle(subject, path, ExportOptions(precision="fp32")).bundle
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("cache")
+
+
+def run_demo(out: Path, cache: Path) -> Result:
+    words = ["demo", "emotion", "--out", str(out), "--speed", "max", "--json"]
+    result = CliRunner().invoke(app, words, env={"FUSEDGE_CACHE": str(cache)})
+    assert result.exit_code == 0, result.output
+    return result
+
+
+@pytest.fixture(scope="module")
+def shown(tmp_path_factory: pytest.TempPathFactory, cache: Path) -> Path:
+    """What the demo left, whose bundle is exported on the way."""
+    installed("scikit-image", "skimage/data/astronaut.png")
+    out = tmp_path_factory.mktemp("demo")
+    assert "exporting emotion" in run_demo(out, cache).stderr
+    return out
+
+
+@pytest.fixture(scope="module")
+def bundle(shown: Path, cache: Path) -> Bundle:
+    (path,) = (cache / "bundles").iterdir()
+    return Bundle(path)
+
+
+def test_the_demo_sees_a_face_come_and_go_and_hears_a_voice(shown: Path) -> None:
+    lines = [json.loads(line) for line in (shown / "decisions.jsonl").read_text().splitlines()]
+    made = [line for line in lines if line["type"] == "decision"]
+    assert len(made) > 200
+    seen = [d["t_s"] for d in made if d["modalities"]["face"]["present"]]
+    heard = [d["t_s"] for d in made if d["modalities"]["voice"]["present"]]
+    gone = [time_s for time_s in seen if GONE_S[0] + 1 < time_s < GONE_S[1]]
+    assert len(seen) > 180 and not gone
+    assert len(heard) > 40 and min(heard) > SPEECH_AT_S and max(heard) < SPEECH_AT_S + 9
+    labels = [d["outputs"]["emotion"]["label"] for d in made if d["modalities"]["face"]["present"]]
+    assert labels.count("happy") > 0.9 * len(labels)
+    (face,) = made[50]["modalities"]["face"]["front"]["faces"]
+    assert face["drives"] and face["id"] == 1
+    assert (shown / "timeline.png").stat().st_size > 10_000
+
+
+def test_the_demo_exports_only_once(shown: Path, cache: Path, tmp_path: Path) -> None:
+    assert "exporting" not in run_demo(tmp_path, cache).stderr
 
 
 def decisions(bundle: Bundle, picture: Path) -> list[Decision]:

@@ -16,13 +16,14 @@ from torch import Tensor
 from torch.nn import functional
 
 from fusedge.bundle.errors import FusedgeError
+from fusedge.models.checkpoint import Checkpoint
 from fusedge.models.emotion.face_augmentation import CONDITIONS, Change, augment
 from fusedge.models.emotion.face_encoder import FaceConfig, FaceEncoder, face_windows
 from fusedge.models.emotion.ferplus import Faces
 from fusedge.models.emotion.labels import FACE_LABELS
 from fusedge.models.metrics import calibration_error, confusion, macro_f1
 from fusedge.models.one_thread import one_thread
-from fusedge.models.training import Progress, _Checkpoint
+from fusedge.models.training import Progress
 
 
 @dataclass(frozen=True)
@@ -106,7 +107,7 @@ class _Run:
         )
         self.in_epoch = len(faces) // recipe.batch
         self.steps, self.step = recipe.epochs * self.in_epoch, 0
-        self.store = None if checkpoint is None else _Checkpoint(checkpoint, self._fingerprint())
+        self.store = None if checkpoint is None else Checkpoint(checkpoint, self._fingerprint())
 
     def _fingerprint(self) -> str:
         """Changes with anything that the weights depend on."""
@@ -175,14 +176,14 @@ class _Run:
                     self.average[name].copy_(value)
         return loss.item()
 
-    def _save(self, store: _Checkpoint) -> None:
+    def _save(self, store: Checkpoint) -> None:
         tensors = {f"model.{name}": value for name, value in self.state.items()}
         tensors |= {f"average.{name}": value for name, value in self.average.items()}
         for name, value in self.parameters.items():
             tensors[f"momentum.{name}"] = self.optimizer.state[value]["momentum_buffer"]
         store.write(self.step, tensors)
 
-    def _restore(self, store: _Checkpoint) -> None:
+    def _restore(self, store: Checkpoint) -> None:
         found = store.read()
         if found is None:
             return

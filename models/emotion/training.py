@@ -80,6 +80,10 @@ FACE_STAGES = (
             small_px=36,
         ),
     ),
+    (
+        FaceConfig(dropout=0.0),
+        FaceRecipe(3, 4, learning_rate=0.03, weight_decay=1e-4, augmentation=0.4, small_share=0.0),
+    ),
 )
 
 
