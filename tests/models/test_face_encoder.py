@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from fusedge.bundle.errors import FusedgeError
+from fusedge.bundle.regular_file import write_whole
 from fusedge.models.emotion.face_augmentation import CONDITIONS, augment, blur, jpeg, mirror
 from fusedge.models.emotion.face_encoder import (
     FaceConfig,
@@ -33,7 +34,6 @@ from fusedge.models.emotion.face_training import (
 from fusedge.models.emotion.ferplus import Faces
 from fusedge.models.emotion.labels import FACE_LABELS
 from fusedge.models.fusion_model import parameter_count
-from fusedge.models.training import write_whole
 
 SMALL = FaceConfig(widths=(4, 6, 8, 10), blocks=(1, 1, 1), dropout=0.1)
 RECIPE = FaceRecipe(epochs=2, batch=16, checkpoint_every=3, mixup=0.2, precision="float32")
