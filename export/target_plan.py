@@ -15,7 +15,6 @@ from fusedge.devices.targets.calibration.profile import (
     Profile,
     identity_of,
     load_profile,
-    profile_for,
     profile_path,
     rates_of,
 )
@@ -183,10 +182,12 @@ def kept_profile(machine: Machine) -> Profile | None:
     except FusedgeError:  # of several GPUs; then nothing could be measured either
         return None
     identity = identity_of(machine, here)
-    if is_file(path := profile_path(identity)):
-        load_profile(path)
-    found = (profile_for(identity, provider) for provider in ("cpu", NATIVE, *_GPU_PROVIDERS))
-    return next((profile for profile in found if profile is not None), None)
+    path = profile_path(identity)
+    profile = load_profile(path) if is_file(path) else None
+    if profile is None or profile.machine != identity:
+        return None
+    known = {"cpu", NATIVE, *_GPU_PROVIDERS}
+    return profile if any(each.provider in known for each in profile.calibrations) else None
 
 
 def own_modes(machine: Machine, here: Target) -> dict[str, Target]:

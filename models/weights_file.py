@@ -14,6 +14,7 @@ from torch import nn
 from fusedge.bundle.errors import FusedgeError
 
 M = TypeVar("M", bound=nn.Module)
+C = TypeVar("C")
 
 _HINT = "weights are written by `fusedge train`, as .safetensors"
 
@@ -37,6 +38,11 @@ def weights_bytes(
     if halved:
         tensors = {n: value.half() if value.dim() > 1 else value for n, value in tensors.items()}
     return save(tensors, metadata)
+
+
+def config_of(kind: Callable[..., C], raw: Mapping[str, Any]) -> C:
+    """The configuration that a file has as JSON, where tuples are lists."""
+    return kind(**{key: tuple(v) if isinstance(v, list) else v for key, v in raw.items()})
 
 
 def load_weights(kind: str, path: Path, make: Callable[[Any], M]) -> tuple[M, dict[str, str]]:

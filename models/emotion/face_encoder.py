@@ -5,14 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from fusedge.models.emotion.ferplus import SIDE_PX
 from fusedge.models.emotion.labels import FACE_LABELS
-from fusedge.models.weights_file import load_weights, weights_bytes
+from fusedge.models.weights_file import config_of, load_weights, weights_bytes
 
 _KIND = "fusedge-face-1"
 
@@ -131,11 +130,4 @@ def face_bytes(encoder: FaceEncoder, notes: Mapping[str, str]) -> bytes:
 def load_face(path: Path) -> tuple[FaceEncoder, dict[str, str]]:
     """The encoder in evaluation mode, and the notes in its file; raises FusedgeError."""
     with torch.random.fork_rng(devices=[]):
-        return load_weights(_KIND, path, _from_config)
-
-
-def _from_config(raw: Mapping[str, Any]) -> FaceEncoder:
-    fields: dict[str, Any] = {
-        name: tuple(value) if isinstance(value, list) else value for name, value in raw.items()
-    }
-    return FaceEncoder(FaceConfig(**fields))
+        return load_weights(_KIND, path, lambda raw: FaceEncoder(config_of(FaceConfig, raw)))

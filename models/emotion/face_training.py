@@ -211,14 +211,6 @@ def face_logits(
     return torch.cat(logits)
 
 
-def fit_temperature(logits: Tensor, labels: NDArray[np.int64]) -> float:
-    """The temperature with the least cross entropy of the labels (Guo et al., arXiv 1706.04599)."""
-    truth = torch.from_numpy(labels)
-    candidates = np.geomspace(0.25, 4, 401).tolist()  # in steps of 0.7 %
-    losses = [float(functional.cross_entropy(logits / t, truth)) for t in candidates]
-    return float(candidates[int(np.argmin(losses))])
-
-
 def face_figures(encoder: FaceEncoder, faces: Faces, temperature: float) -> dict[str, Any]:
     """What a split says of an encoder, for JSON; changes are drawn from a fixed seed."""
     logits = face_logits(encoder, faces.images)

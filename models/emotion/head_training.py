@@ -183,12 +183,3 @@ def fused_logits(model: EmotionModel, said: Sequence[Tensor], presence: Tensor) 
     embeddings = [opinion.embed(x) for opinion, x in zip(opinions, said, strict=True)]
     logits: Tensor = model.head(*embeddings, presence, torch.zeros_like(presence))
     return logits
-
-
-def fitted_temperature(logits: Tensor, target: Tensor) -> float:
-    """By which logits `[N, K]` are to be divided for the least cross-entropy to `[N, K]`, within 0.1 to 10
-    (Guo et al., arXiv 1706.04599).
-    """
-    candidates = torch.logspace(-1, 1, 201)
-    losses = [float(functional.cross_entropy(logits / t, target)) for t in candidates]
-    return round(float(candidates[losses.index(min(losses))]), 3)

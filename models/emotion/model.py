@@ -21,7 +21,7 @@ from fusedge.models.emotion.face_encoder import FaceConfig, FaceEncoder
 from fusedge.models.emotion.labels import LABELS
 from fusedge.models.emotion.voice_encoder import VoiceClassifier, VoiceConfig
 from fusedge.models.fusion import FusionKind, make_fusion
-from fusedge.models.weights_file import load_weights, weights_bytes
+from fusedge.models.weights_file import config_of, load_weights, weights_bytes
 
 _KIND = "fusedge-emotion-1"
 
@@ -49,15 +49,10 @@ class EmotionConfig:
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> EmotionConfig:
         """The inverse of `asdict`."""
-        sources = {name: _config(name, fields) for name, fields in data["sources"].items()}
+        sources = {
+            name: config_of(_CONFIGS[name], fields) for name, fields in data["sources"].items()
+        }
         return cls(**{**data, "sources": sources})
-
-
-def _config(modality: str, fields: Mapping[str, Any]) -> SourceConfig:
-    made: SourceConfig = _CONFIGS[modality](
-        **{key: tuple(value) if isinstance(value, list) else value for key, value in fields.items()}
-    )
-    return made
 
 
 class Opinion(nn.Module):

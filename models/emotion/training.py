@@ -22,7 +22,6 @@ from fusedge.models.emotion.head_training import (
     HeadRecipe,
     MatchedByLabel,
     Samples,
-    fitted_temperature,
     fused_logits,
     train_head,
 )
@@ -47,9 +46,10 @@ from fusedge.models.emotion.voice_training import (
     Spectrograms,
     VoiceRecipe,
     hear,
-    train_member,
+    train_members,
 )
 from fusedge.models.fusion import FusionKind
+from fusedge.models.temperature import fitted_temperature
 
 WEIGHTS = "weights.safetensors"
 FUSION: FusionKind = "concatenation"
@@ -133,13 +133,9 @@ def train_emotion(
     for name, samples in zip(model.modalities, said, strict=True):
         model.encoder(name).calibrate(samples.said.flatten(0, 1))
     alike: tuple[dict[str, str], ...] = (CALM_LOOKS_NEUTRAL, {})
-    temperature = _temperature(model, said, takes, alike, replace(recipe.head, seed=recipe.seed))
-    train_head(
-        model,
-        MatchedByLabel(said, alike),
-        replace(recipe.head, seed=recipe.seed),
-        lambda step, steps, loss: tell("head", step, steps, loss),
-    )
+    head = replace(recipe.head, seed=recipe.seed)
+    temperature = _temperature(model, said, takes, alike, head)
+    train_head(model, MatchedByLabel(said, alike), head, partial(tell, "head"))
     actors = sorted({take.actor for take in takes})
     notes = {
         "temperature": repr(temperature),
@@ -193,11 +189,11 @@ def _members(
     takes: Sequence[Take], folder: Path, recipe: EmotionRecipe, tell: Tell
 ) -> list[VoiceClassifier]:
     groups = np.array([fold_of(take.actor) for take in takes])
+    key = _key(recipe.voice, recipe.seed, *(take.wave for take in takes))
     spectrograms: Spectrograms | None = None
     members = []
     for number in range(len(FOLDS)):
         path = folder / f"voice-{number}.safetensors"
-        key = _key(recipe.voice, recipe.seed, *(take.wave for take in takes))
         if path.is_file():
             found, notes = load_voice(path)
             if notes.get("key") == key:
@@ -205,13 +201,12 @@ def _members(
                 continue
         if spectrograms is None:
             spectrograms = Spectrograms(takes, groups.tolist())
-        hidden = np.isin(groups, [number, (number + 1) % len(FOLDS)])
-        own = replace(recipe.voice, seed=recipe.seed + number)
-        member = train_member(
+        (member,) = train_members(
             spectrograms,
-            np.flatnonzero(~hidden),
+            groups,
+            [(number, (number + 1) % len(FOLDS))],
             VoiceConfig(),
-            own,
+            replace(recipe.voice, seed=recipe.seed + number),
             partial(tell, f"voice {number + 1} of {len(FOLDS)}"),
         )
         write_whole(path, voice_bytes(member, {"key": key}))

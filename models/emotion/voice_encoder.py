@@ -14,7 +14,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor, cat, nn
@@ -23,7 +22,7 @@ from torch.nn import functional
 from fusedge.models.emotion.labels import VOICE_LABELS
 from fusedge.models.log_mel import LogMelConfig, StreamingLogMel
 from fusedge.models.streaming import History, RollingMean
-from fusedge.models.weights_file import load_weights, weights_bytes
+from fusedge.models.weights_file import config_of, load_weights, weights_bytes
 
 RATE_HZ = 16_000
 HOP = 1600  # samples: a decision every 0.1 s
@@ -253,11 +252,7 @@ def voice_bytes(model: VoiceClassifier, notes: Mapping[str, str]) -> bytes:
 def load_voice(path: Path) -> tuple[VoiceClassifier, dict[str, str]]:
     """The model in evaluation mode, and the notes in its file; raises FusedgeError."""
     with torch.random.fork_rng(devices=[]):
-        return load_weights(_KIND, path, _from_config)
-
-
-def _from_config(raw: Mapping[str, Any]) -> VoiceClassifier:
-    return VoiceClassifier(VoiceConfig(**{**raw, "channels": tuple(raw["channels"])}))
+        return load_weights(_KIND, path, lambda raw: VoiceClassifier(config_of(VoiceConfig, raw)))
 
 
 def join(members: Sequence[VoiceEncoder]) -> VoiceEncoder:

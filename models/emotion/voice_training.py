@@ -374,10 +374,3 @@ def hear(model: VoiceClassifier, wave: Wave) -> Tensor:
     embedding, *_ = model.encoder(window, torch.ones_like(window), *model.encoder.zero_states(1))
     heard: Tensor = embedding[0]
     return heard
-
-
-def best_temperature(logits: Tensor, labels: Tensor) -> float:
-    """What logits `[N, K]` must be divided by for the least log-loss, within a factor of 4."""
-    candidates = torch.logspace(-0.6, 0.6, 121).tolist()
-    losses = [functional.cross_entropy(logits / t, labels).item() for t in candidates]
-    return float(candidates[losses.index(min(losses))])

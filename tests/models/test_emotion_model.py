@@ -18,7 +18,6 @@ from fusedge.models.emotion.head_training import (
     MatchedByLabel,
     PairedTakes,
     Samples,
-    fitted_temperature,
     fused_logits,
     train_head,
 )
@@ -31,6 +30,7 @@ from fusedge.models.emotion.model import (
     load_emotion,
 )
 from fusedge.models.emotion.voice_encoder import HOP, VoiceConfig
+from fusedge.models.temperature import fitted_temperature
 
 FACE = FaceConfig(widths=(4, 6, 8, 10), blocks=(1, 1, 1))
 VOICE = VoiceConfig(channels=(4, 4, 4), width=8, judgements=4, members=2)

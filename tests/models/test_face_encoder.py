@@ -28,12 +28,12 @@ from fusedge.models.emotion.face_training import (
     FaceRecipe,
     face_figures,
     face_logits,
-    fit_temperature,
     train_face,
 )
 from fusedge.models.emotion.ferplus import Faces
 from fusedge.models.emotion.labels import FACE_LABELS
 from fusedge.models.fusion_model import parameter_count
+from fusedge.models.temperature import fitted_temperature
 
 SMALL = FaceConfig(widths=(4, 6, 8, 10), blocks=(1, 1, 1), dropout=0.1)
 RECIPE = FaceRecipe(epochs=2, batch=16, checkpoint_every=3, mixup=0.2, precision="float32")
@@ -295,7 +295,7 @@ def test_training_learns_and_its_figures_are_those_of_the_encoder() -> None:
     faces = made_faces()
     encoder = train_face(config, faces, recipe)
     logits = face_logits(encoder, faces.images)
-    temperature = fit_temperature(logits, faces.labels)
+    temperature = fitted_temperature(logits, torch.from_numpy(faces.labels))
     figures = face_figures(encoder, faces, temperature)
     assert figures["accuracy"] > 0.9
     assert figures["accuracy"] == float((logits.argmax(1).numpy() == faces.labels).mean().round(4))
@@ -308,6 +308,6 @@ def test_training_learns_and_its_figures_are_those_of_the_encoder() -> None:
 def test_the_temperature_is_the_one_that_the_logits_were_sharpened_by() -> None:
     torch.manual_seed(0)
     logits = 2 * torch.randn(5_000, 8)
-    labels = torch.distributions.Categorical(logits=logits).sample().numpy()
+    labels = torch.distributions.Categorical(logits=logits).sample()
     for factor in (0.5, 1.0, 2.0):
-        assert fit_temperature(factor * logits, labels) == pytest.approx(factor, rel=0.06)
+        assert fitted_temperature(factor * logits, labels) == pytest.approx(factor, rel=0.06)

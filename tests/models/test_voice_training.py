@@ -23,7 +23,6 @@ from fusedge.models.emotion.voice_training import (
     Spectrograms,
     VoiceRecipe,
     Wave,
-    best_temperature,
     disturb,
     hear,
     log_mel_of,
@@ -31,6 +30,7 @@ from fusedge.models.emotion.voice_training import (
     train_member,
     train_members,
 )
+from fusedge.models.temperature import fitted_temperature
 
 SMALL = VoiceConfig(channels=(4, 4, 6), width=8, judgements=6, level=10, long=10)
 RECIPE = VoiceRecipe(steps=3, batch=8, lengths=(10,), later=4)
@@ -163,4 +163,4 @@ def test_the_temperature_undoes_a_factor(factor: float) -> None:
     generator = torch.Generator().manual_seed(0)
     logits = torch.randn(20_000, 8, generator=generator)
     labels = torch.multinomial(logits.softmax(-1), 1, generator=generator)[:, 0]
-    assert best_temperature(logits * factor, labels) == pytest.approx(factor, rel=0.06)
+    assert fitted_temperature(logits * factor, labels) == pytest.approx(factor, rel=0.06)

@@ -370,13 +370,13 @@ def _latency(
         first_ns, step_ns, count = _waits(to_ns(modality.delay_s), to_ns(modality.hop_s), period_ns)
         batch = time_s >= LIGHT_S
         longest = held_s if held_s and batch else WAIT_S
-        awaited_ns = min(shared * max(time_s, held_s if batch else 0.0), longest) * NANOSECONDS
+        taken_s = max(time_s, held_s) if batch else time_s
+        awaited_ns = min(shared * taken_s, longest) * NANOSECONDS
         # Of `count` ticks, at `late` the encoder still computes, each time a step less.
         late = min(count, max(0, math.ceil((awaited_ns - first_ns) / step_ns)))
         left_ns = late * (awaited_ns - first_ns) - step_ns * late * (late - 1) / 2
         left_s = left_ns / count / NANOSECONDS
-        last_s = max(time_s, held_s if batch else 0.0)
-        last_s = min(last_s + min(sharing * time_s, longest_s), longest)
+        last_s = min(taken_s + min(sharing * time_s, longest_s), longest)
         if batch:
             batch_typical_s = max(batch_typical_s, left_s)
             batch_worst_s = max(batch_worst_s, last_s)
