@@ -1,4 +1,4 @@
-"""Five ways to join modalities, with one interface, safe when some are missing.
+"""Six ways to join modalities, with one interface, safe when some are missing.
 
 `fusion(embeddings, presence, age) -> logits`: one embedding `[B, D]` for each modality in order,
 `presence` `[B, M]` of 0 and 1, `age` `[B, M]` in seconds, logits `[B, K]`; all float32. The logits do
@@ -15,7 +15,9 @@ import torch
 from torch import Tensor, cat, nn
 from torch.nn import functional
 
-FusionKind = Literal["concatenation", "sum", "gated", "cross_attention", "late_average"]
+FusionKind = Literal[
+    "concatenation", "sum", "gated", "cross_attention", "late_average", "late_product"
+]
 
 _AGE_SCALE_S = 10.0
 _MASKED = -1e4  # fits fp16
@@ -143,6 +145,23 @@ class LateAverageFusion(Fusion):
         return (logits * weights).sum(dim=1) / weights.sum(dim=1).clamp(min=1.0)
 
 
+class LateProductFusion(LateAverageFusion):
+    """Fusion of posteriors: the logits of those present and of a prior are added, so that the probabilities
+    of modalities that are independent given the label are multiplied.
+    """
+
+    def __init__(
+        self, modalities: int, size: int, outputs: int, hidden: int, dropout: float
+    ) -> None:
+        super().__init__(modalities, size, outputs, hidden, dropout)
+        self.prior = nn.Parameter(torch.zeros(outputs))
+
+    def join(self, tokens: Tensor, presence: Tensor) -> Tensor:
+        """Logits `[B, K]`; those of the prior where nothing is present."""
+        logits = torch.stack([c(tokens[:, m]) for m, c in enumerate(self.classifiers)], dim=1)
+        return self.prior + (logits * presence.unsqueeze(-1)).sum(dim=1)
+
+
 _KINDS: dict[
     FusionKind, type[ConcatenationFusion | SumFusion | CrossAttentionFusion | LateAverageFusion]
 ]
@@ -152,6 +171,7 @@ _KINDS = {
     "gated": GatedFusion,
     "cross_attention": CrossAttentionFusion,
     "late_average": LateAverageFusion,
+    "late_product": LateProductFusion,
 }
 FUSION_KINDS: tuple[FusionKind, ...] = tuple(_KINDS)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -35,18 +35,12 @@ from fusedge.models.emotion.model import (
     load_emotion,
 )
 from fusedge.models.emotion.takes import FOLDS, Take, fold_of
-from fusedge.models.emotion.voice_encoder import (
-    VoiceClassifier,
-    VoiceConfig,
-    join_classifiers,
-    load_voice,
-    voice_bytes,
-)
-from fusedge.models.emotion.voice_training import (
-    Spectrograms,
-    VoiceRecipe,
-    hear,
-    train_members,
+from fusedge.models.emotion.voice_encoder import VoiceClassifier
+from fusedge.models.emotion.voice_ensemble import (
+    EnsembleRecipe,
+    Tell,
+    VoiceEnsemble,
+    train_ensemble,
 )
 from fusedge.models.fusion import FusionKind
 from fusedge.models.temperature import fitted_temperature
@@ -56,10 +50,6 @@ FUSION: FusionKind = "concatenation"
 SIZE, HIDDEN, DROPOUT = 24, 24, 0.1
 CALM_LOOKS_NEUTRAL = {"calm": "neutral"}
 _LAST_HOPS = 8  # of a take: its end, where all has been said
-
-Tell = Callable[[str, int, int, float], None]
-"""Called with what is trained, the step that is done, the number of steps, and the loss."""
-
 
 # Each stage starts from the last one's weights: pictures are disturbed less, and dropout is less.
 FACE_STAGES = (
@@ -94,7 +84,7 @@ class EmotionRecipe:
     seed: int = 0
     fusion: FusionKind = FUSION
     face: tuple[tuple[FaceConfig, FaceRecipe], ...] = FACE_STAGES
-    voice: VoiceRecipe = field(default_factory=VoiceRecipe)
+    voice: EnsembleRecipe = field(default_factory=EnsembleRecipe)
     head: HeadRecipe = field(default_factory=HeadRecipe)
 
 
@@ -116,20 +106,20 @@ def train_emotion(
 ) -> Trained:
     """Train on FER+ faces and RAVDESS takes; writes `weights.safetensors`, and its pieces as they are done.
 
-    A tenth of the faces is kept from the face's classifier, and from each member of the voice's two groups
-    of actors: the head is trained on what is said of people that were not seen. Called again with the same
+    A tenth of the faces is kept from the face's classifier, and a group of actors from each of the voice's
+    members: the head is trained on what is said of people that were not seen. Called again with the same
     folder it goes on from there.
     """
     folder.mkdir(parents=True, exist_ok=True)
     hidden = held_out(faces)
     face = _face(faces.only(~hidden), folder, recipe, tell)
-    members = _members(takes, folder, recipe, tell)
+    member = replace(recipe.voice.member, seed=recipe.voice.member.seed + 1000 * recipe.seed)
+    ensemble = train_ensemble(takes, folder, replace(recipe.voice, member=member), tell)
     said = (
         face_samples(face, faces.only(hidden)),
-        voice_samples(members, takes),
+        voice_samples(ensemble, takes),
     )
-    voice = join_classifiers(members)
-    model = assemble(face, voice, recipe.fusion)
+    model = assemble(face, ensemble.classifier, recipe.fusion)
     for name, samples in zip(model.modalities, said, strict=True):
         model.encoder(name).calibrate(samples.said.flatten(0, 1))
     alike: tuple[dict[str, str], ...] = (CALM_LOOKS_NEUTRAL, {})
@@ -185,35 +175,6 @@ def _face(faces: Faces, folder: Path, recipe: EmotionRecipe, tell: Tell) -> Face
     return face
 
 
-def _members(
-    takes: Sequence[Take], folder: Path, recipe: EmotionRecipe, tell: Tell
-) -> list[VoiceClassifier]:
-    groups = np.array([fold_of(take.actor) for take in takes])
-    key = _key(recipe.voice, recipe.seed, *(take.wave for take in takes))
-    spectrograms: Spectrograms | None = None
-    members = []
-    for number in range(len(FOLDS)):
-        path = folder / f"voice-{number}.safetensors"
-        if path.is_file():
-            found, notes = load_voice(path)
-            if notes.get("key") == key:
-                members.append(found)
-                continue
-        if spectrograms is None:
-            spectrograms = Spectrograms(takes, groups.tolist())
-        (member,) = train_members(
-            spectrograms,
-            groups,
-            [(number, (number + 1) % len(FOLDS))],
-            VoiceConfig(),
-            replace(recipe.voice, seed=recipe.seed + number),
-            partial(tell, f"voice {number + 1} of {len(FOLDS)}"),
-        )
-        write_whole(path, voice_bytes(member, {"key": key}))
-        members.append(member)
-    return members
-
-
 def _key(recipe: object, seed: int, *arrays: NDArray[np.generic]) -> str:
     """Changes with all that weights depend on."""
     digest = hashlib.sha256(f"{recipe!r} {seed}".encode())
@@ -232,18 +193,11 @@ def _one_hot(labels: Tensor) -> Tensor:
     return functional.one_hot(labels, len(LABELS)).float()
 
 
-@torch.no_grad()
-def voice_samples(members: Sequence[VoiceClassifier], takes: Sequence[Take]) -> Samples:
-    """What the members that have not heard an actor say of the takes' last hops, and the labels."""
-    said = []
-    for take in takes:
-        group = fold_of(take.actor)
-        honest = (members[group - 1], members[group])
-        logits: list[Tensor] = [m(hear(m, take.wave)[-_LAST_HOPS:]) for m in honest]
-        said.append(torch.stack(logits).mean(dim=0))
+def voice_samples(ensemble: VoiceEnsemble, takes: Sequence[Take]) -> Samples:
+    """What members that have not heard an actor say of the takes' last hops, and the labels."""
     places_of = places(VOICE_LABELS)
     labels = torch.tensor([places_of[take.label] for take in takes])
-    return Samples(torch.stack(said), _one_hot(labels))
+    return Samples(ensemble.said_of(takes, _LAST_HOPS), _one_hot(labels))
 
 
 def _temperature(

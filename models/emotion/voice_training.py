@@ -10,7 +10,7 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cache
 
 import numpy as np
@@ -343,28 +343,6 @@ def log_mel_of(wave: Wave) -> Tensor:
         torch.from_numpy(wave[:count])[None, :, None], torch.zeros(1, *layer.state_shape)
     )[0]
     return features[0]
-
-
-def train_members(
-    spectrograms: Spectrograms,
-    groups: NDArray[np.int64],
-    left_out: Sequence[Sequence[int]],
-    config: VoiceConfig,
-    recipe: VoiceRecipe,
-    progress: Progress = lambda step, steps, loss: None,
-) -> list[VoiceClassifier]:
-    """A member for each set of groups that it is not to hear; `groups` `[takes]`.
-
-    For figures, leave out each pair of groups (`combinations(range(5), 2)`): those without group g judge it
-    together, and what each of them says about its other group, which it has not heard either, gives the
-    temperature for g. For weights, leave out each group alone: together the members have heard all.
-    """
-    members = []
-    for number, hidden in enumerate(left_out):
-        chosen = np.flatnonzero(~np.isin(groups, hidden))
-        own = replace(recipe, seed=recipe.seed + number)
-        members.append(train_member(spectrograms, chosen, config, own, progress))
-    return members
 
 
 @torch.no_grad()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any
 
 import numpy as np
 import pytest
@@ -15,9 +14,7 @@ from fusedge.models.emotion.takes import RATE_HZ, Take
 from fusedge.models.emotion.voice_encoder import (
     FRAMES,
     LOG_MEL,
-    VoiceClassifier,
     VoiceConfig,
-    join_classifiers,
 )
 from fusedge.models.emotion.voice_training import (
     Spectrograms,
@@ -28,7 +25,6 @@ from fusedge.models.emotion.voice_training import (
     log_mel_of,
     resampled,
     train_member,
-    train_members,
 )
 from fusedge.models.temperature import fitted_temperature
 
@@ -82,24 +78,6 @@ def test_two_tones_are_told_apart(spectrograms: Spectrograms) -> None:
     model = train_member(spectrograms, np.arange(8), SMALL, recipe)
     said = [int(model(hear(model, t.wave))[-1].argmax()) for t in TAKES[8:]]
     assert said == [t.label for t in TAKES[8:]]
-
-
-def test_members_do_not_hear_what_is_left_out_and_their_mean_is_the_joined_one(
-    spectrograms: Spectrograms, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    heard: list[set[int]] = []
-
-    def spy(data: Spectrograms, chosen: np.ndarray[Any, Any], *rest: Any) -> VoiceClassifier:
-        heard.append(set(GROUPS[chosen].tolist()))
-        return train_member(data, chosen, *rest)
-
-    monkeypatch.setattr(voice_training, "train_member", spy)
-    recipe = replace(RECIPE, steps=1)
-    members = train_members(spectrograms, GROUPS, [(1, 2), (3,)], SMALL, recipe)
-    assert heard == [{3}, {1, 2}]
-    joined = join_classifiers(members)
-    expected = torch.stack([m(hear(m, TAKES[0].wave)) for m in members]).mean(0)
-    torch.testing.assert_close(joined(hear(joined, TAKES[0].wave)), expected, atol=1e-5, rtol=1e-4)
 
 
 def test_babble_comes_from_other_actors_of_the_group_alone(monkeypatch: pytest.MonkeyPatch) -> None:
