@@ -39,7 +39,8 @@ def train(
     fusion: Annotated[
         str | None,
         typer.Option(
-            help="concatenation, sum, gated, cross_attention, late_average or late_product. Default: the task's."
+            help="concatenation, sum, gated, cross_attention, late_average or late_product. "
+            "Default: the task's."
         ),
     ] = None,
     fresh: Annotated[

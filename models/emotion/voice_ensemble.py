@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from pathlib import Path
 
@@ -36,8 +36,8 @@ Tell = Callable[[str, int, int, float], None]
 class EnsembleRecipe:
     """`whole` is how many members hear all groups."""
 
-    config: VoiceConfig = VoiceConfig()
-    member: VoiceRecipe = VoiceRecipe()
+    config: VoiceConfig = field(default_factory=VoiceConfig)
+    member: VoiceRecipe = field(default_factory=VoiceRecipe)
     whole: int = 0
 
 
@@ -70,9 +70,9 @@ def train_ensemble(
     tell: Tell = lambda what, step, steps, loss: None,
     without: frozenset[int] = frozenset(),
 ) -> VoiceEnsemble:
-    """Train on the takes of all groups but those in `without`; members are kept in `folder`, and found again.
+    """Train on the takes of all groups but those in `without`; members stay in `folder` and are found again.
 
-    A member depends on what it has not heard, not on `without`: two ensembles share those that suit both.
+    A member depends on what it has not heard, not on `without`: ensembles share those that suit both.
     """
     groups = np.array([fold_of(take.actor) for take in takes])
     heard = sorted(set(groups.tolist()) - without)
