@@ -70,7 +70,7 @@ def train_ensemble(
     tell: Tell = lambda what, step, steps, loss: None,
     without: frozenset[int] = frozenset(),
 ) -> VoiceEnsemble:
-    """Train on the takes of all groups but those in `without`; members stay in `folder` and are found again.
+    """Train on the takes of all groups but those in `without`; members stay in `folder`, found again.
 
     A member depends on what it has not heard, not on `without`: ensembles share those that suit both.
     """
