@@ -19,7 +19,9 @@ from fusedge.bundle.manifest import Modality
 from fusedge.models.checkpoint import Checkpoint
 from fusedge.models.dataset import Drive
 from fusedge.models.fusion_model import FusionModel, ModelConfig
+from fusedge.models.one_cycle import one_cycle
 from fusedge.models.one_thread import one_thread
+from fusedge.models.weight_average import WeightAverage
 
 Progress = Callable[[int, int, float], None]
 """Called with the step that is done, the number of steps, and the loss."""
@@ -125,7 +127,7 @@ class _Run:
         self.modalities = tuple(modalities)
         self.features = _Features(model, drives, modalities, mirrored)
         self.parameters = dict(model.named_parameters())
-        self.average = {name: value.detach().clone() for name, value in self.parameters.items()}
+        self.average = WeightAverage(self.parameters, recipe.average_decay)
         self.optimizer = torch.optim.AdamW(
             self.parameters.values(), recipe.learning_rate, weight_decay=recipe.weight_decay
         )
@@ -157,15 +159,8 @@ class _Run:
             ):
                 self._save(self.store)
             self.progress(self.step, steps, loss)
-        self.model.load_state_dict(self.average, strict=False)
+        self.model.load_state_dict(self.average.values, strict=False)
         return self.model.eval()
-
-    def _rate(self) -> float:
-        """One cycle: linear warm-up over a tenth, then half a cosine to nothing."""
-        share = (self.step + 0.5) / self.recipe.steps
-        if share < 0.1:
-            return self.recipe.learning_rate * share / 0.1
-        return self.recipe.learning_rate * 0.5 * float(1 + np.cos(np.pi * (share - 0.1) / 0.9))
 
     def _advance(self) -> float:
         recipe = self.recipe
@@ -182,14 +177,11 @@ class _Run:
             ignore_index=_IGNORED,
         )
         for group in self.optimizer.param_groups:
-            group["lr"] = self._rate()
+            group["lr"] = recipe.learning_rate * one_cycle((self.step + 0.5) / recipe.steps, 0.1)
         self.optimizer.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
         self.optimizer.step()
-        with torch.no_grad():
-            decay = min(recipe.average_decay, self.step / (self.step + 10))
-            for name, value in self.parameters.items():
-                self.average[name].lerp_(value, 1 - decay)
+        self.average.update(self.step)
         return loss.item()
 
     def _batch(self, random: np.random.Generator) -> tuple[list[Tensor], Tensor]:
@@ -268,7 +260,7 @@ class _Run:
 
     def _save(self, store: Checkpoint) -> None:
         tensors = {f"model.{name}": value.detach() for name, value in self.parameters.items()}
-        tensors |= {f"average.{name}": value for name, value in self.average.items()}
+        tensors |= {f"average.{name}": value for name, value in self.average.values.items()}
         for name, value in self.parameters.items():
             state = self.optimizer.state[value]
             tensors |= {f"{key}.{name}": state[key] for key in _MOMENTS}
@@ -282,7 +274,7 @@ class _Run:
         with torch.no_grad():
             for name, value in self.parameters.items():
                 value.copy_(tensors[f"model.{name}"])
-                self.average[name].copy_(tensors[f"average.{name}"])
+                self.average.values[name].copy_(tensors[f"average.{name}"])
                 self.optimizer.state[value] = {key: tensors[f"{key}.{name}"] for key in _MOMENTS}
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -22,8 +21,10 @@ from fusedge.models.emotion.face_encoder import FaceConfig, FaceEncoder, face_wi
 from fusedge.models.emotion.ferplus import Faces
 from fusedge.models.emotion.labels import FACE_LABELS
 from fusedge.models.metrics import calibration_error, confusion, macro_f1
+from fusedge.models.one_cycle import one_cycle
 from fusedge.models.one_thread import one_thread
 from fusedge.models.training import Progress
+from fusedge.models.weight_average import WeightAverage
 
 
 @dataclass(frozen=True)
@@ -96,7 +97,7 @@ class _Run:
         self.shares = votes / votes.sum(dim=1, keepdim=True)
         # Running moments of batch normalisation are averaged as weights are.
         self.state = encoder.state_dict()
-        self.average = {name: value.detach().clone() for name, value in self.state.items()}
+        self.average = WeightAverage(self.state, recipe.average_decay)
         self.parameters = dict(encoder.named_parameters())
         self.optimizer = torch.optim.SGD(
             self.parameters.values(),
@@ -113,7 +114,7 @@ class _Run:
         """Changes with anything that the weights depend on."""
         facts = {"recipe": asdict(self.recipe), "model": asdict(self.encoder.config)}
         digest = hashlib.sha256(json.dumps(facts, sort_keys=True).encode())
-        for tensor in (self.images, self.shares, *self.average.values()):
+        for tensor in (self.images, self.shares, *self.average.values.values()):
             digest.update(tensor.numpy().tobytes())
         return digest.hexdigest()
 
@@ -128,15 +129,8 @@ class _Run:
             ):
                 self._save(self.store)
             self.progress(self.step, self.steps, loss)
-        self.encoder.load_state_dict(self.average)
+        self.encoder.load_state_dict(self.average.values)
         return self.encoder.eval()
-
-    def _rate(self) -> float:
-        """One cycle: linear warm-up over a twentieth, then half a cosine to nothing."""
-        share = (self.step + 0.5) / self.steps
-        if share < 0.05:
-            return self.recipe.learning_rate * share / 0.05
-        return self.recipe.learning_rate * 0.5 * (1 + math.cos(math.pi * (share - 0.05) / 0.95))
 
     def _advance(self) -> float:
         recipe = self.recipe
@@ -163,22 +157,16 @@ class _Run:
             logits = self.encoder.training_logits(windows)
         loss = functional.cross_entropy(logits.float(), shares)
         for group in self.optimizer.param_groups:
-            group["lr"] = self._rate()
+            group["lr"] = recipe.learning_rate * one_cycle((self.step + 0.5) / self.steps, 0.05)
         self.optimizer.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
         self.optimizer.step()
-        decay = min(recipe.average_decay, self.step / (self.step + 10))
-        with torch.no_grad():
-            for name, value in self.state.items():
-                if value.is_floating_point():
-                    self.average[name].lerp_(value, 1 - decay)
-                else:  # how many batches were normalised
-                    self.average[name].copy_(value)
+        self.average.update(self.step)
         return loss.item()
 
     def _save(self, store: Checkpoint) -> None:
         tensors = {f"model.{name}": value for name, value in self.state.items()}
-        tensors |= {f"average.{name}": value for name, value in self.average.items()}
+        tensors |= {f"average.{name}": value for name, value in self.average.values.items()}
         for name, value in self.parameters.items():
             tensors[f"momentum.{name}"] = self.optimizer.state[value]["momentum_buffer"]
         store.write(self.step, tensors)
@@ -191,7 +179,7 @@ class _Run:
         with torch.no_grad():
             for name, value in self.state.items():
                 value.copy_(tensors[f"model.{name}"])
-                self.average[name].copy_(tensors[f"average.{name}"])
+                self.average.values[name].copy_(tensors[f"average.{name}"])
             for name, parameter in self.parameters.items():
                 # In the parameter's own memory format, or the sums would differ by a rounding.
                 moments = torch.empty_like(parameter).copy_(tensors[f"momentum.{name}"])
