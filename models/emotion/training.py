@@ -34,7 +34,7 @@ from fusedge.models.emotion.model import (
     emotion_bytes,
     load_emotion,
 )
-from fusedge.models.emotion.takes import FOLDS, Take, fold_of
+from fusedge.models.emotion.takes import Take, fold_of
 from fusedge.models.emotion.voice_encoder import VoiceClassifier
 from fusedge.models.emotion.voice_ensemble import (
     EnsembleRecipe,
@@ -172,7 +172,7 @@ def _face(faces: Faces, folder: Path, recipe: EmotionRecipe, tell: Tell) -> Face
         )
     assert face is not None
     write_whole(path, face_bytes(face, {"key": key}))
-    return face
+    return load_face(path)[0]  # its memory as when it is found again, or sums differ by a rounding
 
 
 def _key(recipe: object, seed: int, *arrays: NDArray[np.generic]) -> str:
@@ -207,15 +207,16 @@ def _temperature(
     alike: Sequence[dict[str, str]],
     recipe: HeadRecipe,
 ) -> float:
-    """The geometric mean over five heads, each trained without a group of actors and a fifth of the faces,
-    of the temperature that suits these best, with both modalities and with one.
+    """The geometric mean over heads, each trained without a group of actors and a share of the faces, of
+    the temperature that suits these best, with both modalities and with one.
     """
     actors = torch.tensor([fold_of(take.actor) for take in takes])
-    faces = torch.arange(len(said[0].labels)) % len(FOLDS)
+    groups = sorted(set(actors.tolist()))
+    faces = torch.arange(len(said[0].labels)) % len(groups)
     found = []
-    for group in range(len(FOLDS)):
-        seen = (_only(said[0], faces != group), _only(said[1], actors != group))
-        rest = (_only(said[0], faces == group), _only(said[1], actors == group))
+    for place, group in enumerate(groups):
+        seen = (_only(said[0], faces != place), _only(said[1], actors != group))
+        rest = (_only(said[0], faces == place), _only(said[1], actors == group))
         train_head(model, MatchedByLabel(seen, alike), recipe)
         batch = MatchedByLabel(rest, alike).batch(4000, torch.Generator().manual_seed(group))
         logits = fused_logits(model, batch.said, batch.presence)
