@@ -24,11 +24,10 @@ help:
 demo: .venv-demo/ready
 	.venv-demo/bin/fusedge demo --out $(DEMO_OUT)
 
-# What only computes runs on two cores; what keeps time is alone. (5: PYTEST_ARGS left none.)
-COMPUTING := tests/bundle tests/export tests/models
+# What keeps real time is alone; the rest runs on two cores. (5: PYTEST_ARGS left none.)
 test: lint
-	.venv/bin/pytest --numprocesses 2 --dist loadfile $(COMPUTING) $(PYTEST_ARGS) || [ $$? -eq 5 ]
-	.venv/bin/pytest $(COMPUTING:%=--ignore %) $(PYTEST_ARGS) || [ $$? -eq 5 ]
+	.venv/bin/pytest -m 'not real_time' --numprocesses 2 --dist loadfile $(PYTEST_ARGS) || [ $$? -eq 5 ]
+	.venv/bin/pytest -m real_time $(PYTEST_ARGS) || [ $$? -eq 5 ]
 
 # With the environment as it is: what it lacks (onnxruntime-gpu, tensorrt) is said, and what it has is tried.
 test-gpu: .venv/ready

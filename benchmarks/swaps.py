@@ -27,6 +27,7 @@ from typing import Any
 from benchmarks.figures import Figure, at_most, exactly, main, told
 from benchmarks.live_rig import TICK_NS, Arrivals, live_bundle, live_session, rsd_percent
 from fusedge.bundle.archive import Bundle
+from fusedge.runtime.decision import NOTHING_PRESENT
 from fusedge.runtime.onnx_part import Array
 from fusedge.runtime.part import Backend
 from fusedge.runtime.pipeline import Pipeline
@@ -141,7 +142,11 @@ def measure(arguments: argparse.Namespace) -> list[Figure]:
         told("ticks", len(ticks)),
         exactly("  lost", sum(step - 1 for step in steps if step > 1), 0),
         exactly("  given out twice or backward", sum(step < 1 for step in steps), 0),
-        exactly("  without a result", sum(bool(d.problem) for d in sink.decisions), 0),
+        exactly(
+            "  without a result",
+            sum(d.problem not in ("", NOTHING_PRESENT) for d in sink.decisions),
+            0,
+        ),
         told("  tick to tick, rsd", rsd_percent(sink.times_ns[20:]), "%"),
         told("ticks compared with those of a good one", compared),
         told("  of which the labels agreed", 100 * agreed / max(1, compared), "%"),

@@ -22,6 +22,7 @@ from fusedge.models.prediction import predict
 from fusedge.models.protocols import Fold, Judged, Score, leaky_split, leave_one_group_out, score
 from fusedge.models.training import TrainingConfig
 from fusedge.runtime.clock import VirtualClock
+from fusedge.runtime.decision import NOTHING_PRESENT
 from fusedge.runtime.runner import run
 from fusedge.runtime.session import Session
 from fusedge.runtime.sinks.memory import MemorySink
@@ -90,7 +91,11 @@ class CrossValidation:
             raise AssertionError(f"the ledger of {recording.name} does not balance")
         stamps = [s.timestamps_ns[0] for s in recording.series.values() if len(s.timestamps_ns)]
         first_ns = int(min(stamps)) + round(driving.WINDOW_S * NANOSECONDS)
-        outputs = [d.outputs[OUTPUT] for d in memory.decisions if d.timestamp_ns >= first_ns]
+        outputs = [
+            d.outputs[OUTPUT]
+            for d in memory.decisions
+            if d.timestamp_ns >= first_ns and d.problem != NOTHING_PRESENT
+        ]
         probabilities = np.array([o.probabilities for o in outputs], np.float64)
         chosen = np.eye(len(driving.LABELS))[[driving.LABELS.index(str(o.label)) for o in outputs]]
         label = driving.LABELS.index(recording.label)

@@ -13,7 +13,7 @@ from fusedge.bundle.built_here import cache_folder, make_private
 from fusedge.bundle.errors import BundleError, UnknownNameError
 from fusedge.bundle.lookup import open_bundle
 from fusedge.cli.console import console
-from fusedge.cli.options import JsonOption
+from fusedge.cli.options import JsonOption, ShowOption
 from fusedge.cli.run import finish, parse_speed, run_sessions
 from fusedge.cli.tasks import WEIGHTS, load_for_export, need_torch
 from fusedge.runtime.session import Session
@@ -21,6 +21,7 @@ from fusedge.runtime.sinks.jsonl import JsonLinesSink
 from fusedge.runtime.sinks.sink import Sink
 from fusedge.runtime.sinks.table import TableSink
 from fusedge.runtime.sinks.timeline import TimelineSink
+from fusedge.runtime.sinks.window import WindowSink
 
 DEMOS = ("driving", "emotion")
 DRIVE = "sim:?seed=1&duration_s=60&script=normal:20,aggressive:20,drowsy:20&gps_outage=45:55"
@@ -29,7 +30,11 @@ DRIVE = "sim:?seed=1&duration_s=60&script=normal:20,aggressive:20,drowsy:20&gps_
 def demo(
     name: Annotated[str, typer.Argument(help="Which task: driving or emotion.")] = "driving",
     out: Annotated[Path, typer.Option(help="Folder for decisions and picture.")] = Path("demo-out"),
-    speed: Annotated[str, typer.Option(help="1 is real time, max as fast as it goes.")] = "4",
+    speed: Annotated[
+        str,
+        typer.Option(help="1 is real time, max as fast as it goes. Default: 4, with --show 1."),
+    ] = "",
+    show: ShowOption = False,
     as_json: JsonOption = False,
 ) -> None:
     """Run a task with nothing plugged in, and show what comes out.
@@ -44,9 +49,11 @@ def demo(
     if name not in DEMOS:
         raise UnknownNameError("demo", name, DEMOS)
     bundle, source = (open_bundle(name), DRIVE) if name == "driving" else _emotion(out)
-    session = Session(bundle, [source], parse_speed(speed))
+    session = Session(bundle, [source], parse_speed(speed or ("1" if show else "4")))
     decisions, picture = out / "decisions.jsonl", out / "timeline.png"
     sinks: list[Sink] = [JsonLinesSink(decisions), TimelineSink(picture)]
+    if show:
+        sinks.insert(0, WindowSink(session.view))
     if not as_json:
         sinks.append(TableSink(console))
     report = run_sessions([(session, sinks)])[0]

@@ -87,6 +87,13 @@ JpegOption = Annotated[
         help="Record images as JPEG of this quality; no exact replay then. Default: lossless.",
     ),
 ]
+ShowOption = Annotated[
+    bool,
+    typer.Option(
+        "--show",
+        help="Watch it in a window: the camera's frame with faces, what is decided, on what. q ends it.",
+    ),
+]
 ChaosOption = Annotated[
     str,
     typer.Option(

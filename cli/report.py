@@ -17,9 +17,10 @@ MAX_FAULTS = 20  # that are shown
 def print_report(report: SessionReport, console: Console) -> None:
     """Decisions, times, the ledger: what ran, how long it took and what became of every sample."""
     summary, timing = report.summary, report.timing
-    skipped = summary["ticks_skipped"]
+    skipped, on_nothing = summary["ticks_skipped"], summary["decisions_on_nothing"]
     console.print(
         f"{summary['ended']}: [bold]{summary['decisions']}[/] decisions"
+        + (f", {on_nothing} with nothing present" if on_nothing else "")
         + (f", [red]{skipped} ticks skipped[/]" if skipped else "")
         + escape(
             "".join(f"; {name}: {_counts(labels)}" for name, labels in summary["labels"].items())
@@ -37,6 +38,8 @@ def print_report(report: SessionReport, console: Console) -> None:
         f"{timing['wall_s']:.1f} s, {timing['cpu_s']:.1f} s of CPU, "
         f"{timing['peak_rss_mb']:.0f} MB at most"
     )
+    for name, front in summary.get("fronts", {}).items():
+        console.print(f"{name}: {_seen(front)}", markup=False)
     if "telemetry" in timing:
         _print_telemetry(timing["telemetry"], console)
     if "chaos" in summary:
@@ -61,6 +64,16 @@ def print_report(report: SessionReport, console: Console) -> None:
     if timing["left_behind"]:
         left = escape(", ".join(timing["left_behind"]))
         console.print(f"[yellow]left behind, since it did not end in time: {left}[/]")
+
+
+def _seen(front: dict[str, Any]) -> str:
+    """What a front end made of what came to it, in words."""
+    if front["kind"] == "speech":
+        return f"speech in {front['speech_s']:.1f} of {front['heard_s']:.1f} s of sound"
+    return (
+        f"a face in {front['frames_with_face']} of {front['frames']} frames, "
+        f"{front['faces']} in all; {front['samples']} crops went to the encoder"
+    )
 
 
 def _print_telemetry(machine: dict[str, Any], console: Console) -> None:

@@ -27,6 +27,7 @@ from fusedge.cli.options import (
     ProviderOption,
     RecordEventsOption,
     RecordOption,
+    ShowOption,
     chaos_of,
     is_from_command_line,
 )
@@ -44,6 +45,7 @@ from fusedge.runtime.sinks.jsonl import JsonLinesSink
 from fusedge.runtime.sinks.sink import Sink
 from fusedge.runtime.sinks.table import TableSink
 from fusedge.runtime.sinks.timeline import TimelineSink
+from fusedge.runtime.sinks.window import WindowSink
 
 
 def run(
@@ -78,7 +80,7 @@ def run(
         str,
         typer.Option(
             help="max is as fast as it goes, 1 a recording's real time, 4 four times as fast, live "
-            "the machine's own clock. Default: live with a device, else max."
+            "the machine's own clock. Default: live with a device, else max, with --show 1."
         ),
     ] = "",
     without: Annotated[
@@ -91,6 +93,7 @@ def run(
         bool | None,
         typer.Option("--table/--no-table", help="Live table; the default in a terminal."),
     ] = None,
+    show: ShowOption = False,
     backend: BackendOption = AUTO,
     provider: ProviderOption = AUTO,
     precision: PrecisionOption = AUTO,
@@ -135,7 +138,7 @@ def run(
     - `fusedge run driving --source sim:?duration_s=600 --speed 1 --table`
     - `fusedge run driving --source sim: --record drive.mcap`
     - `fusedge run driving --source sim: --chaos stall,clock-step --chaos-seed 7`
-    - `fusedge run emotion.fusedge --camera auto --mic auto`
+    - `fusedge run emotion.fusedge --camera auto --mic auto --show`
     - `fusedge run driving --source gps:/dev/ttyACM0 --source 'imu:iio:0?mount=mount.json'`
     - `fusedge run appliance.yaml`
     """
@@ -160,7 +163,7 @@ def run(
     sinks += recorders(opened.manifest, record, record_events, clips, jpeg)
     if show_table:
         sinks.append(TableSink(console))
-    clock = parse_speed(speed or default_speed(uris))
+    clock = parse_speed(speed or default_speed(uris, show))
     _check_watch(watch, clock)
     faults = chaos_of(chaos, clock, chaos_seed, chaos_every)
     session = Session(
@@ -173,6 +176,8 @@ def run(
         watch=watch,
         chaos=faults,
     )
+    if show:  # first, since without a display nothing is to be written
+        sinks.insert(0, WindowSink(session.view))
     if faults is not None:
         sinks = faults.sinks(sinks)
     if not show_table:
@@ -299,9 +304,9 @@ def _devices(scheme: str, names: Sequence[str] | None) -> list[str]:
     return [f"{scheme}:{name}" for name in names or ()]
 
 
-def default_speed(uris: Sequence[str]) -> str:
-    """Real time if one of the sources is a device, else as fast as it goes."""
-    return "live" if any(map(is_live, uris)) else "max"
+def default_speed(uris: Sequence[str], show: bool = False) -> str:
+    """Real time if one of the sources is a device or somebody watches, else as fast as it goes."""
+    return "live" if any(map(is_live, uris)) else "1" if show else "max"
 
 
 def parse_speed(text: str) -> Clock:

@@ -12,6 +12,9 @@ from numpy.typing import NDArray
 from fusedge.bundle.window import NANOSECONDS
 from fusedge.runtime.front.sighting import Sighting
 
+NOTHING_PRESENT = "nothing_present"
+"""The `problem` of a decision that rests on no modality at all, which is no fault."""
+
 
 class ModalityShare(NamedTuple):
     """What a decision rests on: whether a modality was there, and how old its embedding is.
@@ -36,9 +39,9 @@ class ModalityShare(NamedTuple):
 class Classification:
     """`label` is the steady one, `probabilities` `[K]` are this tick's own, `mean` `[K]` is smoothed.
 
-    All are None where the head's result was not finite. `contributions` tell by modality how much
-    less probable the label would be without it: 0 where it is absent, below 0 where it spoke
-    against the label, None where the head gave nothing finite without it.
+    All are None where the head gave no finite result, or had nothing to rest on. `contributions` tell
+    by modality how much less probable the label would be without it: 0 where it is absent, below 0
+    where it spoke against the label, None where the head gave nothing finite without it.
     """
 
     labels: tuple[str, ...]
@@ -76,7 +79,8 @@ class Classification:
 class Decision:
     """What the pipeline says at one tick. `latency_ns` is from the tick to its emission.
 
-    `problem` is empty, or says why there are no labels: `part_failed`, `hangs`, `not_finite`, ….
+    `problem` is empty, or says why there are no labels: NOTHING_PRESENT, or what went wrong:
+    `part_failed`, `hangs`, `not_finite`, ….
     """
 
     timestamp_ns: int

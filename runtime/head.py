@@ -76,6 +76,10 @@ class FusionHead:
             self._state.reset()
         return logits, finite
 
+    def forget(self) -> None:
+        """Nothing is present: what comes after is another sequence, as after any gap."""
+        self._state.reset()
+
     def lose(self) -> None:
         """A run failed: forget, and leave the arrays to it, since it may still be reading them."""
         self._state.reset()

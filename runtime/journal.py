@@ -27,7 +27,8 @@ class Cut(NamedTuple):
 class Tick(NamedTuple):
     """Decide for `tick_ns`, after `skipped` older ticks that are given up.
 
-    `reason` is empty where the head runs; else the decision is made without a result, for that reason.
+    `reason` is empty, or why the head does not run: then the decision is made without a result. That
+    nothing is present is not told here, since it follows from what came before.
     """
 
     tick_ns: int

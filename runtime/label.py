@@ -21,7 +21,8 @@ def softmax(logits: NDArray[np.float32], temperature: float) -> NDArray[np.float
 
 class SteadyLabel:
     """Contract: the mean follows the probabilities with the time constant `smoothing_s`; the label
-    changes only when another leads it in that mean by more than `hysteresis`.
+    changes only when another leads it in that mean by more than `hysteresis`. After `forget` both begin
+    anew with the probabilities that come next.
     """
 
     def __init__(self, spec: Output, period_s: float) -> None:
@@ -29,6 +30,10 @@ class SteadyLabel:
         rate = -period_s / spec.smoothing_s if spec.smoothing_s else -math.inf
         self._rate, self._weight = rate, -math.expm1(rate)
         self._hysteresis = spec.hysteresis
+        self.forget()
+
+    def forget(self) -> None:
+        """What was before says nothing about what comes."""
         self._mean: NDArray[np.float64] | None = None
         self._current: int | None = None
 

@@ -17,7 +17,7 @@ from fusedge.bundle.sample import Rejection, Sample
 from fusedge.bundle.window import NANOSECONDS, to_ns
 from fusedge.runtime.backend import AUTOMATIC, PartLoader
 from fusedge.runtime.clock import stopwatch_ns
-from fusedge.runtime.decision import Classification, Decision, ModalityShare
+from fusedge.runtime.decision import NOTHING_PRESENT, Classification, Decision, ModalityShare
 from fusedge.runtime.encoder import Encoder
 from fusedge.runtime.events import Event, EventDetector
 from fusedge.runtime.guard import all_finite
@@ -71,8 +71,9 @@ class Pipeline:
 
     Work is due at fixed times of the session's clock: a window at its end plus latency plus
     lateness, a decision at every whole multiple of the decision period. Windows go before a
-    decision of the same time, unless their encoder is known to take long. What cannot be done in
-    time is given up, oldest first, and counted:
+    decision of the same time, unless their encoder is known to take long. A decision that could rest
+    on no modality is made without the head and has no label; the head's state and the smoothing
+    begin anew after it. What cannot be done in time is given up, oldest first, and counted:
 
     - windows that wait are made up for in order where that takes less than a hop, so that an
       encoder's memory survives a delay; else the newest goes first;
@@ -250,9 +251,15 @@ class Pipeline:
         encoders = [self.lanes[name].encoder for name in self.order]
         ages_ns = [encoder.age_ns(tick.tick_ns) for encoder in encoders]
         pending = _Pending(tick, ages_ns)
-        if tick.reason:
-            account.drop(tick.reason)
-            self._decide(pending, None, tick.reason, tick.now_ns)
+        reason = tick.reason
+        if ages_ns.count(None) == len(ages_ns):
+            reason = reason or NOTHING_PRESENT
+            self.head.forget()
+            for steady in self._steady.values():
+                steady.forget()
+        if reason:
+            account.drop(reason)
+            self._decide(pending, None, reason, tick.now_ns)
             return None
         feeds = self.head.feeds(
             [
@@ -369,6 +376,7 @@ class Pipeline:
         return {
             "decisions": head.received - head.dropped.get("overload", 0) - head.in_flight,
             "ticks_skipped": head.dropped.get("overload", 0),
+            "decisions_on_nothing": head.dropped.get(NOTHING_PRESENT, 0),
             "decisions_not_finite": head.dropped.get("not_finite", 0),
             "labels": self._labels,
             "modalities": {

@@ -88,7 +88,7 @@ def run_all(
             session.feed.stop()
         crew.close()
         reports = _close([session for session, _ in sessions], ended, end_ns, notice)
-    if any(session.reader_gone for session, _ in sessions):
+    if any(isinstance(session.reader_gone, BrokenPipeError) for session, _ in sessions):
         raise BrokenPipeError  # as a write to it would have done
     return reports
 
@@ -121,7 +121,7 @@ def _run_virtual(
     try:
         session.open(sinks)
         _loop(session)
-        ended = "interrupted" if session.stopping else "end of input"
+        ended = session.ended
     except KeyboardInterrupt:
         ended = "interrupted"
     finally:
@@ -326,8 +326,7 @@ class Crew:
                     self._supervise()
         if self._error is not None:
             raise self._error
-        interrupted = any(session.stopping for session in self._sessions)
-        return "interrupted" if interrupted else "end of input"
+        return next((s.ended for s in self._sessions if s.stopping), "end of input")
 
     def close(self) -> None:
         """Let the members finish what they do, but not for long."""

@@ -25,12 +25,13 @@ from fusedge.runtime.clock import Clock, process_cpu_ns, stopwatch_ns
 from fusedge.runtime.decision import Decision
 from fusedge.runtime.feed import Feed, MergedFeed, PumpedFeed
 from fusedge.runtime.front.fronts import NOTHING_SEEN, FrontEnds
+from fusedge.runtime.front.sighting import View
 from fusedge.runtime.histogram import DurationHistogram
 from fusedge.runtime.journal import Entry, Swapped
 from fusedge.runtime.latency import LatencyPair, LatencyProbe
 from fusedge.runtime.pipeline import Loader, Pipeline
 from fusedge.runtime.sinks.lane import SinkLane
-from fusedge.runtime.sinks.sink import Sink
+from fusedge.runtime.sinks.sink import ReaderLeftError, Sink
 from fusedge.runtime.swap import BundleWatch, Swap
 from fusedge.runtime.telemetry import Telemetry
 
@@ -47,7 +48,7 @@ class SessionReport:
     """What a session did. `summary` is repeatable to the bit on a virtual clock; `timing` is not.
 
     `timing` has the machine's `telemetry` where time was real, see Telemetry.snapshot. `ended` is
-    `end of input` or `interrupted`. `problem` is empty, or says in a line what could not
+    `end of input`, `interrupted` or `window closed`. `problem` is empty, or says in a line what could not
     be read, used or written, though the session went on without it.
     """
 
@@ -182,8 +183,8 @@ class Session:
         self.lanes: list[SinkLane] = []
         self._journal_lanes: list[SinkLane] = []
         self.stopping = False
-        self.reader_gone = False
-        """Whether it was stopped since nobody reads standard output any more."""
+        self.reader_gone: BrokenPipeError | ReaderLeftError | None = None
+        """What it was stopped for, where nobody reads or watches any more."""
         self._summary: dict[str, Any] = {}
         self._sink_errors: list[Exception] = []
         self._said: set[str] = set()
@@ -367,6 +368,27 @@ class Session:
                 result = self._with_sightings(result)
             for lane in self.lanes:
                 lane.put(result)
+            self._heed_readers()
+
+    def _heed_readers(self) -> None:
+        """End with those for whom it was made."""
+        for lane in self.lanes:
+            if lane.reader_gone is not None:
+                self.reader_gone, self.stopping = lane.reader_gone, True
+
+    @property
+    def ended(self) -> str:
+        """How it ends: see SessionReport."""
+        if isinstance(self.reader_gone, ReaderLeftError):
+            return "window closed"
+        return "interrupted" if self.stopping else "end of input"
+
+    @property
+    def view(self) -> Callable[[], View | None] | None:
+        """What gives the newest frame in which faces were looked for, once it has been called a first time;
+        None where the bundle looks for none.
+        """
+        return self._fronts.view
 
     def _with_sightings(self, decision: Decision) -> Decision:
         """The decision with what the front ends had seen by its time."""
@@ -398,8 +420,7 @@ class Session:
         self._say_failures()
         for lane in self.lanes:
             lane.supervise()
-            if lane.reader_gone:
-                self.reader_gone = self.stopping = True
+        self._heed_readers()
         for pipeline in (*self.pipelines, *self._retired):
             pipeline.abandon_overdue(now_ns, self.hang_s)
         if self._retired:

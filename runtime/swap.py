@@ -10,7 +10,7 @@ from typing import Any, Literal
 from fusedge.bundle.archive import Bundle
 from fusedge.bundle.errors import FusedgeError, printable
 from fusedge.bundle.window import NANOSECONDS
-from fusedge.runtime.decision import Decision
+from fusedge.runtime.decision import NOTHING_PRESENT, Decision
 from fusedge.runtime.events import Event
 from fusedge.runtime.pipeline import Pipeline
 
@@ -29,8 +29,9 @@ class Swap:
     samples, until `shadow_s` of its ticks have been compared with the old one's; if all of them had
     a result, and at least `least_agreement` of them the same labels, the next tick is the new one's.
     The old one goes on as the shadow for `probation_s` and takes over again at the first tick of
-    the new one without a result. Each tick is given out exactly once, whoever decides it. Events are
-    those of the one that decides; their numbers begin anew with it.
+    the new one without a result. A tick at which either has nothing present shows nothing of the new
+    one: it is not compared, and ends neither stage. Each tick is given out exactly once, whoever
+    decides it. Events are those of the one that decides; their numbers begin anew with it.
     """
 
     def __init__(
@@ -110,7 +111,7 @@ class Swap:
                     if pipeline is self.active:
                         given.append(result)
                     continue
-                fails = is_new and self.state == "probation" and bool(result.problem)
+                fails = is_new and self.state == "probation" and _failed(result)
                 if pipeline is self.active and not fails and result.timestamp_ns > self._given_ns:
                     self._given_ns = result.timestamp_ns
                     given.append(result)
@@ -126,14 +127,17 @@ class Swap:
     def _judge(self, tick_ns: int, pair: dict[bool, Decision]) -> list[Result]:
         """Compare the decisions of a tick; what is to be given out where the deciding one changes."""
         new = pair[True]
-        if new.problem:
+        if _failed(new):
             if self.state == "shadow":
                 return self._end("refused", f"no result as a shadow: {new.problem}")
             return self._end("returned", f"no result: {new.problem}")
+        shows = all(decision.problem != NOTHING_PRESENT for decision in pair.values())
         if len(pair) == 2:
-            self.compared += 1
-            self.agreed += _labels(new) == _labels(pair[False])
             del self._undecided[tick_ns]
+            self.compared += shows
+            self.agreed += shows and _labels(new) == _labels(pair[False])
+        if not shows:
+            return []
         period_ns = self.old.period_ns
         if self.state == "shadow" and self.compared * period_ns >= self._shadow_s * NANOSECONDS:
             if self.agreed < self._least_agreement * self.compared:
@@ -182,6 +186,11 @@ def _input(pipeline: Pipeline) -> list[tuple[object, ...]]:
     return [
         (s.name, s.kind, s.height, s.width, *((c.name, c.unit) for c in s.channels)) for s in specs
     ]
+
+
+def _failed(decision: Decision) -> bool:
+    """Whether something went wrong with it: that nothing was present is no fault of the bundle."""
+    return decision.problem not in ("", NOTHING_PRESENT)
 
 
 def _labels(decision: Decision) -> list[str | None]:

@@ -118,3 +118,5 @@ def test_nobody_in_the_picture_has_no_emotion(bundle: Bundle, tmp_path: Path) ->
     Image.fromarray(noise).save(tmp_path / "noise.png")
     made = decisions(bundle, tmp_path / "noise.png")
     assert made and not any(d.modalities["face"].present for d in made)
+    assert {d.problem for d in made} == {"nothing_present"}
+    assert {d.outputs["emotion"].label for d in made} == {None}

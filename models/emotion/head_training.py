@@ -7,10 +7,11 @@ face and a voice have nothing in common but the label; no accuracy is claimed fr
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
@@ -18,6 +19,7 @@ from torch.nn import functional
 from fusedge.models.emotion.labels import LABELS
 from fusedge.models.emotion.model import EmotionModel
 from fusedge.models.one_thread import one_thread
+from fusedge.models.temperature import fitted_temperature
 
 
 class Batch(NamedTuple):
@@ -46,6 +48,10 @@ class Samples:
         """One opinion on each of these samples."""
         places = torch.randint(self.said.shape[1], (len(rows),), generator=random)
         return self.said[rows, places]
+
+    def only(self, chosen: Tensor) -> Samples:
+        """Those that are marked, bool `[N]`."""
+        return Samples(self.said[chosen], self.labels[chosen])
 
 
 def _presence(count: int, size: int, both: float, random: torch.Generator) -> Tensor:
@@ -117,7 +123,10 @@ class MatchedByLabel:
 
 @dataclass(frozen=True)
 class HeadRecipe:
-    """AdamW with a learning rate that falls as a cosine; the average of the weights is kept."""
+    """AdamW with a learning rate that falls as a cosine; the average of the weights is kept.
+
+    `noise` is that on opinions, in deviations of each number.
+    """
 
     seed: int = 0
     steps: int = 1500
@@ -125,6 +134,7 @@ class HeadRecipe:
     learning_rate: float = 3e-3
     weight_decay: float = 0.02
     label_smoothing: float = 0.05
+    noise: float = 0.0
     age_s: float = 0.6  # embeddings are up to this old: the greatest max_age_s
     average_decay: float = 0.995
 
@@ -157,7 +167,10 @@ def train_head(
             part.train()
         for step in range(1, recipe.steps + 1):
             said, presence, target = examples.batch(recipe.batch, random)
-            embeddings = [opinion.embed(x) for opinion, x in zip(opinions, said, strict=True)]
+            embeddings = [
+                opinion.embed(x + recipe.noise * opinion.deviation * _like(x, random))
+                for opinion, x in zip(opinions, said, strict=True)
+            ]
             age = torch.rand(presence.shape, generator=random) * recipe.age_s * presence
             smooth = recipe.label_smoothing
             loss = functional.cross_entropy(
@@ -174,6 +187,35 @@ def train_head(
             progress(step, recipe.steps, float(loss.detach()))
         trained.load_state_dict(average)
         model.eval()
+
+
+def _like(said: Tensor, random: torch.Generator) -> Tensor:
+    return torch.randn(said.shape, generator=random)
+
+
+class HeldOut(NamedTuple):
+    """What a head said, logits `[B, K]`, of a batch that it was not trained on."""
+
+    batch: Batch
+    logits: Tensor
+
+
+def judge_held_out(
+    model: EmotionModel, splits: Iterable[tuple[Examples, Batch]], recipe: HeadRecipe
+) -> Iterator[HeldOut]:
+    """Of each split, examples and a batch, what a head that is trained on the former says of the latter.
+
+    The model is left with the last head.
+    """
+    for examples, batch in splits:
+        train_head(model, examples, recipe)
+        yield HeldOut(batch, fused_logits(model, batch.said, batch.presence))
+
+
+def joint_temperature(held_out: Iterable[HeldOut]) -> float:
+    """The geometric mean of the temperatures that suit each of these best."""
+    found = [fitted_temperature(one.logits, one.batch.target) for one in held_out]
+    return round(float(np.exp(np.mean(np.log(found)))), 3)
 
 
 @torch.no_grad()

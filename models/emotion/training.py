@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -15,14 +15,17 @@ from torch import Tensor
 from torch.nn import functional
 
 from fusedge.bundle.regular_file import write_whole
+from fusedge.models.emotion.action_units import ActionUnitConfig
 from fusedge.models.emotion.face_encoder import FaceConfig, FaceEncoder, face_bytes, load_face
 from fusedge.models.emotion.face_training import FaceRecipe, face_logits, train_face
 from fusedge.models.emotion.ferplus import Faces, held_out
 from fusedge.models.emotion.head_training import (
+    Batch,
     HeadRecipe,
     MatchedByLabel,
     Samples,
-    fused_logits,
+    joint_temperature,
+    judge_held_out,
     train_head,
 )
 from fusedge.models.emotion.labels import FACE_LABELS, LABELS, VOICE_LABELS, places
@@ -39,17 +42,18 @@ from fusedge.models.emotion.voice_encoder import VoiceClassifier
 from fusedge.models.emotion.voice_ensemble import (
     EnsembleRecipe,
     Tell,
-    VoiceEnsemble,
     train_ensemble,
 )
 from fusedge.models.fusion import FusionKind
-from fusedge.models.temperature import fitted_temperature
+
+Source = FaceEncoder | VoiceClassifier | ActionUnitConfig
+"""Of a modality: its trained classifier, or that action units have none."""
 
 WEIGHTS = "weights.safetensors"
 FUSION: FusionKind = "concatenation"
 SIZE, HIDDEN, DROPOUT = 24, 24, 0.1
 CALM_LOOKS_NEUTRAL = {"calm": "neutral"}
-_LAST_HOPS = 8  # of a take: its end, where all has been said
+LAST_HOPS = 8  # of a take: its end, where all has been said
 
 # Each stage starts from the last one's weights: pictures are disturbed less, and dropout is less.
 FACE_STAGES = (
@@ -117,14 +121,14 @@ def train_emotion(
     ensemble = train_ensemble(takes, folder, replace(recipe.voice, member=member), tell)
     said = (
         face_samples(face, faces.only(hidden)),
-        voice_samples(ensemble, takes),
+        take_samples(ensemble.said_of(takes, LAST_HOPS), takes),
     )
-    model = assemble(face, ensemble.classifier, recipe.fusion)
+    model = assemble({"face": face, "voice": ensemble.classifier}, recipe.fusion)
     for name, samples in zip(model.modalities, said, strict=True):
         model.encoder(name).calibrate(samples.said.flatten(0, 1))
     alike: tuple[dict[str, str], ...] = (CALM_LOOKS_NEUTRAL, {})
     head = replace(recipe.head, seed=recipe.seed)
-    temperature = _temperature(model, said, takes, alike, head)
+    temperature = joint_temperature(judge_held_out(model, _splits(said, takes, alike), head))
     train_head(model, MatchedByLabel(said, alike), head, partial(tell, "head"))
     actors = sorted({take.actor for take in takes})
     notes = {
@@ -139,17 +143,20 @@ def train_emotion(
     return Trained(load_emotion(path)[0], temperature, path)
 
 
-def assemble(face: FaceEncoder, voice: VoiceClassifier, fusion: FusionKind) -> EmotionModel:
-    """The whole network with trained classifiers and a new head."""
-    config = EmotionConfig(
-        {"face": face.config, "voice": voice.config}, SIZE, fusion, HIDDEN, DROPOUT
-    )
+def assemble(sources: Mapping[str, Source], fusion: FusionKind) -> EmotionModel:
+    """The whole network with trained classifiers, by modality, and a new head."""
+    configs = {
+        name: source if isinstance(source, ActionUnitConfig) else source.config
+        for name, source in sources.items()
+    }
     with torch.random.fork_rng(devices=[]):
-        model = EmotionModel(config)
-    faces, voices = model.encoder("face"), model.encoder("voice")
-    assert isinstance(faces, FaceOpinion) and isinstance(voices, VoiceOpinion)
-    faces.encoder.load_state_dict(face.state_dict())
-    voices.classifier.load_state_dict(voice.state_dict())
+        model = EmotionModel(EmotionConfig(configs, SIZE, fusion, HIDDEN, DROPOUT))
+    for name, source in sources.items():
+        opinion = model.encoder(name)
+        if isinstance(opinion, FaceOpinion) and isinstance(source, FaceEncoder):
+            opinion.encoder.load_state_dict(source.state_dict())
+        if isinstance(opinion, VoiceOpinion) and isinstance(source, VoiceClassifier):
+            opinion.classifier.load_state_dict(source.state_dict())
     return model.eval()
 
 
@@ -193,36 +200,21 @@ def _one_hot(labels: Tensor) -> Tensor:
     return functional.one_hot(labels, len(LABELS)).float()
 
 
-def voice_samples(ensemble: VoiceEnsemble, takes: Sequence[Take]) -> Samples:
-    """What members that have not heard an actor say of the takes' last hops, and the labels."""
+def take_samples(said: Tensor, takes: Sequence[Take]) -> Samples:
+    """What was said `[N, H, S]` of takes, and their labels."""
     places_of = places(VOICE_LABELS)
-    labels = torch.tensor([places_of[take.label] for take in takes])
-    return Samples(ensemble.said_of(takes, _LAST_HOPS), _one_hot(labels))
+    return Samples(said, _one_hot(torch.tensor([places_of[take.label] for take in takes])))
 
 
-def _temperature(
-    model: EmotionModel,
-    said: tuple[Samples, Samples],
-    takes: Sequence[Take],
-    alike: Sequence[dict[str, str]],
-    recipe: HeadRecipe,
-) -> float:
-    """The geometric mean over heads, each trained without a group of actors and a share of the faces, of
-    the temperature that suits these best, with both modalities and with one.
-    """
+def _splits(
+    said: tuple[Samples, Samples], takes: Sequence[Take], alike: Sequence[dict[str, str]]
+) -> Iterator[tuple[MatchedByLabel, Batch]]:
+    """Each group of actors held out, with a share of the faces: the rest, and pairs of these."""
     actors = torch.tensor([fold_of(take.actor) for take in takes])
     groups = sorted(set(actors.tolist()))
     faces = torch.arange(len(said[0].labels)) % len(groups)
-    found = []
     for place, group in enumerate(groups):
-        seen = (_only(said[0], faces != place), _only(said[1], actors != group))
-        rest = (_only(said[0], faces == place), _only(said[1], actors == group))
-        train_head(model, MatchedByLabel(seen, alike), recipe)
-        batch = MatchedByLabel(rest, alike).batch(4000, torch.Generator().manual_seed(group))
-        logits = fused_logits(model, batch.said, batch.presence)
-        found.append(fitted_temperature(logits, batch.target))
-    return round(float(np.exp(np.mean(np.log(found)))), 3)
-
-
-def _only(samples: Samples, chosen: Tensor) -> Samples:
-    return Samples(samples.said[chosen], samples.labels[chosen])
+        seen = (said[0].only(faces != place), said[1].only(actors != group))
+        rest = (said[0].only(faces == place), said[1].only(actors == group))
+        random = torch.Generator().manual_seed(group)
+        yield MatchedByLabel(seen, alike), MatchedByLabel(rest, alike).batch(4000, random)

@@ -179,12 +179,12 @@ class VoiceEncoder(nn.Module):
         seen = valid.reshape(valid.shape[0], -1, HOP, 1).mean(dim=2)
         log_mel, sound = self.log_mel(window, states[0])
         relative, level = self.level(log_mel, seen, states[1])
-        embedding, *rest = self.listen(relative, seen, *states[2:])
-        return embedding, sound, level, *rest
+        telling, *rest = self.listen(relative, seen, *states[2:])
+        return self.judged(telling), sound, level, *rest
 
     def listen(self, relative: Tensor, seen: Tensor, *states: Tensor) -> tuple[Tensor, ...]:
-        """The trained part: relative log-mel `[B, N*FRAMES, mels]`, how much of each hop was heard
-        `[B, N, 1]`, and all states but the first two; the embedding `[B, N, D]` and new states.
+        """From relative log-mel `[B, N*FRAMES, mels]`, how much of each hop was heard `[B, N, 1]`, and all
+        states but the first two: moments of the last seconds `[B, N, members * 2 * width]`, new states.
         """
         *old, moments = states
         new = []
@@ -197,11 +197,16 @@ class VoiceEncoder(nn.Module):
         for span, state in zip(self.spans, old[len(self.stages) :], strict=True):
             x, state = span(x, state)
             new.append(state)
-        embedding, moments = self._pool(x, seen, moments)
-        return embedding, *new, moments
+        telling, moments = self._pool(x, seen, moments)
+        return telling, *new, moments
+
+    def judged(self, telling: Tensor) -> Tensor:
+        """The embedding `[B, N, D]` of what `listen` gives."""
+        judged = self.judge(self.dropout(telling).transpose(1, 2))
+        return functional.gelu(judged).transpose(1, 2)
 
     def _pool(self, x: Tensor, seen: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
-        """Frames `[B, T, members * width]` to the embedding of each hop."""
+        """Frames `[B, T, members * width]` to their weighted moments at each hop."""
         batch, hops, members = *seen.shape[:2], self.config.members
         weight = self.attention(x.transpose(1, 2)).sigmoid().transpose(1, 2)
         weight = weight.reshape(batch, hops, -1, members, 1) * seen.reshape(batch, hops, 1, 1, 1)
@@ -212,9 +217,7 @@ class VoiceEncoder(nn.Module):
         pooled = pooled[..., :-1] / pooled[..., -1:].clamp(min=_LEAST_WEIGHT)
         mean, square = pooled.chunk(2, dim=-1)
         deviation = ((square - mean * mean).clamp(min=0.0) + _LEAST_VARIANCE).sqrt()
-        telling = self.dropout(cat([mean, deviation], dim=-1).flatten(2))
-        embedding = functional.gelu(self.judge(telling.transpose(1, 2))).transpose(1, 2)
-        return embedding, state
+        return cat([mean, deviation], dim=-1).flatten(2), state
 
 
 class VoiceClassifier(nn.Module):

@@ -2,7 +2,8 @@
 
 What works on the waveform (`disturb`) is slow, and done a few times for each take beforehand; what works on
 the spectrogram is new in every step. All randomness comes from seeds. A member of the ensemble is trained
-by itself.
+by itself. In training, and then only, it also has to tell what else is known of a take (`told_of`): what
+the face does, how strongly it is acted and the speaker's sex say more of a take than its label.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from functools import cache
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional
 from torch.nn.utils import clip_grad_norm_
 
@@ -32,18 +33,21 @@ Progress = Callable[[int, int, float], None]
 
 VARIANTS = 12
 _SPEECH = 10**-2.5  # of the loudest frames' power: 25 dB
+# Hops of sound that are given before speech and after it; runtime/front/speech_front.py has 1 and 4.
+_BEFORE_SPEECH, _AFTER_SPEECH = (0.5, 2.5), (2.5, 5.5)
 
 
 @dataclass(frozen=True)
 class VoiceRecipe:
     """How a member is trained. `pitch` and `tempo` are the greatest warps, as logarithms; times in hops.
 
-    `clean`, `noise` and `mixup` are shares: of takes shown undisturbed, of crops with a noise floor, and of
-    crops mixed with another.
+    `clean`, `noise`, `mixup` and `speech_only` are shares: of takes shown undisturbed, of crops with a
+    noise floor, of crops mixed with another, and of crops with nothing heard before speech and after it.
+    `telling` is the weight of what else is told of a take.
     """
 
     seed: int = 0
-    steps: int = 1900
+    steps: int = 1500
     batch: int = 32
     lengths: tuple[int, ...] = (16, 20, 24)
     lead: float = 8.0
@@ -56,6 +60,8 @@ class VoiceRecipe:
     tempo: float = 0.15
     noise: float = 0.3
     mixup: float = 0.2
+    speech_only: float = 0.5
+    telling: float = 1.0
     masked_bands: int = 10
     masked_frames: int = 20
     embedding_dropout: float = 0.2
@@ -88,11 +94,18 @@ class Spectrograms:
         self.first = (self.lengths.ravel().cumsum() - self.lengths.ravel()).reshape(-1, variants)
         self.speech = np.array([_speech(mel.float()) for mel in mels[::variants]])
         self.labels = np.array([take.label for take in takes])
+        self.told = np.stack([told_of(take) for take in takes])
 
     @property
     def variants(self) -> int:
         """How often each take is there; the first is undisturbed."""
         return int(self.lengths.shape[1])
+
+
+def told_of(take: Take) -> NDArray[np.float32]:
+    """What is known of a take beside its label: action units, whether strongly acted, whether a woman."""
+    strongly = take.name[9:11] == "02"
+    return np.array([*take.units, strongly, take.female], np.float32)
 
 
 def _speech(log_mel: Tensor) -> tuple[float, float]:
@@ -108,11 +121,16 @@ def train_member(
     config: VoiceConfig,
     recipe: VoiceRecipe,
     progress: Progress = lambda step, steps, loss: None,
+    start: VoiceClassifier | None = None,
 ) -> VoiceClassifier:
-    """A model of one member in evaluation mode; the same arguments give the same weights."""
+    """A model of one member in evaluation mode; the same arguments give the same weights.
+
+    With `start` it goes on from there.
+    """
     with torch.random.fork_rng(devices=[]), one_thread():
         torch.manual_seed(recipe.seed)
-        return _Run(spectrograms, chosen, VoiceClassifier(config), recipe, progress).finish()
+        model = VoiceClassifier(config) if start is None else copy.deepcopy(start)
+        return _Run(spectrograms, chosen, model, recipe, progress).finish()
 
 
 class _Run:
@@ -127,8 +145,14 @@ class _Run:
         self.data, self.chosen, self.recipe, self.progress = spectrograms, chosen, recipe, progress
         self.model = model
         self.average = copy.deepcopy(model)
+        told = spectrograms.told[chosen]
+        scaled = (spectrograms.told - told.mean(0)) / (told.std(0) + 1e-3)
+        self.told = torch.from_numpy(scaled.clip(-4, 4))
+        self.teller = nn.Linear(2 * model.config.width, told.shape[1])
         self.optimizer = torch.optim.AdamW(
-            model.parameters(), recipe.learning_rate, weight_decay=recipe.weight_decay
+            [*model.parameters(), *self.teller.parameters()],
+            recipe.learning_rate,
+            weight_decay=recipe.weight_decay,
         )
         self.random = np.random.default_rng([recipe.seed, 11])
         self.queue = np.zeros(0, np.int64)
@@ -148,27 +172,33 @@ class _Run:
             group["lr"] = recipe.learning_rate * cycle
         takes = self._takes()
         hops = int(random.choice(recipe.lengths))
-        seen = torch.ones(len(takes), hops, 1)
         states = model.encoder.zero_states(len(takes))
         with torch.no_grad():
-            relative, _ = model.encoder.level(self._crops(takes, hops), seen, states[1])
+            crops, seen = self._crops(takes, hops)
+            relative, _ = model.encoder.level(crops, seen, states[1])
             relative = relative * self._holes(*relative.shape)
             target = functional.one_hot(
                 torch.from_numpy(self.data.labels[takes]), len(VOICE_LABELS)
             ).float()
-            relative, target = self._mixed(relative, target)
+            relative, target, told, seen = self._mixed(relative, target, self.told[takes], seen)
+            seen = (seen > 0).float()
             target = torch.lerp(
                 target, torch.full_like(target, 1 / len(VOICE_LABELS)), recipe.label_smoothing
             )
         # Half the time in bfloat16 where the processor has it, and no worse.
         with torch.autocast("cpu", torch.bfloat16):
-            embedding, *_ = model.encoder.listen(relative, seen, *states[2:])
+            telling, *_ = model.encoder.listen(relative, seen, *states[2:])
+            embedding = model.encoder.judged(telling)
         # The end of a crop, where all has been said, and two moments shortly before.
         moments = [hops - 1, *random.integers(hops - recipe.later, hops - 1, 2).tolist()]
         heard = embedding.float()[:, moments].flatten(0, 1)
         targets = target.repeat_interleave(len(moments), dim=0)
         dropped = functional.dropout(heard, recipe.embedding_dropout)
         loss = functional.cross_entropy(model(dropped), targets)
+        heard_told = self.teller(
+            functional.dropout(telling[:, -1].float(), recipe.embedding_dropout)
+        )
+        loss = loss + recipe.telling * functional.mse_loss(heard_told, told)
         self.optimizer.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
         clip_grad_norm_(model.parameters(), 5.0)
@@ -189,8 +219,11 @@ class _Run:
         takes, self.queue = np.split(self.queue, [self.recipe.batch])
         return takes
 
-    def _crops(self, takes: NDArray[np.int64], hops: int) -> Tensor:
-        """Warped log-mel `[B, hops * FRAMES, mels]` of crops that end after the speech, where they can."""
+    def _crops(self, takes: NDArray[np.int64], hops: int) -> tuple[Tensor, Tensor]:
+        """Warped log-mel `[B, hops * FRAMES, mels]` of crops that end after the speech, where they can.
+
+        And what is seen of them, `[B, hops, 1]` of 0 and 1.
+        """
         recipe, data, random = self.recipe, self.data, self.random
         count, frames = len(takes), hops * FRAMES
         disturbed = random.integers(1, max(2, data.variants), count)
@@ -208,7 +241,19 @@ class _Run:
         crops = torch.lerp(data.values[index].float(), data.values[index + 1].float(), part)
         factors = np.exp(random.uniform(-recipe.pitch, recipe.pitch, count)).astype(np.float32)
         crops = crops @ _stretch(torch.from_numpy(factors))
-        return torch.logaddexp(crops, self._floor(crops))
+        crops = torch.logaddexp(crops, self._floor(crops))
+        seen = self._seen((begin - start) / tempo / FRAMES, (end - start) / tempo / FRAMES, hops)
+        unseen = seen.repeat_interleave(FRAMES, dim=1) == 0
+        return crops.masked_fill(unseen, math.log(LOG_MEL.floor)), seen
+
+    def _seen(self, begin: NDArray[np.float64], end: NDArray[np.float64], hops: int) -> Tensor:
+        """1, but 0 before speech and after it in some crops; the speech's place is in hops."""
+        random, hop = self.random, np.arange(hops)
+        first = np.floor(begin - random.uniform(*_BEFORE_SPEECH, len(begin)))[:, None]
+        last = np.ceil(end + random.uniform(*_AFTER_SPEECH, len(end)))[:, None]
+        whole = random.random((len(begin), 1)) >= self.recipe.speech_only
+        seen = whole | ((hop >= first) & (hop < last))
+        return torch.from_numpy(seen.astype(np.float32)).unsqueeze(-1)
 
     def _floor(self, crops: Tensor) -> Tensor:
         """Log-mel `[B, 1, mels]` of steady noise 30 to 75 dB below the loudest, in some crops."""

@@ -17,7 +17,6 @@ from fusedge.runtime.front.faces import Face
 EYES = 0.356  # of the crop's side, from eye to eye; a turned head has less
 MOUTH = 0.385  # from between the eyes to the mouth; a bowed head has less
 LARGER = 1.035  # of the two, each by its mean, the larger is by so much larger than 1
-FINEST = 24  # a face of 1,152 pixels, in a crop of 48: of a larger one not every pixel counts
 MIDDLE = (0.494, 0.579)  # of the eyes' middle and the mouth
 
 
@@ -29,23 +28,28 @@ def aligned(frame: NDArray[np.uint8], face: Face, side: int, channels: int) -> N
     """
     cv2 = opencv("cutting out faces")
     cut, roll, middle = _framing(face)
-    # Pixels of the first step a pixel of the crop, each way.
-    finer = min(max(1, math.ceil(cut / side)), FINEST)
+    halvings = max(0, math.floor(math.log2(cut / side)) - 1)
+    pixels, offset = _surroundings(frame, middle, cut, 2**halvings)
+    if channels == 1:
+        pixels = cv2.cvtColor(pixels, cv2.COLOR_RGB2GRAY)
+    # By halves, then from two to four pixels a pixel of the crop, each way: half the time of all of them at
+    # once (0.84 ms for a face of 365 pixels).
+    for _ in range(halvings):
+        half = (max(1, pixels.shape[1] // 2), max(1, pixels.shape[0] // 2))
+        pixels = cv2.resize(pixels, half, interpolation=cv2.INTER_AREA)
+    cut /= 2**halvings
+    finer = max(1, math.ceil(cut / side))
     scale = side * finer / cut
     cos, sin = scale * math.cos(roll), scale * math.sin(roll)
-    half = side * finer / 2
-    x, y = (float(value) for value in middle)
+    half_side = side * finer / 2
+    x, y = (float(value) for value in (middle - offset) / 2**halvings)
     # OpenCV counts from the middle of the first pixel.
     matrix = np.array(
         [
-            [cos, sin, half - 0.5 - cos * (x - 0.5) - sin * (y - 0.5)],
-            [-sin, cos, half - 0.5 + sin * (x - 0.5) - cos * (y - 0.5)],
+            [cos, sin, half_side - 0.5 - cos * (x - 0.5) - sin * (y - 0.5)],
+            [-sin, cos, half_side - 0.5 + sin * (x - 0.5) - cos * (y - 0.5)],
         ]
     )
-    pixels, offset = _surroundings(frame, middle, cut)
-    matrix[:, 2] += matrix[:, :2] @ offset
-    if channels == 1:
-        pixels = cv2.cvtColor(pixels, cv2.COLOR_RGB2GRAY)
     size = (side * finer, side * finer)
     warped = cv2.warpAffine(
         pixels, matrix, size, flags=cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE
@@ -81,17 +85,22 @@ def _framing(face: Face) -> tuple[float, float, NDArray[np.float32]]:
 
 
 def _surroundings(
-    frame: NDArray[np.uint8], middle: NDArray[np.float32], cut: float
+    frame: NDArray[np.uint8], middle: NDArray[np.float32], cut: float, step: int
 ) -> tuple[NDArray[np.uint8], NDArray[np.float64]]:
-    """The part of the frame that a turned crop can reach, not empty, and where it begins (x, y)."""
+    """The part of the frame that a turned crop can reach, not empty, and where it begins (x, y).
+
+    It begins and ends on multiples of `step` where the frame allows: OpenCV halves even sizes 15 times as
+    fast as odd ones, and the same face in a frame that is cut off elsewhere gives the same crop.
+    """
     height, width = frame.shape[:2]
-    reach = cut * math.sqrt(0.5) + 2
+    reach = cut * math.sqrt(0.5) + 2 * step
     x, y = (float(value) for value in middle)
     left, top = (
-        math.floor(min(max(0.0, at - reach), size - 1)) for at, size in ((x, width), (y, height))
+        math.floor(min(max(0.0, at - reach), size - 1) / step) * step
+        for at, size in ((x, width), (y, height))
     )
     right, bottom = (
-        math.ceil(max(first + 1.0, min(size, at + reach)))
+        first + max(1, math.floor(min(size, at + reach) - first) // step) * step
         for at, size, first in ((x, width, left), (y, height, top))
     )
     return frame[top:bottom, left:right], np.array([left, top], np.float64)

@@ -178,7 +178,8 @@ class FaceFront:
             FaceSeen(track.number, _numbers(track.face.box), track.face.score, track is driving)
             for track in seen
         )
-        self._sightings.add(FacesSeen(sample.arrival_ns, frame.shape[0], frame.shape[1], faces))
+        seen_faces = FacesSeen(sample.arrival_ns, frame.shape[0], frame.shape[1], faces)
+        self._sightings.add_view(frame, seen_faces)
 
     @staticmethod
     def _rejection(sample: Sample, reason: str) -> Rejection:

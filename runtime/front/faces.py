@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -101,21 +102,24 @@ class FaceDetector:
         """The region into the part's input."""
         height, width = frame.shape[:2]
         left, top = max(0, round(region.left)), max(0, round(region.top))
-        right = min(width, round(region.left + region.side))
-        bottom = min(height, round(region.top + region.side))
+        across = min(width, round(region.left + region.side)) - left
+        down = min(height, round(region.top + region.side)) - top
         pixels = self._pixels[0]
         pixels[:] = 0
-        if right <= left or bottom <= top:
+        if across <= 0 or down <= 0:
             return
         scale = self.side / region.side
-        x0, x1 = self._place((left - region.left) * scale, (right - region.left) * scale)
-        y0, y1 = self._place((top - region.top) * scale, (bottom - region.top) * scale)
-        part = frame[top:bottom, left:right]
-        size = (x1 - x0, y1 - y0)
-        # By halves, an eighth of the time of INTER_AREA at once (2.7 ms for 1280x720).
-        while part.shape[1] >= 2 * size[0] and part.shape[0] >= 2 * size[1]:
-            half = (-(-part.shape[1] // 2), -(-part.shape[0] // 2))
+        # By halves, an eighth of the time of INTER_AREA at once (2.7 ms for 1280x720), and of even lengths,
+        # a twentieth of the time of odd ones. So up to one pixel of the input is left out at the far edges.
+        halvings = max(0, math.floor(-math.log2(scale)))
+        across, down = (max(1, length >> halvings << halvings) for length in (across, down))
+        x0, x1 = self._place((left - region.left) * scale, (left + across - region.left) * scale)
+        y0, y1 = self._place((top - region.top) * scale, (top + down - region.top) * scale)
+        part = frame[top : top + down, left : left + across]
+        for _ in range(halvings):
+            half = (max(1, part.shape[1] // 2), max(1, part.shape[0] // 2))
             part = self._cv2.resize(part, half, interpolation=self._cv2.INTER_AREA)
+        size = (x1 - x0, y1 - y0)
         pixels[y0:y1, x0:x1] = self._cv2.resize(part, size, interpolation=self._cv2.INTER_LINEAR)
 
     def _place(self, begin: float, end: float) -> tuple[int, int]:

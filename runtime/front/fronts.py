@@ -15,11 +15,12 @@ from fusedge.devices.capture.address import Wanted
 from fusedge.devices.capture.source import Opener, Source
 from fusedge.runtime.front.face_front import FaceFront, FaceTally
 from fusedge.runtime.front.faces import FaceDetector
-from fusedge.runtime.front.sighting import Sighting, Sightings
+from fusedge.runtime.front.sighting import Sighting, Sightings, View
 from fusedge.runtime.front.speech_front import SpeechFront, SpeechTally
 from fusedge.runtime.front.voice_activity import VoiceActivity
 from fusedge.runtime.part import Backend
 
+FACES = "largest_face"
 NOTHING_SEEN = frozenset(
     ("no_face", "face_too_small", "face_cut_off", "superseded", "invalid", "incomplete_window")
 )
@@ -103,6 +104,12 @@ class FrontEnds:
         }
         return {name: sighting for name, sighting in seen.items() if sighting is not None}
 
+    @property
+    def view(self) -> Callable[[], View | None] | None:
+        """What gives the newest frame in which faces are looked for; None without such a front end."""
+        views = [lane.sightings.view for lane in self._lanes.values() if lane.kind == FACES]
+        return views[0] if views else None
+
     def report(self) -> dict[str, Any]:
         """For the summary."""
         return {
@@ -128,7 +135,7 @@ class _Lane:
         self.spec, self.part, self.kind = spec, part, spec.front.kind
         self.sightings = Sightings()
         self.tally: FaceTally | SpeechTally = (
-            FaceTally() if self.kind == "largest_face" else SpeechTally(spec.rate_hz)
+            FaceTally() if self.kind == FACES else SpeechTally(spec.rate_hz)
         )
         self._load = load
         self._backend: Backend | None = load(part)

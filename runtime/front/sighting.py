@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
+import numpy as np
+from numpy.typing import NDArray
+
 KEPT = 256  # sightings a modality: sound has 31 a second, and a decision is at most 2 s behind
 
 
@@ -51,18 +54,42 @@ class SpeechHeard(NamedTuple):
         return {"speech": round(self.probability, 3)}
 
 
+class View(NamedTuple):
+    """A frame, uint8 `[height, width, 3]`, RGB, that nobody writes to, and the faces in it."""
+
+    frame: NDArray[np.uint8]
+    seen: FacesSeen
+
+
 Sighting = FacesSeen | SpeechHeard
 
 
 class Sightings:
-    """The newest sightings of a modality. One thread adds, others may ask."""
+    """The newest sightings of a modality. One thread adds, others may ask.
+
+    The newest frame is kept as well once it has been asked for, and only then: it may lie in memory of
+    which its source has not much.
+    """
 
     def __init__(self) -> None:
         self._kept: tuple[Sighting, ...] = ()
+        self._views = False
+        self._view: View | None = None
 
     def add(self, sighting: Sighting) -> None:
         """Keep one more; the oldest goes."""
         self._kept = (*self._kept[1 - KEPT :], sighting)
+
+    def add_view(self, frame: NDArray[np.uint8], seen: FacesSeen) -> None:
+        """Keep the faces of a frame, and the frame itself if somebody looks on."""
+        self.add(seen)
+        if self._views:
+            self._view = View(frame, seen)
+
+    def view(self) -> View | None:
+        """The newest frame; None before there is one."""
+        self._views = True
+        return self._view
 
     def at(self, time_ns: int, max_age_ns: int) -> Sighting | None:
         """The newest that had come by `time_ns`; None where it is older than `max_age_ns`."""

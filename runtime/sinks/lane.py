@@ -15,7 +15,7 @@ from fusedge.runtime.decision import Decision
 from fusedge.runtime.events import Event
 from fusedge.runtime.journal import Entry
 from fusedge.runtime.ledger import Account
-from fusedge.runtime.sinks.sink import Sink
+from fusedge.runtime.sinks.sink import ReaderLeftError, Sink
 
 MAX_ITEMS = 4096
 MAX_BYTES = 64 << 20  # of samples that wait for a recorder: two seconds of VGA at 30 Hz
@@ -52,8 +52,8 @@ class SinkLane:
         self.account = Account(lambda: self._waiting)
         self.failures = self.stuck = 0
         self.first_failure = ""
-        self.reader_gone = False
-        """Whether nobody reads standard output any more, so that the session has no purpose."""
+        self.reader_gone: BrokenPipeError | ReaderLeftError | None = None
+        """What says that nobody reads or watches any more, so that the session has no purpose."""
 
     def open(self, header: dict[str, Any]) -> None:
         """Open the sink; raises what it raises, since nothing has begun yet."""
@@ -138,9 +138,11 @@ class SinkLane:
         self._end()
 
     def _idle(self) -> None:
-        if self._retry_ns is None:
+        if self._retry_ns is None and self.reader_gone is None:
             try:
                 self.sink.flush()
+            except ReaderLeftError as error:
+                self.reader_gone = error
             except Exception as error:
                 self._fail(str(error), 0, item=False)
 
@@ -148,7 +150,7 @@ class SinkLane:
         with self._lock:
             lost, self._lost = self._lost, 0
         now_ns = self._clock.now_ns()
-        if self._retry_ns is not None and now_ns < self._retry_ns:
+        if self.reader_gone or (self._retry_ns is not None and now_ns < self._retry_ns):
             self._drop(lost)
             return
         self._busy_since_ns = stopwatch_ns()
@@ -156,8 +158,11 @@ class SinkLane:
             if lost:
                 self.sink.lost(lost)
             self.sink.write(item)
-        except BrokenPipeError:
-            self.reader_gone = True
+        except ReaderLeftError as error:
+            self.reader_gone = error
+            self._drop(lost)
+        except BrokenPipeError as error:
+            self.reader_gone = error
             self._fail("the reader of standard output went away", lost)
             if self._thread is None:
                 raise
@@ -183,7 +188,7 @@ class SinkLane:
     def _drop(self, lost: int) -> None:
         with self._lock:
             self._waiting -= 1
-            self.account.drop("sink_failed")
+            self.account.drop("reader_gone" if self.reader_gone else "sink_failed")
             self._lost += lost + 1
 
     def _fail(self, detail: str, lost: int, item: bool = True) -> None:

@@ -10,6 +10,12 @@ from fusedge.runtime.events import Event
 from fusedge.runtime.journal import Entry
 
 
+class ReaderLeftError(Exception):
+    """`write` and `flush` raise it where whoever looked on wants no more: the session ends, and nothing has
+    failed. (A reader who is gone without a word is a BrokenPipeError.)
+    """
+
+
 class Sink(ABC):
     """Contract: `open` once, `write` in the order of emission, `close` once, also after a failure.
 

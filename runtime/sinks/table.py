@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Mapping
 from typing import Any
 
 from rich.console import Console, Group
@@ -13,19 +14,14 @@ from rich.text import Text
 from fusedge.bundle.errors import printable
 from fusedge.bundle.window import NANOSECONDS
 from fusedge.runtime.clock import stopwatch_ns
-from fusedge.runtime.decision import Decision
+from fusedge.runtime.decision import NOTHING_PRESENT, Decision
 from fusedge.runtime.events import Event
 from fusedge.runtime.journal import Entry
+from fusedge.runtime.sinks.problem_words import why_undecided
 from fusedge.runtime.sinks.sink import Sink
 
 REFRESH_NS = 100_000_000
 BAR_CELLS = 24
-PROBLEMS = {
-    "not_finite": "the head's result is not finite",
-    "part_failed": "the head has failed and waits to be loaded again",
-    "hangs": "the head did not come back in time",
-    "raised": "the head's run failed",
-}
 
 
 class TableSink(Sink):
@@ -37,6 +33,7 @@ class TableSink(Sink):
         self._console = console
         self._live: Live | None = None
         self._title = ""
+        self._fronts: dict[str, str] = {}
         self._events: deque[Event] = deque(maxlen=4)
         self._decision: Decision | None = None
         self._drawn_ns = 0
@@ -44,6 +41,7 @@ class TableSink(Sink):
     def open(self, header: dict[str, Any]) -> None:
         """Start the display."""
         self._title = printable(f"{header['bundle']} on {', '.join(header['sources'])}")
+        self._fronts = header.get("fronts", {})
         for warning in header["warnings"]:
             self._console.print(Text(f"warning: {warning}", style="yellow"), soft_wrap=True)
         self._live = Live(console=self._console, auto_refresh=False)
@@ -75,7 +73,8 @@ class TableSink(Sink):
     def _draw(self) -> None:
         if self._live is not None and self._decision is not None:
             self._live.update(
-                _render(self._title, self._decision, list(self._events)), refresh=True
+                _render(self._title, self._decision, list(self._events), self._fronts),
+                refresh=True,
             )
 
 
@@ -85,7 +84,9 @@ def _bar(share: float) -> Text:
     return Text("█" * cells + "·" * (BAR_CELLS - cells), style="green" if share >= 0 else "red")
 
 
-def _render(title: str, decision: Decision, events: list[Event]) -> Group:
+def _render(
+    title: str, decision: Decision, events: list[Event], fronts: Mapping[str, str]
+) -> Group:
     time_s = decision.timestamp_ns / NANOSECONDS
     heading = Text(f"{title}   t = {time_s:.1f} s", "italic")
     outputs = Table(expand=False)
@@ -93,8 +94,9 @@ def _render(title: str, decision: Decision, events: list[Event]) -> Group:
         outputs.add_column(column)
     for name, output in decision.outputs.items():
         if output.mean is None:
-            why = PROBLEMS.get(decision.problem, f"no result: {decision.problem}")
-            outputs.add_row(name, "invalid", "", Text(printable(why)))
+            why = why_undecided(decision, fronts)
+            kind = "none" if decision.problem == NOTHING_PRESENT else "invalid"
+            outputs.add_row(name, kind, "", Text(printable(why)))
             continue
         for label, share in zip(output.labels, output.mean, strict=True):
             style = "bold" if label == output.label else "dim"

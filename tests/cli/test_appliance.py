@@ -73,6 +73,7 @@ def test_each_pipeline_decides_as_it_does_alone(tmp_path: Path) -> None:
         assert lines(written, "summary")[0]["ledger_balanced"]
 
 
+@pytest.mark.real_time
 def test_machines_get_the_reports_by_name(tmp_path: Path) -> None:
     path = write(tmp_path / "two.yaml", speed=20, seconds=10)
     result = fusedge("run", str(path), "--json")
@@ -101,6 +102,7 @@ def test_one_pipeline_with_a_problem_is_named_and_the_others_are_complete(tmp_pa
     assert len(lines(tmp_path / "out/cab-1.jsonl")) == 19
 
 
+@pytest.mark.real_time
 def test_an_interrupt_ends_all_pipelines_with_their_summaries(tmp_path: Path) -> None:
     path = write(tmp_path / "two.yaml", speed=10, seconds=3600)
     process = subprocess.Popen(
@@ -168,6 +170,7 @@ def test_to_watch_a_bundle_takes_time_that_goes_by(words: tuple[str, ...], tmp_p
     assert "watched in real time only" in refused(tmp_path, "watch: true", "speed: max")
 
 
+@pytest.mark.real_time
 @pytest.mark.parametrize("speed", ["max", "40"])
 def test_chaos_strikes_the_pipelines_that_ask_for_it(tmp_path: Path, speed: str) -> None:
     path = tmp_path / "two.yaml"
@@ -199,6 +202,7 @@ def refused(tmp_path: Path, fields: str, head: str = "speed: 50") -> str:
     return caught.value.line()
 
 
+@pytest.mark.real_time
 @pytest.mark.parametrize(
     ("fields", "said"),
     [
@@ -293,6 +297,7 @@ def other(path: Path) -> Path:
     return path
 
 
+@pytest.mark.real_time
 def test_a_bundle_that_is_replaced_during_a_run_is_changed_to(tmp_path: Path) -> None:
     running = Path(shutil.copy(shipped_bundles()["driving"], tmp_path / "running.fusedge"))
     following = other(tmp_path / "following.fusedge")

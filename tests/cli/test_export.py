@@ -39,6 +39,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(autouse=True)
 def _in_the_folder(folder: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.chdir(folder)
+    monkeypatch.delenv("FUSEDGE_DATA", raising=False)  # it would be as --data in every command
     monkeypatch.setenv("FUSEDGE_CACHE", str(tmp_path / "cache"))
 
 

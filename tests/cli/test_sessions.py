@@ -75,6 +75,7 @@ def test_a_modality_left_out_is_missing_in_every_decision() -> None:
     )
 
 
+@pytest.mark.real_time
 @pytest.mark.parametrize("signalled", [signal.SIGINT, signal.SIGTERM])
 def test_interrupting_a_run_keeps_what_was_decided_and_closes_the_ledger(
     tmp_path: Path, signalled: signal.Signals
@@ -143,6 +144,7 @@ def test_an_interrupt_while_starting_leaves_no_traceback(after_s: float) -> None
     assert "fusedge" not in errors or "Traceback" not in errors
 
 
+@pytest.mark.real_time
 def test_a_reader_that_does_not_read_does_not_hold_up_the_end() -> None:
     reader, writer = os.pipe()
     command = [sys.executable, "-m", "fusedge.cli", "run", "driving"]
@@ -157,6 +159,7 @@ def test_a_reader_that_does_not_read_does_not_hold_up_the_end() -> None:
     assert "left behind" in errors
 
 
+@pytest.mark.real_time
 def test_a_reader_that_goes_away_ends_a_session_in_real_time_with_status_1() -> None:
     reader, writer = os.pipe()
     command = [sys.executable, "-m", "fusedge.cli", "run", "driving"]

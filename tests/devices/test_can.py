@@ -28,6 +28,7 @@ from tests.devices.slcan_adapter import Lawicel
 from tests.devices.test_can_signals import BODY, DBC, MAP
 from tests.devices.test_obd import modality as described
 
+pytestmark = pytest.mark.real_time
 ROOT = Path(__file__).parents[2]
 SPEED_100 = bytes([0, 0, 0, 0, 0, 0x27, 0x10, 0])
 ENGINE = bytes([0x1A, 0xF8, 100, 0])

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from fusedge.devices.capture.elm327 import ClosedError, Elm327, Reply
 from tests.devices.elm327_adapter import Adapter
 
+pytestmark = pytest.mark.real_time
 RPM = 0x0C
 
 

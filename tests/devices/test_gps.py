@@ -28,6 +28,7 @@ from fusedge.devices.capture.wanted import RowLayout
 from tests.devices.modalities import by_name, series
 from tests.devices.nmea_log import drive, gga, rmc, sentence
 
+pytestmark = pytest.mark.real_time
 S = 1_000_000_000
 
 

@@ -29,6 +29,7 @@ from fusedge.devices.capture.gps import Gpsd, _host_and_port
 from fusedge.devices.capture.source import Source, open_source
 from tests.devices.nmea_log import drive
 
+pytestmark = pytest.mark.real_time
 VERSION = {"class": "VERSION", "release": "3.25", "proto_major": 3, "proto_minor": 15}
 ONE = {"class": "DEVICES", "devices": [{"class": "DEVICE", "path": "/dev/ttyACM0"}]}
 TPV: dict[str, Any] = {

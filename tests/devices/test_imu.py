@@ -27,6 +27,7 @@ from fusedge.devices.capture.source import Source, open_source
 from tests.devices.iio_tree import IioTree
 from tests.devices.modalities import by_name, series
 
+pytestmark = pytest.mark.real_time
 MS = 1_000_000
 
 

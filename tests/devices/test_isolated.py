@@ -22,6 +22,7 @@ from fusedge.devices.capture.isolated import IsolatedSource
 from fusedge.devices.capture.source import SCHEMES
 from tests.devices.modalities import by_name, image
 
+pytestmark = pytest.mark.real_time
 URI = "camera:0"
 REPOSITORY = Path(__file__).parents[2]
 

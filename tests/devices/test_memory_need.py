@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from fusedge.bundle.manifest import DimRange, Flavour
+from fusedge.bundle.manifest import DimRange, Flavour, FrontEnd, Modality
+from fusedge.devices.capture.wanted import FRAME_SIZE
 from fusedge.devices.targets.detection.machine_target import local_cpu, machine_target
 from fusedge.devices.targets.facts.table import find_target
 from fusedge.devices.targets.preflight.preflight import Preflight, preflight
@@ -207,6 +209,30 @@ def test_captured_sound_and_pictures_take_memory() -> None:
         seconds * 16000 * 5, 0.01
     )
     assert "memory: process that captures cabin" in rows
+
+
+def test_a_front_end_takes_whole_frames_beside_the_crops_that_are_kept() -> None:
+    imu, *others = DRIVING.modalities
+    changes = {"kind": "image", "height": 48, "width": 48, "channels": imu.channels[:1]}
+    crops = imu.model_copy(update=changes)
+    front = FrontEnd(kind="largest_face", part="detector")
+    faces = crops.model_copy(update={"front": front})
+    most = math.prod(FRAME_SIZE) * 3
+
+    def rows_with(modality: Modality, streams: int = 1) -> dict[str, int]:
+        manifest = DRIVING.model_copy(update={"modalities": (modality, *others)})
+        return _memory(plan_for(manifest, WORKS, ORIN, "6.2", streams=streams))
+
+    what = "memory: whole frames of imu for its front end"
+    assert rows_with(faces)[what] % most == 0 and rows_with(faces)[what] >= 3 * most
+    assert rows_with(faces, streams=4)[what] == 4 * rows_with(faces)[what]
+    assert what not in rows_with(crops)
+    kept = "memory: samples of imu that are kept"
+    assert rows_with(faces)[kept] == rows_with(crops)[kept] < most
+    speech = imu.model_copy(
+        update={"kind": "audio", "rate_hz": 16000.0, "channels": imu.channels[:1], "front": front}
+    )
+    assert what not in rows_with(speech)
 
 
 def test_a_build_on_a_small_module_is_warned_of() -> None:

@@ -28,6 +28,7 @@ from fusedge.devices.capture.microphone import Block, Microphone, RateCheck, Sta
 from fusedge.devices.capture.source import SCHEMES
 from tests.devices.modalities import audio, by_name
 
+pytestmark = pytest.mark.real_time
 try:
     import sounddevice as sd
 except (ImportError, OSError) as error:

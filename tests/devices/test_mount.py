@@ -697,6 +697,7 @@ def test_the_command_tells_what_is_wrong(recorded: Path, tmp_path: Path) -> None
     assert not Path(out).exists()
 
 
+@pytest.mark.real_time
 def test_a_live_sensor_that_is_stopped_too_early(tmp_path: Path) -> None:
     tree = IioTree(tmp_path)
     tree.add(0, "bmi160").raw(0, 0, 9807, 0, 0, 0)

@@ -19,6 +19,7 @@ from fusedge.devices.capture.obd import PIDS
 from fusedge.devices.capture.source import Source, open_source
 from tests.devices.elm327_adapter import Adapter
 
+pytestmark = pytest.mark.real_time
 NAMES = tuple(PIDS)
 ALL = (100.0, 1726.0, 50.196, 20.0, 101.0, 30.0, 83.0)
 

@@ -31,6 +31,7 @@ from tests.devices.modalities import audio, by_name, image
 from tests.media_clip import write_clip
 from tests.rtsp_server import RtspServer, missing
 
+pytestmark = pytest.mark.real_time
 SECOND = 1_000_000_000
 BOTH = by_name(image("camera", 24, 32), audio("microphone", 16_000))
 PASSWORD = "p@ss:word/1"

@@ -6,6 +6,7 @@ import fcntl
 import gc
 import grp
 import os
+import stat
 import sys
 import termios
 import tty
@@ -213,8 +214,8 @@ def test_no_permission_says_which_group(tmp_path: Path) -> None:
     group = grp.getgrgid(20).gr_name  # also: the child may not be allowed to read Python's files
     os.chown(path, 0, 20)
     tmp_path.chmod(0o755)
-    for parent in tmp_path.parents[:2]:
-        parent.chmod(0o755)
+    for parent in tmp_path.parents[:3]:  # of which a worker of pytest-xdist has one more
+        parent.chmod(stat.S_IMODE(parent.stat().st_mode) | 0o005)
     reading, writing = os.pipe()
     child = os.fork()
     if child == 0:  # somebody else

@@ -7,6 +7,7 @@ from collections import Counter
 from pathlib import Path
 
 import numpy as np
+import pytest
 
 from fusedge.bundle.sample import Rejection
 from fusedge.devices.capture.replay.uah import TripSource, read_recording
@@ -18,6 +19,7 @@ def test_the_reader_knows_every_folder(trips: list[Path]) -> None:
     assert {trip.parent.name for trip in trips} >= {"D1", "D2", "D3", "D5", "D6"}
 
 
+@pytest.mark.real_time
 def test_a_motorway_trip_is_read_whole_and_fast(trips: list[Path]) -> None:
     trip = next(trip for trip in trips if "D1-AGGRESSIVE-MOTORWAY" in trip.name)
     start = time.process_time()

@@ -261,6 +261,7 @@ def test_a_crash_of_the_child_is_survived(monkeypatch: pytest.MonkeyPatch) -> No
         build(product_graph())
 
 
+@pytest.mark.real_time
 @pytest.mark.usefixtures("rtx")
 def test_a_child_that_hangs_is_stopped(monkeypatch: pytest.MonkeyPatch) -> None:
     use_child(monkeypatch, "import time; time.sleep(60)")

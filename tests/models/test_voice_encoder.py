@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +11,7 @@ import torch
 from torch import Tensor
 
 from fusedge.bundle.errors import FusedgeError
+from fusedge.models.emotion.takes import FOLDS
 from fusedge.models.emotion.voice_encoder import (
     HOP,
     RATE_HZ,
@@ -21,6 +23,7 @@ from fusedge.models.emotion.voice_encoder import (
     load_voice,
     voice_bytes,
 )
+from fusedge.models.emotion.voice_ensemble import EnsembleRecipe
 from fusedge.models.fusion_model import parameter_count
 
 HOPS = 24
@@ -140,8 +143,10 @@ def test_joined_members_stand_side_by_side() -> None:
     torch.testing.assert_close(whole(join(members), sound())[0], expected, atol=1e-5, rtol=0)
 
 
-def test_the_default_ensemble_of_five_has_at_most_a_million_parameters() -> None:
-    assert parameter_count(VoiceEncoder(VoiceConfig(members=5))) <= 1_000_000
+def test_the_default_ensemble_has_at_most_two_million_parameters() -> None:
+    recipe = EnsembleRecipe()
+    config = replace(recipe.config, members=len(FOLDS) + recipe.whole)
+    assert parameter_count(VoiceEncoder(config)) <= 2_000_000
 
 
 def test_onnx_graph_equals_the_module(encoder: VoiceEncoder, tmp_path: Path) -> None:

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
+from numpy.typing import NDArray
+from torch import Tensor
 
 from fusedge.models.emotion import voice_training
 from fusedge.models.emotion.takes import RATE_HZ, Take
 from fusedge.models.emotion.voice_encoder import (
     FRAMES,
     LOG_MEL,
+    VoiceClassifier,
     VoiceConfig,
 )
 from fusedge.models.emotion.voice_training import (
@@ -24,6 +28,7 @@ from fusedge.models.emotion.voice_training import (
     hear,
     log_mel_of,
     resampled,
+    told_of,
     train_member,
 )
 from fusedge.models.temperature import fitted_temperature
@@ -78,6 +83,66 @@ def test_two_tones_are_told_apart(spectrograms: Spectrograms) -> None:
     model = train_member(spectrograms, np.arange(8), SMALL, recipe)
     said = [int(model(hear(model, t.wave))[-1].argmax()) for t in TAKES[8:]]
     assert said == [t.label for t in TAKES[8:]]
+
+
+def test_what_else_is_told_is_learnt_from_the_chosen_takes_and_changes_the_encoder_only_by_its_weight(
+    spectrograms: Spectrograms,
+) -> None:
+    def encoder_weights(told: NDArray[np.float32], weight: float) -> Tensor:
+        data = copy.copy(spectrograms)
+        data.told = told
+        recipe = replace(RECIPE, telling=weight)
+        return train_member(data, np.arange(8), SMALL, recipe).encoder.narrow.weight
+
+    known = spectrograms.told
+    other, unheard = known.copy(), known.copy()
+    other[:4, 0] += 3
+    unheard[8:] += 100
+    assert not torch.equal(encoder_weights(known, 1), encoder_weights(other, 1))
+    assert torch.equal(encoder_weights(known, 0), encoder_weights(other, 0))
+    assert torch.equal(encoder_weights(known, 1), encoder_weights(unheard, 1))
+
+
+def test_told_are_action_units_strength_and_sex() -> None:
+    units = np.arange(35, dtype=np.float32)
+    wave = np.zeros(1, np.float32)
+    strong = Take("03-01-05-02-01-01-08", 4, 8, wave, units)
+    calm = Take("03-01-05-01-02-01-07", 4, 7, wave, units)
+    assert told_of(strong).tolist() == [*range(35), 1, 1]
+    assert told_of(calm).tolist() == [*range(35), 0, 0]
+
+
+def test_a_member_goes_on_from_another_and_leaves_it_as_it_is(spectrograms: Spectrograms) -> None:
+    start = train_member(spectrograms, np.arange(8), SMALL, RECIPE)
+    before = copy.deepcopy(start.state_dict())
+    recipe = replace(RECIPE, steps=1, learning_rate=1e-5)
+    further = train_member(spectrograms, np.arange(12), SMALL, recipe, start=start)
+    torch.testing.assert_close(further.judge.weight, start.judge.weight, atol=1e-4, rtol=0)
+    assert not torch.equal(further.judge.weight, start.judge.weight)
+    for name, value in start.state_dict().items():
+        assert torch.equal(value, before[name]), name
+
+
+def test_nothing_is_heard_far_from_speech_in_the_share_of_crops_that_is_asked_for(
+    spectrograms: Spectrograms,
+) -> None:
+    def crops(share: float) -> tuple[Tensor, Tensor]:
+        recipe = replace(RECIPE, speech_only=share, lead=10.0, tempo=0.0, noise=0.0)
+        run = voice_training._Run(
+            spectrograms, np.arange(8), VoiceClassifier(SMALL), recipe, lambda *_: None
+        )
+        return run._crops(np.zeros(64, np.int64), 30)
+
+    crop, seen = crops(1.0)
+    silent = crop.reshape(64, 30, -1).amax(dim=2) <= np.log(LOG_MEL.floor) + 1e-3
+    assert torch.equal(silent, seen[..., 0] == 0)
+    # A second of speech, up to 3 hops before it and up to 7 after it, whole hops.
+    assert all(13 <= int(count) <= 22 for count in seen.sum(dim=(1, 2)))
+    loud = crop.reshape(64, 30, -1).amax(dim=2) > 0
+    assert (loud & ~silent).sum() == loud.sum()
+    assert crops(0.0)[1].all()
+    some = crops(0.5)[1].amin(dim=(1, 2))
+    assert 0.3 < some.mean() < 0.7
 
 
 def test_babble_comes_from_other_actors_of_the_group_alone(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -105,6 +105,7 @@ def test_all_kinds_together(bundle: Bundle, tmp_path: Path, seed: int) -> None:
     Chaotic(bundle, list(KINDS), seed, VirtualClock(), 60).run(JsonLinesSink(tmp_path / "out"))
 
 
+@pytest.mark.real_time
 @pytest.mark.parametrize("kind", [*REAL, "flap", "stall", "part-crash", "disk-full", "overflow"])
 def test_a_paced_session_survives_as_well(bundle: Bundle, tmp_path: Path, kind: str) -> None:
     clock = PacedClock(40)
@@ -113,6 +114,7 @@ def test_a_paced_session_survives_as_well(bundle: Bundle, tmp_path: Path, kind: 
     assert report.timing["wall_s"] < 2
 
 
+@pytest.mark.real_time
 def test_all_kinds_together_in_real_time(bundle: Bundle, tmp_path: Path) -> None:
     Chaotic(bundle, list(KINDS), 2, PacedClock(40), 40).run(JsonLinesSink(tmp_path / "out"))
 
@@ -141,6 +143,7 @@ class LiveSource:
         self._closed.set()
 
 
+@pytest.mark.real_time
 @pytest.mark.parametrize("kind", ["flap", "source-hang", "silence"])
 def test_a_live_source_is_opened_again(bundle: Bundle, kind: str) -> None:
     clock = PacedClock(20)

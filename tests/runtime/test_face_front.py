@@ -303,7 +303,7 @@ def dark_spots(crop: Frame) -> NDArray[np.float64]:
 
 
 @pytest.mark.parametrize("roll_degrees", [-40, -15, 0, 10, 30, 90])
-@pytest.mark.parametrize("side", [60, 400])
+@pytest.mark.parametrize("side", [60, 400, 1500])
 def test_eyes_come_to_lie_level_and_where_they_are_in_the_training_pictures(
     side: int, roll_degrees: float
 ) -> None:
@@ -364,6 +364,26 @@ def test_a_region_over_the_edge_is_black_there_and_places_are_right() -> None:
         (face,) = detector.faces(frame, region, 0.5)
         np.testing.assert_allclose(face.centre, (20, 20), atol=6)
     assert detector.faces(frame, Region(5000, 5000, 100), 0.5) == []
+
+
+@pytest.mark.parametrize("size", [(720, 1280), (719, 1279), (717, 1273), (475, 635), (1271, 713)])
+@pytest.mark.parametrize("corner", ["whole", "near", "far"])
+def test_a_face_is_where_it_is_whatever_the_length_of_what_is_shrunk(
+    size: tuple[int, int], corner: str
+) -> None:
+    height, width = size
+    detector = FaceDetector(face_part(boxes=300), BlobDetector().run)
+    x, y = (70.0, 70.0) if corner == "near" else (width - 70.0, height - 70.0)
+    side = min(size) - 6.0
+    region = {
+        "whole": whole(height, width),
+        "near": Region(0, 0, side),
+        "far": Region(width - side, height - side, side),
+    }[corner]
+    (face,) = detector.faces(frame_with((x, y, 90), size=size), region, 0.5)
+    pixel = region.side / SIDE
+    np.testing.assert_allclose(face.centre, (x, y), atol=0.8 * pixel)
+    assert face.width == pytest.approx(90, abs=1.6 * pixel)
 
 
 @pytest.mark.parametrize(

@@ -21,6 +21,7 @@ from fusedge.runtime import backoff, feed
 from fusedge.runtime.clock import LiveClock, PacedClock
 from fusedge.runtime.feed import CHUNK, MAX_STUCK, MergedFeed, Pump, PumpedFeed
 
+pytestmark = pytest.mark.real_time
 Item = Sample | Rejection
 MS = 1_000_000
 WAIT_S = 5.0

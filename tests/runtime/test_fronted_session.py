@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator, Sequence
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from PIL import Image
+from rich.console import Console
 
 from fusedge.bundle.archive import Bundle
 from fusedge.bundle.errors import BundleError
 from fusedge.bundle.recording import tracks_of
 from fusedge.bundle.sample import Rejection, Sample
 from fusedge.bundle.window import to_ns
+from fusedge.cli.report import print_report
 from fusedge.devices.capture.address import Wanted
 from fusedge.devices.capture.source import open_source
 from fusedge.runtime.backend import AUTOMATIC, PartLoader
@@ -148,10 +151,29 @@ def test_without_a_face_and_in_silence_nothing_is_there_and_nothing_is_wrong(
     assert report.problem == ""
     for decision in decisions:
         assert not any(share["present"] for share in decision["modalities"].values())
+        assert decision["problem"] == "nothing_present"
+        assert decision["outputs"]["side"]["label"] is None
+    assert report.summary["decisions_on_nothing"] == report.summary["decisions"] == len(decisions)
     assert decisions[-2]["modalities"]["view"]["front"]["faces"] == []
     assert decisions[-2]["modalities"]["sound"]["front"]["speech"] < 0.1
     assert report.summary["fronts"]["sound"]["speech_s"] == 0
     assert report.summary["ledger"]["view"]["used"] == 0
+
+
+def test_the_report_tells_what_was_seen_and_heard(bundle: Bundle) -> None:
+    def told(faces: Callable[[float], bool], spoken: Callable[[float], bool]) -> str:
+        text = StringIO()
+        print_report(play(bundle, faces, spoken)[1], Console(file=text, width=200))
+        return text.getvalue()
+
+    text = told(always, always)
+    assert "view: a face in 80 of 80 frames, 1 in all; 80 crops went to the encoder\n" in text
+    assert "sound: speech in 7.9 of 7.9 s of sound\n" in text
+    assert "31 decisions, 1 with nothing present; side: right 30" in text  # before the first window
+    text = told(never, never)
+    assert "view: a face in 0 of 80 frames, 0 in all; 0 crops went to the encoder\n" in text
+    assert "sound: speech in 0.0 of 7.9 s of sound\n" in text
+    assert "31 decisions, 31 with nothing present; side: none" in text
 
 
 def test_who_leaves_and_is_still_is_soon_absent_and_comes_back(bundle: Bundle) -> None:
@@ -166,6 +188,10 @@ def test_who_leaves_and_is_still_is_soon_absent_and_comes_back(bundle: Bundle) -
         assert all(present[t] for t in present if 2 <= t <= 4)
         assert not any(present[t] for t in present if 4 + late_s <= t <= 8)
         assert all(present[t] for t in present if 9.5 <= t <= 13)
+    for decision in decisions:
+        there = any(share["present"] for share in decision["modalities"].values())
+        assert decision["problem"] == (None if there else "nothing_present")
+        assert (decision["outputs"]["side"]["label"] is not None) == there
 
 
 def test_a_session_is_the_same_every_time(bundle: Bundle) -> None:
@@ -176,6 +202,7 @@ def test_a_session_is_the_same_every_time(bundle: Bundle) -> None:
     assert first == second and one.summary == other.summary
 
 
+@pytest.mark.real_time
 def test_in_real_time_sightings_are_those_of_their_time(bundle: Bundle) -> None:
     decisions, report = play(
         bundle, lambda time_s: time_s > 2, always, clock=PacedClock(speed=2), length_s=4
@@ -193,14 +220,15 @@ def test_in_real_time_sightings_are_those_of_their_time(bundle: Bundle) -> None:
 
 def recorded(bundle: Bundle, path: Path) -> list[dict[str, Any]]:
     def faces(time_s: float) -> bool:
-        return time_s % 3 < 2
+        return time_s % 5 < 2  # longer away than anything is believed
 
     recorder = Recorder(path, tracks_of(bundle.manifest))
     return play(bundle, faces, faces, sinks=[recorder])[0]
 
 
 def test_a_recording_is_replayed_exactly(bundle: Bundle, tmp_path: Path) -> None:
-    recorded(bundle, tmp_path / "a.mcap")
+    then = recorded(bundle, tmp_path / "a.mcap")
+    assert {d["problem"] for d in then} == {None, "nothing_present"}
     report = replay_exactly(bundle, tmp_path / "a.mcap")
     assert report.identical, report.difference
     assert report.decisions == report.identical_decisions > 20

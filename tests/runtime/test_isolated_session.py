@@ -26,6 +26,7 @@ from fusedge.runtime.sinks.memory import MemorySink
 from tests.media_bundle import MODALITIES, PERIOD_S, write_media_bundle
 from tests.runtime.live import LiveSource
 
+pytestmark = pytest.mark.real_time
 MOTION, VIEW, SOUND = MODALITIES
 
 

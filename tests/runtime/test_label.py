@@ -80,6 +80,16 @@ def test_a_label_changes_only_with_a_lead_beyond_the_hysteresis() -> None:
     assert label.update(shares(0.1, 0.3, 0.6))[0] == "c"
 
 
+def test_after_it_has_forgotten_the_label_is_that_of_the_next_probabilities() -> None:
+    label = steady(100.0, 0.9)
+    for _ in range(5):
+        label.update(shares(1, 0, 0))
+    label.forget()
+    name, mean = label.update(shares(0.3, 0.4, 0.3), periods=7)
+    assert name == "b"
+    np.testing.assert_array_equal(mean, [0.3, 0.4, 0.3])
+
+
 def test_the_probabilities_that_are_given_stay_as_they_are() -> None:
     label, first = steady(5.0, 0), shares(1, 0, 0)
     label.update(first)

@@ -21,6 +21,7 @@ from fusedge.runtime.sinks.lane import MAX_ITEMS, SinkLane
 from fusedge.runtime.sinks.recorder import Recorder
 from fusedge.runtime.sinks.sink import Sink
 
+pytestmark = pytest.mark.real_time
 WAIT_S = 5.0
 
 

@@ -6,14 +6,16 @@ import itertools
 import json
 import random
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
 from fusedge.bundle.archive import Bundle
-from fusedge.bundle.manifest import Channel
+from fusedge.bundle.manifest import Channel, StatePair, TensorSpec
 from fusedge.bundle.sample import Rejection, Sample
 from fusedge.bundle.window import to_ns
+from fusedge.runtime.backend import AUTOMATIC, PartLoader
 from fusedge.runtime.decision import Decision
 from fusedge.runtime.events import Event
 from fusedge.runtime.head import FusionHead
@@ -52,6 +54,14 @@ def check(decision: Decision, means: dict[str, float]) -> None:
         assert side.contributions[name] == pytest.approx(lost, abs=1e-6)
 
 
+def check_that_it_rests_on_nothing(decision: Decision) -> None:
+    side = decision.outputs["side"]
+    assert decision.problem == "nothing_present"
+    assert side.label is side.momentary_label is side.probabilities is side.mean is None
+    assert set(side.contributions.values()) == {None}
+    assert not any(share.present for share in decision.modalities.values())
+
+
 def test_decisions_and_contributions_are_those_computed_by_hand(bundle: Bundle) -> None:
     played = Played(bundle, by_arrival(signal("fast", 0.4, 0, 8), signal("slow", 0.5, 0, 8)))
     assert [d.timestamp_ns for d in played.decisions] == [to_ns(t) for t in range(1, 9)]
@@ -84,8 +94,10 @@ def test_a_decision_comes_on_every_tick_whatever_is_silent(
     played = Played(bundle, sorted([*items, *ticker], key=lambda item: item.arrival_ns))
     assert [d.timestamp_ns for d in played.decisions] == [to_ns(t) for t in range(1, 10)]
     for decision in played.decisions[2:]:
-        check(decision, speaking)
-        assert decision.outputs["side"].label is not None
+        if speaking:
+            check(decision, speaking)
+        else:
+            check_that_it_rests_on_nothing(decision)
     shares = played.decisions[-1].modalities
     assert {name for name, share in shares.items() if share.age_s is None} == set(silent)
 
@@ -103,6 +115,91 @@ def test_a_modality_that_goes_silent_is_missed_and_comes_back(bundle: Bundle) ->
     for decision in played.decisions[11:]:
         check(decision, {"fast": -0.6, "slow": 0.5})
     assert played.pipeline.statistics()["modalities"]["fast"]["state_resets"] == 1
+
+
+class CountingHead:
+    """A head with a memory: it votes by how many runs it remembers."""
+
+    provider = "test"
+
+    def __init__(self) -> None:
+        self.remembered: list[float] = []
+
+    def run(self, feeds: dict[str, Any]) -> list[Any]:
+        seen = feeds["state_in.seen"]
+        self.remembered.append(float(seen[0, 0]))
+        return [np.concatenate([seen, -seen], axis=1), seen + 1]
+
+
+def with_memory(bundle: Bundle) -> Bundle:
+    """The bundle, whose head carries a state."""
+    recurrent = Bundle(bundle.path)
+    state = {"dtype": "float32", "shape": ("batch", 1)}
+    head = bundle.manifest.head
+    head = head.model_copy(
+        update={
+            "inputs": (*head.inputs, TensorSpec(name="state_in.seen", role="state_in", **state)),
+            "outputs": (
+                *head.outputs,
+                TensorSpec(name="state_out.seen", role="state_out", **state),
+            ),
+            "state": (StatePair(input="state_in.seen", output="state_out.seen", initial="zeros"),),
+        }
+    )
+    parts = tuple(head if part.kind == "head" else part for part in bundle.manifest.parts)
+    recurrent.manifest = bundle.manifest.model_copy(update={"parts": parts})
+    return recurrent
+
+
+def test_while_nothing_is_present_the_head_rests_and_its_memory_begins_anew(bundle: Bundle) -> None:
+    head, recurrent = CountingHead(), with_memory(bundle)
+    others = PartLoader(recurrent, AUTOMATIC)
+    items = [*signal("fast", 0.4, 0, 5), *signal("fast", 0.4, 15, 21)]
+    played = Played(
+        recurrent, items, load=lambda part: head if part.kind == "head" else others(part)
+    )
+    # A window that ends at 5 s is believed for 2 s; of the new ones two must have come, at 16.1 s.
+    there = [d.modalities["fast"].present for d in played.decisions]
+    assert there == [True] * 7 + [False] * 9 + [True] * 4
+    assert head.remembered == [*range(7), *range(4)]
+    for decision, present in zip(played.decisions, there, strict=True):
+        if present:
+            assert not decision.problem
+        else:
+            check_that_it_rests_on_nothing(decision)
+    statistics = played.pipeline.statistics()
+    assert statistics["decisions"] == 20 and statistics["decisions_on_nothing"] == 9
+    assert sum(statistics["labels"]["side"].values()) == 11
+    runs = statistics["parts"]["head"]["runs"]
+    assert runs["received"] == 20 and runs["used"] == 11
+    assert runs["dropped"] == {"nothing_present": 9} and statistics["ledger_balanced"]
+    assert not statistics["parts"]["head"]["failures"] and not statistics["remarks"]
+    json.dumps(played.json(), allow_nan=False)
+
+
+@pytest.mark.parametrize("head_fails", [False, True])
+def test_the_first_label_after_an_absence_is_that_of_the_first_decision(
+    tmp_path: Path, head_fails: bool
+) -> None:
+    plain = write_tiny_bundle(tmp_path / "plain.fusedge")
+    output = plain.manifest.outputs[0].model_copy(update={"smoothing_s": 60.0, "hysteresis": 0.5})
+    slow_to_change = write_tiny_bundle(tmp_path / "slow.fusedge", outputs=(output,))
+    items = [*signal("fast", 1.0, 0, 5), *signal("fast", -1.0, 15, 19)]
+
+    def fail(pipeline: Pipeline, results: list[Decision | Event]) -> None:
+        """The head is down all through the absence: that must not keep the old label either."""
+        if head_fails and any(result.timestamp_ns == to_ns(7) for result in results):
+            pipeline.head_part._retry_ns = to_ns(1000)
+        if head_fails and any(result.timestamp_ns == to_ns(16) for result in results):
+            pipeline.head_part.reload()(to_ns(16))
+
+    decisions = Played(slow_to_change, items, after_step=fail).decisions
+    labels = [d.outputs["side"].label for d in decisions]
+    assert labels == ["left"] * 7 + [None] * 9 + ["right"] * 2
+    problem = "part_failed" if head_fails else "nothing_present"
+    assert [d.problem for d in decisions] == [""] * 7 + [problem] * 9 + [""] * 2
+    first = decisions[16].outputs["side"]
+    np.testing.assert_array_equal(first.mean, first.probabilities)
 
 
 def test_a_head_that_is_not_finite_gives_a_decision_without_label(tmp_path: Path) -> None:

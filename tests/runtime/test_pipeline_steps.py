@@ -159,17 +159,18 @@ def test_a_tick_waits_for_a_light_job_but_not_for_long(bundle: Bundle) -> None:
 
 def test_a_part_has_one_job_at_a_time(bundle: Bundle) -> None:
     pipeline = filled(bundle, 3.0)
-    step = pipeline.choose(at(0.7))
-    assert step is not None
-    job = pipeline.begin(step, at(0.7))
-    assert job is not None
-    for now_s in (0.7, 1.2, 1.65):
-        chosen = pipeline.choose(at(now_s))
-        assert chosen is None or isinstance(chosen, Tick) or chosen.modality == "slow"
-    tick = pipeline.choose(at(1.2))
+    assert drain(pipeline, 0.9) == ["fast@0.5"]  # for the decision to rest on
+    tick = pipeline.choose(at(1.0))
     assert isinstance(tick, Tick)
-    head = pipeline.begin(tick, at(1.2))
+    head = pipeline.begin(tick, at(1.0))
     assert head is not None
+    step = pipeline.choose(at(1.1))
+    assert step == Cut("fast", at(1.0), 0, "")
+    job = pipeline.begin(step, at(1.1))
+    assert job is not None
+    for now_s in (1.1, 1.5, 1.65):
+        chosen = pipeline.choose(at(now_s))
+        assert chosen is None or (isinstance(chosen, Cut) and chosen.modality == "slow")
     slow = pipeline.choose(at(1.6))
     assert slow == Cut("slow", at(1.0), 0, "")
     do(pipeline, slow, 1.6)
@@ -216,7 +217,8 @@ def test_skipped_ticks_and_waiting_windows_take_turns(bundle: Bundle) -> None:
         do(pipeline, step, now_s)
     # The newest tick first, then a window although a tick is due and skipped, and so on.
     assert order == [(5.0, 4), "Cut", (9.0, 3), "Cut", (12.0, 2), "Cut"]
-    assert pipeline.head_part.account.dropped == {"overload": 9}
+    # All windows that were cut are too old by then for a decision to rest on them.
+    assert pipeline.head_part.account.dropped == {"overload": 9, "nothing_present": 3}
     assert [d.timestamp_ns for d in pipeline.take_results()] == [at(5), at(9), at(12)]
 
 
@@ -441,6 +443,16 @@ acts = st.one_of(
 )
 
 
+def check_that_silence_has_no_label(decision: Decision) -> None:
+    """A decision that rests on nothing says so, and no other one does."""
+    there = any(share.present for share in decision.modalities.values())
+    side = decision.outputs["side"]
+    assert there or decision.problem in ("nothing_present", "part_failed")
+    assert not there or decision.problem != "nothing_present"
+    without = side.label is None and side.probabilities is None and side.mean is None
+    assert without == bool(decision.problem)
+
+
 @given(script=st.lists(acts, min_size=20, max_size=150), concurrent=st.booleans())
 def test_the_journal_of_any_run_makes_the_same_decisions_and_ledgers(
     bundle: Bundle, script: list[tuple[str, int, float]], concurrent: bool
@@ -453,6 +465,8 @@ def test_the_journal_of_any_run_makes_the_same_decisions_and_ledgers(
     decisions = [r for r in machine.results if isinstance(r, Decision)]
     times = [d.timestamp_ns for d in decisions]
     assert times == sorted(set(times))
+    for decision in decisions:
+        check_that_silence_has_no_label(decision)
     head = pipeline.head_part.account
     assert len(times) == head.received - head.dropped.get("overload", 0) - head.in_flight
     again, results = replayed(bundle, journal, concurrent)
@@ -476,8 +490,12 @@ def test_a_journal_of_a_long_busy_run_replays(bundle: Bundle) -> None:
     again, results = replayed(bundle, journal, True)
     assert [r.as_dict() for r in results] == [r.as_dict() for r in machine.results]
     kinds = {type(r) for r in results}
-    problems = {r.problem for r in results if isinstance(r, Decision)}
-    assert kinds == {Decision, Event} and problems >= {"", "raised", "part_failed"}
+    decisions = [r for r in results if isinstance(r, Decision)]
+    problems = {d.problem for d in decisions}
+    assert kinds == {Decision, Event}
+    assert problems >= {"", "raised", "part_failed", "nothing_present"}
+    for decision in decisions:
+        check_that_silence_has_no_label(decision)
     machine.pipeline.tidy()
     assert again.ledger.as_dict() == machine.pipeline.ledger.as_dict()
     assert again.work.as_dict() == machine.pipeline.work.as_dict()

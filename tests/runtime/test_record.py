@@ -23,6 +23,8 @@ from fusedge.runtime.session import Session
 from fusedge.runtime.sinks.recorder import Recorder
 from tests.runtime.live import LiveSource, unruly, write_quick_bundle
 
+pytestmark = pytest.mark.real_time
+
 
 def live(uri: str, wanted: Any, now_ns: Callable[[], int]) -> LiveSource:
     return LiveSource(uri.partition(":")[2], now_ns)

@@ -120,6 +120,7 @@ def test_the_schema_of_a_topic_names_every_field(tmp_path: Path) -> None:
             )
 
 
+@pytest.mark.real_time
 @pytest.mark.parametrize("after_s", [0.5, 0.7, 0.9, 1.1, 1.3])
 def test_kill_9_loses_less_than_a_second(tmp_path: Path, after_s: float) -> None:
     loss = killed_recording(tmp_path / "a.mcap", after_s)

@@ -31,6 +31,7 @@ from fusedge.runtime.sinks.sink import Sink
 from tests.runtime.signals import Played, by_arrival, signal
 from tests.tiny_bundle import write_tiny_bundle
 
+pytestmark = pytest.mark.real_time
 Items = Sequence[Sample | Rejection]
 
 

@@ -29,6 +29,7 @@ from fusedge.runtime.telemetry import Telemetry
 from tests.runtime.live import LiveSource, RecordedSource, Stuck, write_quick_bundle
 from tests.runtime.signals import by_arrival, signal
 
+pytestmark = pytest.mark.real_time
 S = 1_000_000_000
 WARM = Reading(temperatures_c={"cpu": 50.0, "gpu": 48.0}, throttling=False)
 

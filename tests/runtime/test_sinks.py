@@ -96,6 +96,7 @@ def test_the_table_shows_the_last_decision_and_what_it_rests_on() -> None:
         ("not_finite", "the head's result is not finite"),
         ("part_failed", "the head has failed and waits to be loaded again"),
         ("hangs", "the head did not come back in time"),
+        ("nothing_present", "nothing is present: nothing seen, heard or measured"),
         ("raised", "the head's run failed"),
         ("something_new [/]", "no result: something_new [/]"),
     ],
@@ -105,6 +106,28 @@ def test_the_table_tells_why_there_is_no_result(problem: str, said: str) -> None
     feed(TableSink(Console(file=text, width=120)), [decision(1, None, problem)])
     assert said in text.getvalue() and "none yet" in text.getvalue()
     assert ("not finite" in text.getvalue()) == (problem == "not_finite")
+    assert ("invalid" in text.getvalue()) == (problem != "nothing_present")  # which is no fault
+
+
+@pytest.mark.parametrize(
+    ("kinds", "said"),
+    [
+        (("largest_face", "speech"), "nobody is seen or heard"),
+        (("largest_face",), "nobody is seen "),
+        (("speech",), "nobody is heard"),
+    ],
+)
+def test_the_table_says_that_nobody_is_there_where_it_looks_for_people(
+    kinds: tuple[str, ...], said: str
+) -> None:
+    fronts = {f"m{number}": kind for number, kind in enumerate(kinds)}
+    for problem in ("nothing_present", "hangs"):
+        text = io.StringIO()
+        sink = TableSink(Console(file=text, width=120))
+        sink.open({**HEADER, "fronts": fronts})
+        sink.write(decision(1, None, problem))
+        sink.close({})
+        assert (said in text.getvalue()) == (problem == "nothing_present")
 
 
 def test_the_table_is_drawn_seldom_however_fast_decisions_come() -> None:
@@ -125,6 +148,30 @@ def test_the_picture_is_a_png(tmp_path: Path, items: Any, name: str) -> None:
     pytest.importorskip("matplotlib")
     feed(TimelineSink(tmp_path / name), items)
     assert (tmp_path / name).read_bytes().startswith(b"\x89PNG\r\n")
+
+
+@pytest.mark.parametrize("problem", ["nothing_present", "not_finite"])
+def test_the_picture_has_a_gap_where_there_is_no_label(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, problem: str
+) -> None:
+    figure_module = pytest.importorskip("matplotlib.figure")
+    drawn: list[Any] = []
+    save = figure_module.Figure.savefig
+
+    def keep(self: Any, *args: Any, **options: Any) -> None:
+        drawn.append(self)
+        save(self, *args, **options)
+
+    monkeypatch.setattr(figure_module.Figure, "savefig", keep)
+    seconds = range(1, 10)
+    items = [decision(s, None if 4 <= s < 7 else (0.25, 0.75), problem) for s in seconds]
+    feed(TimelineSink(tmp_path / "trip.png"), items)
+    shares = drawn[0].axes[0]
+    for line in shares.lines:
+        assert [bool(np.isnan(y)) for y in line.get_ydata()] == [4 <= s < 7 for s in seconds]
+    strip = shares.collections[1]  # of the label that the others have
+    spans = [path.get_extents().intervalx.tolist() for path in strip.get_paths()]
+    assert spans == [[1, 4], [7, 10]]
 
 
 def test_without_decisions_there_is_no_picture(tmp_path: Path) -> None:

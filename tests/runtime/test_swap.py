@@ -14,7 +14,7 @@ import pytest
 
 from fusedge.bundle.archive import Bundle
 from fusedge.bundle.errors import FusedgeError
-from fusedge.bundle.sample import Sample
+from fusedge.bundle.sample import Rejection, Sample
 from fusedge.bundle.window import to_ns
 from fusedge.runtime.clock import VirtualClock
 from fusedge.runtime.decision import Decision
@@ -41,19 +41,27 @@ def other(path: Path, bundle: Bundle, **changes: Any) -> Bundle:
 
 
 class Driven:
-    """A session in which something is done just before a tick."""
+    """A session in which something is done just before a tick, and nothing is there in `silent` seconds."""
 
-    def __init__(self, bundle: Bundle, actions: dict[int, Callable[[Session], object]]) -> None:
+    def __init__(
+        self,
+        bundle: Bundle,
+        actions: dict[int, Callable[[Session], object]],
+        silent: range = range(0),
+    ) -> None:
         class Source:
             uri, modalities, live, warnings = "list:", ("fast", "slow"), False, ()
 
-            def samples(self) -> Iterator[Sample]:
+            def samples(self) -> Iterator[Sample | Rejection]:
                 items = by_arrival(signal("fast", 0.1, 0, SECONDS), signal("slow", 0.2, 0, SECONDS))
                 for item in items:
                     second = item.arrival_ns // to_ns(1)
                     if second in actions:
                         actions.pop(second)(driven.session)
-                    yield item
+                    if second in silent:
+                        yield Rejection(item.modality, item.arrival_ns, "no_fix", "")
+                    else:
+                        yield item
 
             def close(self) -> None:
                 pass
@@ -178,6 +186,33 @@ def test_one_that_fails_is_refused_or_returned_from_without_a_tick_lost(
     assert not any(d.problem for d in driven.memory.decisions)
     assert driven.session.pipeline.bundle_sha256 == bundle.sha256
     assert state in driven.report.problem
+
+
+@pytest.mark.parametrize(
+    ("silent", "stage"), [(range(10, 31), "shadow"), (range(26, 51), "probation")]
+)
+def test_a_stage_of_a_change_lasts_until_something_was_there_to_judge_it_by(
+    bundle: Bundle, tmp_path: Path, silent: range, stage: str
+) -> None:
+    new = other(tmp_path, bundle)
+    seen: list[Any] = []
+    driven = Driven(
+        bundle,
+        {
+            20: lambda s: s.swap(new, shadow_s=5, probation_s=10),
+            silent[-1]: lambda s: seen.append((s._swaps[-1].state, s._swaps[-1].compared)),  # type: ignore[union-attr]
+        },
+        silent,
+    )
+    driven.check_ticks()
+    assert [state for state, _ in seen] == [stage]
+    assert driven.swap["state"] == "done" and driven.swap["switched_t_s"] == pytest.approx(
+        36 if stage == "shadow" else 25, abs=1
+    )
+    assert driven.swap["compared"] == driven.swap["agreed"] < 35 - 10  # of the ticks with a label
+    there = [d for d in driven.memory.decisions if not d.problem]
+    assert {d.problem for d in driven.memory.decisions} == {"", "nothing_present"}
+    assert not of_new(there[0]) and of_new(there[-1]) and not driven.report.problem
 
 
 @pytest.mark.parametrize("content", [None, b"no bundle at all"])

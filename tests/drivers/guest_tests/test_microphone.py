@@ -32,6 +32,7 @@ from fusedge.devices.capture.source import Source, open_source
 from tests.devices.modalities import audio, by_name
 from tests.drivers.gadgets import UsbMicrophone
 
+pytestmark = pytest.mark.real_time
 LOOPBACK = "mic:hw:CARD=Loopback,DEV=1"
 BY_ID = "mic:by-id/usb-Fusedge_Test_Microphone_M1-00"
 ROOT = Path(__file__).parents[3]

@@ -18,6 +18,7 @@ from fusedge.runtime.sinks.memory import MemorySink
 from tests.drivers.kernel import bind_vivid, can_link, can_send, unbind_vivid
 from tests.media_bundle import MODALITIES, PERIOD_S, write_media_bundle
 
+pytestmark = pytest.mark.real_time
 CAMERA = "camera:by-path/platform:vivid-000?width=320&height=180"
 MICROPHONE = "mic:hw:CARD=Loopback,DEV=1"
 DBC = """VERSION ""

@@ -1,0 +1,357 @@
+"""`fusedge eval emotion`, whole, on made-up faces, takes and a film, whose figures are known beforehand."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from click.testing import Result
+from torch import Tensor, nn
+from typer.testing import CliRunner
+
+from fusedge.bundle.manifest import DimRange, Modality, TensorSpec
+from fusedge.cli import emotion_evaluation
+from fusedge.cli.app import app
+from fusedge.cli.emotion_evaluation import RUNS
+from fusedge.cli.emotion_sessions import changes_per_minute
+from fusedge.export import packaged_parts
+from fusedge.export.part import ModulePart
+from fusedge.models.emotion import protocols, voice_ensemble
+from fusedge.models.emotion.action_units import ACTION_UNITS
+from fusedge.models.emotion.face_encoder import FaceConfig, FaceEncoder
+from fusedge.models.emotion.head_training import HeadRecipe
+from fusedge.models.emotion.labels import FERPLUS, LABELS, RAVDESS
+from fusedge.models.emotion.model import emotion_bytes, load_emotion
+from fusedge.models.emotion.protocols import PAIRED, PairedRecipe
+from fusedge.models.emotion.takes import RATE_HZ, fold_of
+from fusedge.models.emotion.training import assemble
+from fusedge.models.emotion.voice_encoder import VoiceClassifier, VoiceConfig
+from fusedge.models.emotion.voice_ensemble import EnsembleRecipe
+from fusedge.models.emotion.voice_training import VoiceRecipe
+from tests.media_clip import write_clip
+
+av = pytest.importorskip("av")
+
+VOICE = VoiceConfig(channels=(4, 4, 4), width=8, judgements=4, level=10, long=10)
+RECIPE = PairedRecipe(
+    fusion="late_average",
+    voice=EnsembleRecipe(VOICE, VoiceRecipe(steps=1, batch=4, lengths=(10,), later=4), whole=1),
+    head=HeadRecipe(steps=150, batch=64),
+    kinds=("late_average", "sum"),
+    folds=(0,),
+)
+FILM = "ravdess_01-01-01-01-01-01-01.mp4"
+UNITS = ("action_units",)
+LOUD_S, TAKE_S = 0.9, 1.3
+FIRST = (2, 5)  # actors of the first fold
+# By actor the emotions that are spoken, as RAVDESS codes them.
+SPOKEN = {2: (1, 3, 4, 5), 5: (2, 6, 7, 8), 3: range(1, 9), 10: range(1, 9)}
+
+
+class Everywhere(nn.Module):
+    """A face in the middle of whatever it is shown."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        points = [(0.5, 0.5), (0.8, 0.8), (0.4, 0.4), (0.6, 0.4), (0.5, 0.5), (0.5, 0.6)]
+        points += [(0.2, 0.4), (0.8, 0.4)]
+        self.register_buffer("box", torch.tensor(points).reshape(1, 1, 16))
+
+    def forward(self, image: Tensor) -> tuple[Tensor, Tensor]:
+        seen = image.float().mean(dim=(1, 2, 3)).reshape(-1, 1)
+        return self.box + 0 * seen.unsqueeze(-1), 0.9 + 0 * seen
+
+
+class Loudness(nn.Module):
+    """Loud sound is speech."""
+
+    def forward(self, samples: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
+        return (10 * samples.abs().mean(dim=1, keepdim=True)).clamp(max=1.0), state * 0.5
+
+
+def front_parts(modalities: Sequence[Modality]) -> tuple[ModulePart, ...]:
+    """In the place of those of packages, which take a minute to export."""
+
+    def spec(name: str, role: Any, *shape: Any, dtype: Any = "float32") -> TensorSpec:
+        return TensorSpec(name=name, role=role, dtype=dtype, shape=("batch", *shape))
+
+    state = TensorSpec(name="state", role="input", dtype="float32", shape=(2, "batch", 3))
+    kinds: dict[str, Any] = {
+        "largest_face": (
+            Everywhere(),
+            10.0,
+            (spec("image", "input", 128, 128, 3, dtype="uint8"),),
+            (spec("boxes", "output", 1, 16), spec("scores", "output", 1)),
+        ),
+        "speech": (
+            Loudness(),
+            RATE_HZ / 512,
+            (spec("samples", "input", 576), state),
+            (
+                spec("probability", "output", 1),
+                state.model_copy(update={"name": "new_state", "role": "output"}),
+            ),
+        ),
+    }
+    parts = []
+    for modality in modalities:
+        if modality.front is not None:
+            module, rate_hz, inputs, outputs = kinds[modality.front.kind]
+            parts.append(
+                ModulePart(
+                    name=modality.front.part,
+                    kind="front",
+                    modality=modality.name,
+                    rate_hz=rate_hz,
+                    module=module.eval(),
+                    inputs=inputs,
+                    outputs=outputs,
+                    dims={"batch": DimRange(least=1, usual=1, greatest=2)},
+                    weights="nobody's",
+                )
+            )
+    return tuple(parts)
+
+
+def write_takes(folder: Path) -> None:
+    """Noise, then silence; action units that tell the emotion, but sad ones of fold one look angry."""
+    random = np.random.default_rng(4)
+    names, units = [], []
+    for actor, emotions in SPOKEN.items():
+        for emotion in emotions:
+            names.append(f"{emotion:02d}-01-01-01-{actor:02d}")
+            looks = 5 if emotion == 4 and actor in FIRST else emotion
+            units.append(3 * np.eye(ACTION_UNITS)[looks])
+            wave = random.normal(0, 6000, (1, round(TAKE_S * RATE_HZ))).astype(np.int16)
+            wave[:, round(LOUD_S * RATE_HZ) :] = 0
+            path = folder / "ravdess-voice" / f"Actor_{actor:02d}" / f"03-01-{names[-1]}.flac"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with av.open(path, "w", format="flac") as file:
+                stream = file.add_stream("flac", rate=RATE_HZ, layout="mono")
+                frame = av.AudioFrame.from_ndarray(wave, "s16", "mono")
+                frame.sample_rate = RATE_HZ
+                file.mux([*stream.encode(frame), *stream.encode(None)])
+    (folder / "ravdess-au").mkdir()
+    np.savez(
+        folder / "ravdess-au" / "ravdess_au.npz",
+        clip=np.array([f"01-01-{name}" for name in names]),
+        au=np.array(units, np.float32),
+    )
+
+
+def write_faces(folder: Path, weights: Path) -> None:
+    """Faces whose label is what the network itself says of them, and two of them in both splits.
+
+    It has no voice, which a film then need not have either.
+    """
+    torch.manual_seed(1)
+    model = assemble({"face": FaceEncoder(FaceConfig((4, 6, 8, 10), (1, 1, 1)))}, "late_average")
+    random = np.random.default_rng(6)
+    images = random.integers(0, 256, (80, 6, 6), np.uint8).repeat(8, axis=1).repeat(8, axis=2)
+    face = model.encoder("face")
+    window = torch.from_numpy(images)[:, None, ..., None]
+    presence = torch.ones(len(images), 1)
+
+    @torch.no_grad()
+    def logits() -> Tensor:
+        said = face.encoder.logits(window)  # type: ignore[operator, union-attr]
+        return model.head(face.embed(said), presence, 0.1 * presence)  # type: ignore[no-any-return]
+
+    with torch.no_grad():  # so that it says all that it can say
+        face.calibrate(face.encoder.logits(window))  # type: ignore[operator, union-attr]
+        last = model.head.fusion.classifiers[0][-1]
+        last.weight *= 1000
+        last.bias -= logits().mean(dim=0)
+        last.bias[LABELS.index("calm")] -= 1000
+        weights.write_bytes(emotion_bytes(model, {"temperature": "1.0", "training_data": "none"}))
+    (best, second), (said, _) = (rows.T for rows in logits().softmax(dim=1).topk(2))
+    sure = ((best - second) > 0.1).nonzero()[:40, 0]  # weights are rounded in the file
+    images, said = images[sure.numpy()], said[sure]
+    assert len(images) == 40
+    names = ["not_a_face", *reversed(FERPLUS), "unknown"]
+    votes = np.zeros((len(images), 10), np.uint8)
+    for row, place in enumerate(said.tolist()):
+        (word,) = (word for word, label in FERPLUS.items() if label == LABELS[place])
+        votes[row, names.index(word)] = 10
+    assert len(set(said.tolist())) > 4
+    (folder / "ferplus").mkdir(parents=True)
+    arrays = {"images": images, "votes": votes, "vote_names": np.array(names)}
+    np.savez(folder / "ferplus" / "valid.npz", **arrays)  # type: ignore[arg-type]
+    arrays |= {"images": np.concatenate([images[:2], 255 - images[2:]])}
+    np.savez(folder / "ferplus" / "train.npz", **arrays)  # type: ignore[arg-type]
+
+
+def words(place: Path) -> list[str]:
+    weights = str(place / "weights.safetensors")
+    return ["--data", str(place / "data"), "-o", str(place / "out"), "--weights", weights]
+
+
+def run(*words: str) -> Result:
+    result = CliRunner().invoke(app, ["eval", "emotion", *words])
+    assert result.exit_code == 0, result.output
+    return result
+
+
+@pytest.fixture(scope="module")
+def monkey() -> Any:
+    with pytest.MonkeyPatch.context() as patch:
+        yield patch
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory, monkey: pytest.MonkeyPatch) -> Path:
+    """A folder with `data`, and with what the command has left in `out`.
+
+    A voice's member says by its first numbers which groups of actors it has heard.
+    """
+    place = tmp_path_factory.mktemp("eval")
+    folder = place / "data" / "emotion"
+    write_takes(folder)
+    write_faces(folder, place / "weights.safetensors")
+    (folder / "clips").mkdir()
+    write_clip(folder / "clips" / FILM, 1.2, fps=10, size=(96, 96))
+    monkey.setattr(packaged_parts, "front_parts", front_parts)
+    monkey.setattr(protocols, "PairedRecipe", lambda: RECIPE)
+    # Networks with a voice take long to export: what is trained on it alone is that with action units.
+    runs = {n: r._replace(names=r.names if r.names == UNITS else PAIRED) for n, r in RUNS.items()}
+    monkey.setattr(emotion_evaluation, "RUNS", runs)
+    train = voice_ensemble.train_member
+    actors = [int(name[-2:]) for name in sorted(path.stem for path in folder.rglob("*.flac"))]
+
+    def telling(data: Any, chosen: np.ndarray[Any, Any], *rest: Any) -> VoiceClassifier:
+        member = train(data, chosen, *rest)
+        with torch.no_grad():
+            member.judge.weight.zero_()
+            member.judge.bias.zero_()
+            member.judge.bias[sorted({fold_of(actors[n]) for n in chosen})] = 1.0
+        return member
+
+    monkey.setattr(voice_ensemble, "train_member", telling)
+    run(*words(place))
+    return place
+
+
+@pytest.fixture(scope="module")
+def report(place: Path) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads((place / "out" / "eval.json").read_text())
+    return found
+
+
+def test_faces_are_judged_each_by_itself_and_labels_are_read_by_name(
+    report: dict[str, Any],
+) -> None:
+    faces = report["faces"]
+    assert faces["all"]["count"] == 40 and faces["all"]["accuracy"] == 1.0
+    assert faces["without_copies"]["count"] == 38
+    assert faces["all"]["undecided"] == 0 and "calm" not in faces["all"]["recall"]
+
+
+def test_the_emotion_in_a_take_s_name_is_the_label_that_is_scored(report: dict[str, Any]) -> None:
+    alone = report["takes"]["runs"]["action units, trained alone"]
+    expected = {label: 0.0 if label == "sad" else 1.0 for label in RAVDESS.values()}
+    assert alone["recall"] == expected
+    assert alone["accuracy"] == alone["emitted_accuracy"] == 7 / 8
+    assert alone["by_sex"] == {"women": 3 / 4, "men": 1.0}
+    assert alone["by_fold"] == {"1": 7 / 8}
+
+
+def test_a_network_that_is_trained_on_one_modality_is_given_that_one() -> None:
+    for name, run in RUNS.items():
+        assert run.given == (run.names if "trained alone" in name else run.given)
+        assert ("past the front end" in name) == (run.prepared == ("voice",))
+    assert {run.names for run in RUNS.values()} == {PAIRED, UNITS, ("voice",)}
+
+
+def test_a_dropped_modality_is_not_there_and_what_is_given_is(report: dict[str, Any]) -> None:
+    runs = report["takes"]["runs"]
+    assert len(runs) == 7
+    for figures in runs.values():
+        assert (figures["count"], figures["undecided"], figures["whole"]) == (8, 0, 1.0)
+    assert runs["action units, voice dropped"]["accuracy"] == 7 / 8
+    # All voices of the fold say the same.
+    assert runs["voice, action units dropped"]["accuracy"] == 1 / 8
+    assert runs["voice, trained alone, past the front end"]["accuracy"] == 1 / 8
+
+
+def test_no_member_that_heard_an_actor_judges_a_take_of_that_actor(place: Path) -> None:
+    folder = place / "out" / "fold-1"
+    model, _ = load_emotion(folder / "action_units-voice.safetensors")
+    heard = model.encoder("voice").classifier.judge.bias  # type: ignore[union-attr]
+    assert (heard > 0).tolist() == [False, True, True, *[False] * 5]
+    said = np.load(folder / "opinions.npz")
+    rest = [2 if actor == 10 else 1 for _ in range(8) for actor in (3, 10)]
+    assert said["rest"].shape == (16, 8, 8) and said["own"].shape == (8, 1, 8)
+    for number, group in enumerate(rest):  # in order of their names: emotion, then actor
+        assert (said["rest"][number, :, group] == 0).all()
+        assert (said["rest"][number, :, 3 - group] > 0).all()
+    assert (said["own"][:, :, 0] == 0).all() and (said["own"][:, :, 1:3] > 0).all()
+
+
+def test_kinds_of_fusion_are_compared_and_chosen_on_others_than_they_are_scored_on(
+    report: dict[str, Any],
+) -> None:
+    takes = report["takes"]
+    assert list(takes["kinds"]) == ["late_average", "sum"] and takes["fusion"] == "late_average"
+    for row in takes["kinds"].values():
+        assert row["action_units"] == 7 / 8 and row["voice"] == 1 / 8
+        assert row["inner"] * 16 == round(row["inner"] * 16)  # of the sixteen takes of the others
+
+
+def test_a_film_goes_through_the_front_ends(report: dict[str, Any]) -> None:
+    film = report["clips"][FILM]
+    seen = film["fronts"]["face"]
+    assert seen["frames"] == seen["frames_with_face"] == 12
+    assert film["problem"] == "" and film["ledger_balanced"]
+    assert film["decisions_on"]["face"] == film["decisions"] - film["decisions_on_nothing"] > 8
+    assert film["changes_per_minute"] == 0 and film["shares"] == {film["label"]: 1.0}
+    asked = {row["what"]: row for row in report["asked"]}
+    assert asked[f"{FILM}: frames with a face"]["met"]
+    neutral = asked[f"{FILM}: decisions that say neutral"]
+    assert neutral["measured"] == float(film["label"] == "neutral")
+
+
+def test_what_was_asked_stands_beside_what_was_measured(report: dict[str, Any]) -> None:
+    asked = {row["what"]: row for row in report["asked"]}
+    assert asked["FER+ valid, face: accuracy"]["met"]
+    voice = asked["RAVDESS, voice: accuracy"]
+    assert (voice["asked"], voice["measured"], voice["met"]) == (0.62, 1 / 8, False)
+    assert report["manifest"]["ravdess_actors_left_out_accuracy_voice"] == 0.125
+
+
+def test_what_was_done_is_found_again(
+    place: Path, report: dict[str, Any], monkey: pytest.MonkeyPatch
+) -> None:
+    def refuse(*args: Any, **options: Any) -> None:
+        raise AssertionError("done twice")
+
+    with monkey.context() as patch:
+        patch.setattr(voice_ensemble, "train_member", refuse)
+        for name in ("train_head", "export_bundle"):
+            patch.setattr(f"fusedge.cli.emotion_folds.{name}", refuse)
+        again = run(*words(place), "--json")
+    assert json.loads(again.stdout) == report
+    assert "export" not in again.stderr
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (("emotoin",), "'emotion'"),
+        (("driving", "--weights", "w.safetensors"), "driving trains each fold anew"),
+    ],
+)
+def test_what_cannot_be_evaluated_is_said_in_a_line(words: tuple[str, ...], said: str) -> None:
+    result = CliRunner().invoke(app, ["eval", *words])
+    assert result.exit_code != 0
+    assert said in str(result.exception) + result.output
+
+
+def test_changes_are_counted_over_the_time_in_which_there_is_a_label() -> None:
+    labels = ["sad", "sad", "calm", None, "happy", "happy", None, None]
+    assert changes_per_minute(labels) == pytest.approx(1 / (3 * 0.1 / 60))  # two pairs and one
+    assert changes_per_minute([None, "sad", None]) == 0
