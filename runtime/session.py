@@ -560,16 +560,16 @@ class Session:
                 if report["failures"]:
                     return f"{kind[:-1]} {name} failed, first: {report['first_failure']}"
         accounts = self.pipeline.ledger.accounts
-        useless = [n for n, a in accounts.items() if a.received and not a.used + a.in_flight]
+        unused = [name for name, account in accounts.items() if account.received and not account.used]
         # That there was no face, and nobody spoke, is no fault.
         quiet = [
-            n
-            for n in useless
-            if n in self._fronts.kinds and set(accounts[n].dropped) <= NOTHING_SEEN
+            name
+            for name in unused
+            if name in self._fronts.kinds and set(accounts[name].dropped) <= NOTHING_SEEN
         ]
         if not quiet and not sum(account.used for account in accounts.values()):
             return "not one sample could be used"
-        useless = [name for name in useless if name not in quiet]
+        useless = [n for n in unused if n not in quiet and not accounts[n].in_flight]
         if useless:
             return f"not one sample of {', '.join(useless)} could be used"
         failed = [part.name for part in self.pipeline.parts if part.failures]

@@ -33,7 +33,7 @@ def aligned(frame: NDArray[np.uint8], face: Face, side: int, channels: int) -> N
     if channels == 1:
         pixels = cv2.cvtColor(pixels, cv2.COLOR_RGB2GRAY)
     # By halves, then from two to four pixels a pixel of the crop, each way: half the time of all of them at
-    # once (0.84 ms for a face of 365 pixels).
+    # once, or less (0.2 to 0.45 ms for a face of 370 pixels instead of 0.85).
     for _ in range(halvings):
         half = (max(1, pixels.shape[1] // 2), max(1, pixels.shape[0] // 2))
         pixels = cv2.resize(pixels, half, interpolation=cv2.INTER_AREA)

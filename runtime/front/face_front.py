@@ -125,7 +125,8 @@ class FaceFront:
     def _is_due(self, time_ns: int) -> bool:
         """Whether a frame of that time is one of those that the rate asks for."""
         due_ns, period_ns = self._due_ns, self._period_ns
-        if due_ns is not None and -period_ns <= time_ns - due_ns < -EARLY * period_ns:
+        # Stamps of films may step back by a frame or two; what goes back further has begun anew.
+        if due_ns is not None and -2 * period_ns <= time_ns - due_ns < -EARLY * period_ns:
             return False
         on_time = due_ns is not None and abs(time_ns - due_ns) <= period_ns
         self._due_ns = period_ns + (due_ns if on_time and due_ns is not None else time_ns)

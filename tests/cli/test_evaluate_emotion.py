@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -198,9 +198,12 @@ def run(*words: str) -> Result:
 
 
 @pytest.fixture(scope="module")
-def monkey() -> Any:
+def monkey() -> Iterator[pytest.MonkeyPatch]:
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # those of such small sums mostly wait for each other
     with pytest.MonkeyPatch.context() as patch:
         yield patch
+    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="module")

@@ -106,6 +106,16 @@ def test_the_rate_is_kept_to_at_any_rate_of_frames(fps: float) -> None:
     assert bench.tally.frames == pytest.approx(20 * min(fps, 10), rel=0.07)
 
 
+def test_a_stamp_that_steps_back_by_a_frame_makes_nobody_new() -> None:
+    bench = Bench()
+    frame = frame_with((200, 150, 90))
+    for number in range(60):
+        for stamp in (number, number - 1):
+            bench.give(frame, to_ns(stamp / 30))
+    assert bench.tally.as_dict()["faces"] == 1
+    assert bench.tally.frames == 20
+
+
 def test_stamps_that_leap_stop_nothing() -> None:
     bench = Bench()
     frame = frame_with((200, 150, 90))

@@ -41,9 +41,10 @@ FACE_WIDTH = 105  # of what the detector calls the face in it
 
 @pytest.fixture(scope="session")
 def emotion_bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
-    path = tmp_path_factory.mktemp("hostile") / "emotion.fusedge"
+    folder = tmp_path_factory.mktemp("hostile")
+    path = folder / "emotion.fusedge"
     words = ["export", "emotion", "--precision", "fp32", "-o", str(path)]
-    result = CliRunner().invoke(app, words)
+    result = CliRunner().invoke(app, words, env={"FUSEDGE_CACHE": str(folder / "cache")})
     assert result.exit_code == 0, result.output
     return Bundle(path)
 
