@@ -4,8 +4,8 @@
 
 - `faces`: FER+ valid by the weights' bundle, `all` and `without_copies` of training images;
 - `takes`: RAVDESS with actors left out. `runs` by what a network was trained on, what it was given, and
-  whether sound went past the front end; `headline` names three of them, through it. `fusion` is their kind;
-  `kinds` are compared in PyTorch, on what classifiers said at the end of each take: accuracy with `both`
+  whether sound went past the front end; `headline` names three of them, through it. `fusion` is their way;
+  all `ways` are compared in PyTorch, on what classifiers said at the end of each take: accuracy with `both`
   modalities and with each alone, and `inner`: with both, on the actors that the first fold is trained on,
   by heads that had not met them;
 - `clips` by file: what front ends saw and heard, the `shares` of the emitted labels,
@@ -112,10 +112,10 @@ def evaluate_emotion(
     report: dict[str, Any] = {
         "faces": faces,
         "takes": {
-            "fusion": recipe.fusion,
             "headline": list(HEADLINE),
             "runs": runs,
-            "kinds": _kind_figures(folds),
+            "fusion": recipe.chosen,
+            "ways": _way_figures(folds),
         },
         "clips": played,
     }
@@ -128,7 +128,7 @@ def evaluate_emotion(
         return
     console.print(_run_table(faces, runs))
     console.print(_recall_table(faces, runs))
-    console.print(_kind_table(report["takes"]))
+    console.print(_way_table(report["takes"]))
     console.print(_clip_table(played))
     console.print(_asked_table(asked))
     console.print(f"wrote {out / 'eval.json'}", markup=False)
@@ -178,17 +178,18 @@ def _take_figures(folds: Sequence[OpenFold], arrays: Sequence[Arrays]) -> dict[s
     }
 
 
-def _kind_figures(folds: Sequence[OpenFold]) -> dict[str, Any]:
-    """Each kind of fusion on the same opinions."""
-    labels, said = _take_labels(folds), [fold.kinds() for fold in folds]
-    inner = folds[0].inner_accuracy()
+def _way_figures(folds: Sequence[OpenFold]) -> dict[str, Any]:
+    """Each way of fusion on the same opinions."""
+    labels, said = _take_labels(folds), [fold.outer() for fold in folds]
+    inner = folds[0].inner()
     figures: dict[str, Any] = {}
-    for kind in said[0]:
-        shown = [np.array_split(each[kind].argmax(axis=1), 1 + len(PAIRED)) for each in said]
+    for way in said[0]:
+        shown = [np.array_split(each[way].argmax(axis=1), 1 + len(PAIRED)) for each in said]
         right = [
             float((np.concatenate(each) == labels).mean()) for each in zip(*shown, strict=True)
         ]
-        figures[kind] = dict(zip(("both", *PAIRED), right, strict=True)) | {"inner": inner[kind]}
+        figures[way] = dict(zip(("both", *PAIRED), right, strict=True))
+        figures[way]["inner"] = float(inner[way].mean())
     return figures
 
 
@@ -277,13 +278,13 @@ def _recall_table(faces: Mapping[str, Any], runs: Mapping[str, Mapping[str, Any]
     return table
 
 
-def _kind_table(takes: Mapping[str, Any]) -> Table:
+def _way_table(takes: Mapping[str, Any]) -> Table:
     table = _table(
-        "kinds of fusion, in PyTorch, on what was said at the end of a take",
-        *("kind", "inner", "both", *PAIRED),
+        "ways of fusion, in PyTorch, on what was said at the end of a take",
+        *("way", "inner", "both", *PAIRED),
     )
-    for kind, row in takes["kinds"].items():
-        name = f"{kind}, exported" if kind == takes["fusion"] else kind
+    for way, row in takes["ways"].items():
+        name = f"{way} (exported)" if way == takes["fusion"] else way
         table.add_row(name, *(_percent(row[key]) for key in ("inner", "both", *PAIRED)))
     return table
 

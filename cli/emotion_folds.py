@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from fusedge.bundle.archive import Bundle
 from fusedge.bundle.errors import BundleError
@@ -25,7 +26,10 @@ from fusedge.cli.emotion_sessions import Arrays, Player
 from fusedge.cli.emotion_task import load_emotion_task
 from fusedge.export.pipeline import ExportOptions, export_bundle
 from fusedge.export.subject import fusion_subject
+from fusedge.export.task import FusionModule, Task
+from fusedge.models.emotion.action_units import honest_units, train_units, units_of
 from fusedge.models.emotion.head_training import (
+    HeadRecipe,
     fused_logits,
     joint_temperature,
     train_head,
@@ -33,6 +37,7 @@ from fusedge.models.emotion.head_training import (
 from fusedge.models.emotion.model import emotion_bytes, load_emotion
 from fusedge.models.emotion.protocols import (
     PAIRED,
+    Fusing,
     PairedOpinions,
     PairedRecipe,
     inner_judgements,
@@ -40,8 +45,8 @@ from fusedge.models.emotion.protocols import (
     said_at_the_end,
 )
 from fusedge.models.emotion.takes import FOLDS, Take, fold_of
-from fusedge.models.emotion.training import LAST_HOPS
-from fusedge.models.emotion.voice_encoder import VoiceClassifier, voice_bytes
+from fusedge.models.emotion.training import LAST_HOPS, Source
+from fusedge.models.emotion.voice_encoder import voice_bytes
 from fusedge.models.emotion.voice_ensemble import train_ensemble
 
 Say = Callable[[str], None]
@@ -96,12 +101,14 @@ class Folds:
             }
 
         said = kept(folder / "opinions.npz", key, make)
-        training, test = (
-            PairedOpinions(takes, torch.from_numpy(said[name]))
-            for takes, name in ((rest, "rest"), (own, "own"))
+        units = train_units(rest, self.recipe.units, self.seed)
+        of_rest = honest_units(rest, self.recipe.units, self.seed)
+        with torch.no_grad():
+            of_own = units(units_of(own)).unsqueeze(1)
+        training = PairedOpinions(
+            rest, {"action_units": of_rest, "voice": torch.from_numpy(said["rest"])}
         )
-        head = replace(self.recipe.head, seed=self.seed)
-        recipe = replace(self.recipe, head=head)
+        test = PairedOpinions(own, {"action_units": of_own, "voice": torch.from_numpy(said["own"])})
         return OpenFold(
             number,
             folder,
@@ -110,8 +117,9 @@ class Folds:
             len(rest),
             training,
             test,
-            ensemble.classifier,
-            recipe,
+            {"action_units": units, "voice": ensemble.classifier},
+            self.recipe,
+            self.seed,
             self.say,
         )
 
@@ -139,51 +147,53 @@ class OpenFold:
     trained_on: int
     training: PairedOpinions
     test: PairedOpinions
-    voice: VoiceClassifier
+    sources: Mapping[str, Source]
     recipe: PairedRecipe
+    seed: int
     say: Say
 
-    def inner_accuracy(self) -> Mapping[str, float]:
-        """Of each kind of fusion, with both modalities, on the takes to train on: each group of actors by a
-        head that has not met them. No take of the fold has a part in it.
+    def inner(self) -> Arrays:
+        """By way of fusion, which of the takes to train on are right with both modalities, bool `[N]`: each
+        group of actors by a head that has not met them. No take of the fold has a part in it.
         """
 
-        def make() -> Arrays:
-            right: Arrays = {}
-            for kind in self.recipe.kinds:
-                self.say(f"fold {self.number + 1}: {kind}, inner folds")
-                model = paired_model(self.training, PAIRED, self.voice, kind)
-                judged = inner_judgements(model, self.training, self.recipe.head)
-                right[kind] = np.concatenate(
-                    [
-                        (one.logits.argmax(1) == one.batch.target.argmax(1))[
-                            one.batch.presence.sum(dim=1) == len(PAIRED)
-                        ].numpy()
-                        for one in judged
-                    ]
-                )
-            return right
+        def make(way: Fusing) -> NDArray[np.bool_]:
+            model = paired_model(self.training, PAIRED, self.sources, way.kind)
+            right = []
+            for batch, logits in inner_judgements(model, self.training, self._seeded(way)):
+                both = batch.presence.sum(dim=1) == len(PAIRED)
+                right.append((logits.argmax(1) == batch.target.argmax(1))[both].numpy())
+            return np.concatenate(right)
 
-        key = _digest(self.key, repr((self.recipe.head, self.recipe.kinds)))
-        return {k: float(v.mean()) for k, v in kept(self.folder / "inner.npz", key, make).items()}
+        return self._compared("inner", make)
 
-    def kinds(self) -> Arrays:
-        """Of each kind of fusion what its head makes of the fold's own opinions, in PyTorch: logits
-        float32 `[3 * N, K]`, of both modalities, then of each alone.
+    def outer(self) -> Arrays:
+        """By way of fusion, what its head makes of the fold's own opinions, in PyTorch: logits float32
+        `[3 * N, K]`, of both modalities, then of each alone.
         """
 
-        def make() -> Arrays:
-            said: Arrays = {}
-            for kind in self.recipe.kinds:
-                self.say(f"fold {self.number + 1}: {kind}")
-                model = paired_model(self.training, PAIRED, self.voice, kind)
-                train_head(model, self.training.examples(PAIRED), self.recipe.head)
-                batch = self.test.shown(PAIRED)
-                said[kind] = fused_logits(model, batch.said, batch.presence).numpy()
+        def make(way: Fusing) -> NDArray[np.float32]:
+            model = paired_model(self.training, PAIRED, self.sources, way.kind)
+            train_head(model, self.training.examples(PAIRED), self._seeded(way))
+            batch = self.test.shown(PAIRED)
+            said: NDArray[np.float32] = fused_logits(model, batch.said, batch.presence).numpy()
             return said
 
-        key = _digest(self.key, repr((self.recipe.head, self.recipe.kinds)))
-        return kept(self.folder / "kinds.npz", key, make)
+        return self._compared("outer", make)
+
+    def _compared(self, name: str, make: Callable[[Fusing], NDArray[Any]]) -> Arrays:
+        def make_all() -> Arrays:
+            found = {}
+            for way, fusing in self.recipe.ways.items():
+                self.say(f"fold {self.number + 1}: {way} ({name})")
+                found[way] = make(fusing)
+            return found
+
+        key = _digest(self.key, repr((self.recipe.ways, self.recipe.units, self.seed)))
+        return kept(self.folder / f"{name}.npz", key, make_all)
+
+    def _seeded(self, way: Fusing) -> HeadRecipe:
+        return replace(way.head, seed=self.seed)
 
     def run(self, run: Run) -> Arrays:
         """What the bundle of the run's modalities decides on the fold's own takes: see Player.takes."""
@@ -208,14 +218,15 @@ class OpenFold:
         return exported(model, task, path, self.say)
 
     def _weights(self, names: tuple[str, ...], path: Path) -> Path:
-        recipe = self.recipe
-        key = _digest(self.key, repr((names, recipe.fusion, recipe.head)))
+        way = self.recipe.ways[self.recipe.chosen]
+        key = _digest(self.key, repr((names, way, self.recipe.units, self.seed)))
         if path.is_file() and load_emotion(path)[1].get("key") == key:
             return path
         self.say(f"fold {self.number + 1}: the head over {' + '.join(names)}")
-        model = paired_model(self.training, names, self.voice, recipe.fusion)
-        temperature = joint_temperature(inner_judgements(model, self.training, recipe.head))
-        train_head(model, self.training.examples(names), recipe.head)
+        model = paired_model(self.training, names, self.sources, way.kind)
+        head = self._seeded(way)
+        temperature = joint_temperature(inner_judgements(model, self.training, head))
+        train_head(model, self.training.examples(names), head)
         notes = {
             "temperature": repr(temperature),
             "training_data": f"RAVDESS speech, {self.trained_on} takes, without fold {self.number + 1}",
@@ -225,7 +236,7 @@ class OpenFold:
         return path
 
 
-def exported(model: Any, task: Any, path: Path, say: Say) -> Bundle:
+def exported(model: FusionModule, task: Task, path: Path, say: Say) -> Bundle:
     """The bundle of these weights at `path`, exported at fp32 where it is not there."""
     if path.exists():
         try:

@@ -560,7 +560,9 @@ class Session:
                 if report["failures"]:
                     return f"{kind[:-1]} {name} failed, first: {report['first_failure']}"
         accounts = self.pipeline.ledger.accounts
-        unused = [name for name, account in accounts.items() if account.received and not account.used]
+        unused = [
+            name for name, account in accounts.items() if account.received and not account.used
+        ]
         # That there was no face, and nobody spoke, is no fault.
         quiet = [
             name

@@ -13,13 +13,16 @@ from typing import NamedTuple, Protocol
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor, cat, nn
 from torch.nn import functional
 
-from fusedge.models.emotion.labels import LABELS
-from fusedge.models.emotion.model import EmotionModel
+from fusedge.models.emotion.labels import LABELS, places
+from fusedge.models.emotion.model import EmotionModel, Opinion
+from fusedge.models.fusion import LateAverageFusion
 from fusedge.models.one_thread import one_thread
 from fusedge.models.temperature import fitted_temperature
+
+_LEAST_SHARE = 1e-4  # of a label that no example has
 
 
 class Batch(NamedTuple):
@@ -31,7 +34,11 @@ class Batch(NamedTuple):
 
 
 class Examples(Protocol):
-    """Where batches come from."""
+    """Where batches come from: samples of each modality."""
+
+    @property
+    def modalities(self) -> tuple[Samples, ...]:
+        """In the head's order."""
 
     def batch(self, size: int, random: torch.Generator) -> Batch:
         """As many rows, drawn anew."""
@@ -92,7 +99,8 @@ class MatchedByLabel:
         alike: Sequence[dict[str, str]],
         both: float = 0.5,
     ) -> None:
-        self.modalities, self.both = tuple(modalities), both
+        self.modalities = tuple(modalities)
+        self.both = both
         self._of_label: list[list[Tensor]] = []
         for samples, same in zip(modalities, alike, strict=True):
             most = samples.labels.argmax(dim=1)
@@ -157,6 +165,8 @@ def train_head(
         for module in trained.modules():
             if isinstance(module, nn.Linear):
                 module.reset_parameters()
+        if isinstance(model.head.fusion, LateAverageFusion):
+            _say_what_is_said(model.head.fusion, opinions, examples)
         optimiser = torch.optim.AdamW(
             trained.parameters(), recipe.learning_rate, weight_decay=recipe.weight_decay
         )
@@ -187,6 +197,39 @@ def train_head(
             progress(step, recipe.steps, float(loss.detach()))
         trained.load_state_dict(average)
         model.eval()
+
+
+@torch.no_grad()
+def _say_what_is_said(
+    fusion: LateAverageFusion, opinions: Sequence[Opinion], examples: Examples
+) -> None:
+    """Let each branch begin as its classifier's log-probabilities, calibrated by the examples.
+
+    A label that a classifier does not know is as probable as it is frequent. x = gelu(x) - gelu(-x), so
+    that two layers pass on what they are given.
+    """
+    frequent = torch.stack([samples.labels.mean(dim=0) for samples in examples.modalities]).mean(0)
+    for opinion, branch, samples in zip(
+        opinions, fusion.classifiers, examples.modalities, strict=True
+    ):
+        said, known = samples.said.flatten(0, 1), places(opinion.labels)
+        labels = samples.labels.repeat_interleave(samples.said.shape[1], dim=0)
+        warmth = fitted_temperature(said, labels[:, known])
+        assert isinstance(branch, nn.Sequential)
+        first, last = branch[0], branch[2]
+        assert isinstance(first, nn.Linear) and isinstance(last, nn.Linear)
+        one, pair = torch.eye(len(known)), 2 * len(known)
+        opinion.projection.weight[:pair] = cat([one, -one])
+        opinion.projection.bias[:pair] = 0
+        first.weight[:pair] = 0
+        first.weight[:pair, :pair] = cat([cat([one, -one], dim=1), cat([-one, one], dim=1)])
+        first.bias[:pair] = 0
+        scale = torch.diag(opinion.deviation / warmth)
+        last.weight.zero_()
+        last.weight[list(known), :pair] = cat([scale, -scale], dim=1)
+        last.bias.copy_(frequent.clamp(min=_LEAST_SHARE).log())
+        total = (said / warmth).logsumexp(dim=1).mean()
+        last.bias[list(known)] = opinion.mean / warmth - total
 
 
 def _like(said: Tensor, random: torch.Generator) -> Tensor:

@@ -16,9 +16,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from fusedge.models.emotion.action_units import ActionUnitConfig
+from fusedge.models.emotion.action_units import ActionUnitClassifier, ActionUnitConfig
 from fusedge.models.emotion.face_encoder import FaceConfig, FaceEncoder
-from fusedge.models.emotion.labels import LABELS
+from fusedge.models.emotion.labels import FACE_LABELS, LABELS, VOICE_LABELS
 from fusedge.models.emotion.voice_encoder import VoiceClassifier, VoiceConfig
 from fusedge.models.fusion import FusionKind, make_fusion
 from fusedge.models.weights_file import config_of, load_weights, weights_bytes
@@ -58,9 +58,11 @@ class EmotionConfig:
 class Opinion(nn.Module):
     """What a modality alone says `[..., S]`, scaled and brought to an embedding `[..., size]`.
 
-    A subclass computes the former; `mean` and `deviation` are those of the head's training examples.
+    A subclass computes the former, logits by `labels`; `mean` and `deviation` are those of the head's
+    training examples.
     """
 
+    labels: tuple[str, ...]
     mean: Tensor
     deviation: Tensor
 
@@ -87,6 +89,8 @@ class Opinion(nn.Module):
 class FaceOpinion(Opinion):
     """`window uint8 [B, 1, 48, 48, 1] -> embedding [B, D]`; without memory."""
 
+    labels = FACE_LABELS
+
     def __init__(self, config: FaceConfig, size: int, dropout: float) -> None:
         encoder = FaceEncoder(config)
         super().__init__(encoder.classifier.out_features, size, dropout)
@@ -99,6 +103,8 @@ class FaceOpinion(Opinion):
 
 class VoiceOpinion(Opinion):
     """`(window, valid [B, N*HOP, 1], *states) -> (embedding [B, N, D], *new_states)`."""
+
+    labels = VOICE_LABELS
 
     def __init__(self, config: VoiceConfig, size: int, dropout: float) -> None:
         classifier = VoiceClassifier(config)
@@ -122,12 +128,16 @@ class VoiceOpinion(Opinion):
 class ActionUnitOpinion(Opinion):
     """`(window, valid [B, 1, 35]) -> embedding [B, D]`: means over a take; without memory."""
 
+    labels = VOICE_LABELS
+
     def __init__(self, config: ActionUnitConfig, size: int, dropout: float) -> None:
-        super().__init__(config.units, size, dropout)
+        classifier = ActionUnitClassifier(config)
+        super().__init__(classifier.judge.out_features, size, dropout)
+        self.classifier = classifier
 
     def forward(self, window: Tensor, valid: Tensor) -> Tensor:
         """The embedding."""
-        return self.embed((window * valid).mean(dim=1))
+        return self.embed(self.classifier((window * valid).mean(dim=1)))
 
 
 _OPINIONS: Mapping[str, type[Any]] = {

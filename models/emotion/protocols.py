@@ -1,21 +1,21 @@
 """RAVDESS with actors left out: what is trained, calibrated and chosen in a fold has not met its actors.
 
-Of a take to train on, the voice is judged by a member of the ensemble that has not heard its actor, and the
-head learns from that. The fold's own takes are judged by all members, none of which has heard the fold.
+Heads are fitted to what is said of takes by classifiers that have not met the actor: of the voice, members
+of the ensemble. The fold's own takes are judged by classifiers of all others: all members of the ensemble.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass, field, replace
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, cat
 
-from fusedge.models.emotion.action_units import ActionUnitConfig
+from fusedge.models.emotion.action_units import UnitRecipe
 from fusedge.models.emotion.head_training import (
     Batch,
     HeadRecipe,
@@ -38,32 +38,49 @@ PAIRED = ("action_units", "voice")
 """The modalities of a take, in the head's order."""
 
 
+class Fusing(NamedTuple):
+    """A kind of fusion, and how its head is trained."""
+
+    kind: FusionKind
+    head: HeadRecipe
+
+
+# On 840 takes by actors that the first fold is trained on, each group of actors judged by a head that had
+# not met it, right with both modalities and with the voice alone: posteriors that are multiplied, nothing
+# but temperatures fitted, 76.2 and 52.6 %; trained sum 74.5 and 48.5, concatenation 73.0 and 48.8. With
+# action units as they are, sum 73.9, product 72.6, concatenation 71.9; without noise 69.8, 68.8, 70.8.
+MULTIPLIED = "posteriors, multiplied"
+_TRAINED = HeadRecipe(noise=0.8)
+
+
+def _ways() -> dict[str, Fusing]:
+    multiplied = Fusing("late_product", replace(_TRAINED, steps=0))
+    trained = {f"{kind}, trained": Fusing(kind, _TRAINED) for kind in FUSION_KINDS}
+    return {MULTIPLIED: multiplied, **trained}
+
+
 @dataclass(frozen=True)
 class PairedRecipe:
-    """How the networks of a fold are trained: one with `fusion` is exported, `kinds` are compared."""
+    """How networks of a fold are trained: in the `chosen` way for export, in all `ways` to compare."""
 
-    fusion: FusionKind = "late_product"
+    chosen: str = MULTIPLIED
+    ways: Mapping[str, Fusing] = field(default_factory=_ways)
     voice: EnsembleRecipe = field(default_factory=EnsembleRecipe)
-    head: HeadRecipe = field(default_factory=lambda: HeadRecipe(noise=0.6))
-    kinds: tuple[FusionKind, ...] = FUSION_KINDS
+    units: UnitRecipe = field(default_factory=UnitRecipe)
     folds: tuple[int, ...] = tuple(range(len(FOLDS)))
 
 
 @torch.no_grad()
 def said_at_the_end(voice: VoiceClassifier, takes: Sequence[Take]) -> Tensor:
-    """What the voice's classifier says at the last hop of each take, `[N, 1, 8]`."""
+    """What the voice's classifier says at the last hop of takes, `[N, 1, 8]`."""
     return torch.stack([voice(hear(voice, take.wave)[-1:]) for take in takes])
 
 
 class PairedOpinions:
-    """Action units, and what was said of the voice (`[N, H, 8]`), of the same takes."""
+    """What was said of the same takes by modality, `[N, H, 8]`."""
 
-    def __init__(self, takes: Sequence[Take], voice: Tensor) -> None:
-        units = torch.from_numpy(np.stack([take.units for take in takes])).unsqueeze(1)
-        self.samples: Mapping[str, Samples] = {
-            "action_units": take_samples(units, takes),
-            "voice": take_samples(voice, takes),
-        }
+    def __init__(self, takes: Sequence[Take], said: Mapping[str, Tensor]) -> None:
+        self.samples = {name: take_samples(said[name], takes) for name in PAIRED}
         self._groups = torch.tensor([fold_of(take.actor) for take in takes])
 
     def examples(self, names: Sequence[str]) -> PairedTakes:
@@ -97,10 +114,12 @@ def _shown(chosen: Sequence[Samples]) -> Batch:
 
 
 def paired_model(
-    opinions: PairedOpinions, names: Sequence[str], voice: VoiceClassifier, fusion: FusionKind
+    opinions: PairedOpinions,
+    names: Sequence[str],
+    sources: Mapping[str, Source],
+    fusion: FusionKind,
 ) -> EmotionModel:
     """A network over these modalities with a new head, and the scale of these opinions."""
-    sources: Mapping[str, Source] = {"action_units": ActionUnitConfig(), "voice": voice}
     model = assemble({name: sources[name] for name in names}, fusion)
     for name in names:
         model.encoder(name).calibrate(opinions.samples[name].said.flatten(0, 1))

@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from fusedge.bundle.regular_file import write_whole
-from fusedge.models.emotion.action_units import ActionUnitConfig
+from fusedge.models.emotion.action_units import ActionUnitClassifier
 from fusedge.models.emotion.face_encoder import FaceConfig, FaceEncoder, face_bytes, load_face
 from fusedge.models.emotion.face_training import FaceRecipe, face_logits, train_face
 from fusedge.models.emotion.ferplus import Faces, held_out
@@ -30,6 +30,7 @@ from fusedge.models.emotion.head_training import (
 )
 from fusedge.models.emotion.labels import FACE_LABELS, LABELS, VOICE_LABELS, places
 from fusedge.models.emotion.model import (
+    ActionUnitOpinion,
     EmotionConfig,
     EmotionModel,
     FaceOpinion,
@@ -46,8 +47,8 @@ from fusedge.models.emotion.voice_ensemble import (
 )
 from fusedge.models.fusion import FusionKind
 
-Source = FaceEncoder | VoiceClassifier | ActionUnitConfig
-"""Of a modality: its trained classifier, or that action units have none."""
+Source = FaceEncoder | VoiceClassifier | ActionUnitClassifier
+"""A trained classifier of one modality."""
 
 WEIGHTS = "weights.safetensors"
 FUSION: FusionKind = "concatenation"
@@ -145,18 +146,14 @@ def train_emotion(
 
 def assemble(sources: Mapping[str, Source], fusion: FusionKind) -> EmotionModel:
     """The whole network with trained classifiers, by modality, and a new head."""
-    configs = {
-        name: source if isinstance(source, ActionUnitConfig) else source.config
-        for name, source in sources.items()
-    }
+    configs = {name: source.config for name, source in sources.items()}
     with torch.random.fork_rng(devices=[]):
         model = EmotionModel(EmotionConfig(configs, SIZE, fusion, HIDDEN, DROPOUT))
     for name, source in sources.items():
         opinion = model.encoder(name)
-        if isinstance(opinion, FaceOpinion) and isinstance(source, FaceEncoder):
-            opinion.encoder.load_state_dict(source.state_dict())
-        if isinstance(opinion, VoiceOpinion) and isinstance(source, VoiceClassifier):
-            opinion.classifier.load_state_dict(source.state_dict())
+        assert isinstance(opinion, FaceOpinion | VoiceOpinion | ActionUnitOpinion)
+        own = opinion.encoder if isinstance(opinion, FaceOpinion) else opinion.classifier
+        own.load_state_dict(source.state_dict())
     return model.eval()
 
 

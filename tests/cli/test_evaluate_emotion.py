@@ -10,14 +10,14 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from click.testing import Result
 from torch import Tensor, nn
-from typer.testing import CliRunner
+from typer.testing import CliRunner, Result
 
 from fusedge.bundle.manifest import DimRange, Modality, TensorSpec
 from fusedge.cli import emotion_evaluation
 from fusedge.cli.app import app
 from fusedge.cli.emotion_evaluation import RUNS
+from fusedge.cli.emotion_folds import kept
 from fusedge.cli.emotion_sessions import changes_per_minute
 from fusedge.export import packaged_parts
 from fusedge.export.part import ModulePart
@@ -27,22 +27,23 @@ from fusedge.models.emotion.face_encoder import FaceConfig, FaceEncoder
 from fusedge.models.emotion.head_training import HeadRecipe
 from fusedge.models.emotion.labels import FERPLUS, LABELS, RAVDESS
 from fusedge.models.emotion.model import emotion_bytes, load_emotion
-from fusedge.models.emotion.protocols import PAIRED, PairedRecipe
+from fusedge.models.emotion.protocols import MULTIPLIED, PAIRED, Fusing, PairedRecipe
 from fusedge.models.emotion.takes import RATE_HZ, fold_of
 from fusedge.models.emotion.training import assemble
 from fusedge.models.emotion.voice_encoder import VoiceClassifier, VoiceConfig
 from fusedge.models.emotion.voice_ensemble import EnsembleRecipe
-from fusedge.models.emotion.voice_training import VoiceRecipe
+from fusedge.models.emotion.voice_training import VoiceRecipe, train_member
 from tests.media_clip import write_clip
 
 av = pytest.importorskip("av")
 
 VOICE = VoiceConfig(channels=(4, 4, 4), width=8, judgements=4, level=10, long=10)
 RECIPE = PairedRecipe(
-    fusion="late_average",
+    ways={
+        MULTIPLIED: Fusing("late_product", HeadRecipe(steps=0)),
+        "sum, trained": Fusing("sum", HeadRecipe(steps=150, batch=64)),
+    },
     voice=EnsembleRecipe(VOICE, VoiceRecipe(steps=1, batch=4, lengths=(10,), later=4), whole=1),
-    head=HeadRecipe(steps=150, batch=64),
-    kinds=("late_average", "sum"),
     folds=(0,),
 )
 FILM = "ravdess_01-01-01-01-01-01-01.mp4"
@@ -55,6 +56,8 @@ SPOKEN = {2: (1, 3, 4, 5), 5: (2, 6, 7, 8), 3: range(1, 9), 10: range(1, 9)}
 
 class Everywhere(nn.Module):
     """A face in the middle of whatever it is shown."""
+
+    box: Tensor
 
     def __init__(self) -> None:
         super().__init__()
@@ -164,7 +167,7 @@ def write_faces(folder: Path, weights: Path) -> None:
 
     with torch.no_grad():  # so that it says all that it can say
         face.calibrate(face.encoder.logits(window))  # type: ignore[operator, union-attr]
-        last = model.head.fusion.classifiers[0][-1]
+        last: Any = model.head.fusion.get_submodule("classifiers.0.2")
         last.weight *= 1000
         last.bias -= logits().mean(dim=0)
         last.bias[LABELS.index("calm")] -= 1000
@@ -173,17 +176,17 @@ def write_faces(folder: Path, weights: Path) -> None:
     sure = ((best - second) > 0.1).nonzero()[:40, 0]  # weights are rounded in the file
     images, said = images[sure.numpy()], said[sure]
     assert len(images) == 40
-    names = ["not_a_face", *reversed(FERPLUS), "unknown"]
+    names = ["not_a_face", *reversed(list(FERPLUS)), "unknown"]
     votes = np.zeros((len(images), 10), np.uint8)
     for row, place in enumerate(said.tolist()):
         (word,) = (word for word, label in FERPLUS.items() if label == LABELS[place])
         votes[row, names.index(word)] = 10
     assert len(set(said.tolist())) > 4
     (folder / "ferplus").mkdir(parents=True)
-    arrays = {"images": images, "votes": votes, "vote_names": np.array(names)}
-    np.savez(folder / "ferplus" / "valid.npz", **arrays)  # type: ignore[arg-type]
+    arrays: dict[str, Any] = {"images": images, "votes": votes, "vote_names": np.array(names)}
+    np.savez(folder / "ferplus" / "valid.npz", **arrays)
     arrays |= {"images": np.concatenate([images[:2], 255 - images[2:]])}
-    np.savez(folder / "ferplus" / "train.npz", **arrays)  # type: ignore[arg-type]
+    np.savez(folder / "ferplus" / "train.npz", **arrays)
 
 
 def words(place: Path) -> list[str]:
@@ -223,7 +226,7 @@ def place(tmp_path_factory: pytest.TempPathFactory, monkey: pytest.MonkeyPatch) 
     # Networks with a voice take long to export: what is trained on it alone is that with action units.
     runs = {n: r._replace(names=r.names if r.names == UNITS else PAIRED) for n, r in RUNS.items()}
     monkey.setattr(emotion_evaluation, "RUNS", runs)
-    train = voice_ensemble.train_member
+    train = train_member
     actors = [int(name[-2:]) for name in sorted(path.stem for path in folder.rglob("*.flac"))]
 
     def telling(data: Any, chosen: np.ndarray[Any, Any], *rest: Any) -> VoiceClassifier:
@@ -284,7 +287,7 @@ def test_a_dropped_modality_is_not_there_and_what_is_given_is(report: dict[str, 
 def test_no_member_that_heard_an_actor_judges_a_take_of_that_actor(place: Path) -> None:
     folder = place / "out" / "fold-1"
     model, _ = load_emotion(folder / "action_units-voice.safetensors")
-    heard = model.encoder("voice").classifier.judge.bias  # type: ignore[union-attr]
+    heard: Any = model.encoder("voice").get_parameter("classifier.judge.bias")
     assert (heard > 0).tolist() == [False, True, True, *[False] * 5]
     said = np.load(folder / "opinions.npz")
     rest = [2 if actor == 10 else 1 for _ in range(8) for actor in (3, 10)]
@@ -295,12 +298,12 @@ def test_no_member_that_heard_an_actor_judges_a_take_of_that_actor(place: Path) 
     assert (said["own"][:, :, 0] == 0).all() and (said["own"][:, :, 1:3] > 0).all()
 
 
-def test_kinds_of_fusion_are_compared_and_chosen_on_others_than_they_are_scored_on(
+def test_ways_of_fusion_are_compared_and_chosen_on_others_than_they_are_scored_on(
     report: dict[str, Any],
 ) -> None:
     takes = report["takes"]
-    assert list(takes["kinds"]) == ["late_average", "sum"] and takes["fusion"] == "late_average"
-    for row in takes["kinds"].values():
+    assert list(takes["ways"]) == list(RECIPE.ways) and takes["fusion"] == MULTIPLIED
+    for row in takes["ways"].values():
         assert row["action_units"] == 7 / 8 and row["voice"] == 1 / 8
         assert row["inner"] * 16 == round(row["inner"] * 16)  # of the sixteen takes of the others
 
@@ -339,6 +342,23 @@ def test_what_was_done_is_found_again(
         again = run(*words(place), "--json")
     assert json.loads(again.stdout) == report
     assert "export" not in again.stderr
+
+
+def test_what_is_kept_under_another_key_or_damaged_is_made_anew(tmp_path: Path) -> None:
+    path = tmp_path / "kept.npz"
+    made: list[int] = []
+
+    def make() -> dict[str, Any]:
+        made.append(len(made))
+        return {"a": np.array(made)}
+
+    for key in ("one", "one", "two"):
+        found = kept(path, key, make)
+    assert made == [0, 1] and found["a"].tolist() == [0, 1]
+    assert list(kept(path, "two", make)) == ["a"] and made == [0, 1]
+    path.write_bytes(path.read_bytes()[:100])
+    kept(path, "two", make)
+    assert made == [0, 1, 2]
 
 
 @pytest.mark.parametrize(
