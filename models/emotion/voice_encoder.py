@@ -208,7 +208,8 @@ class VoiceEncoder(nn.Module):
     def _pool(self, x: Tensor, seen: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
         """Frames `[B, T, members * width]` to their weighted moments at each hop."""
         batch, hops, members = *seen.shape[:2], self.config.members
-        weight = self.attention(x.transpose(1, 2)).sigmoid().transpose(1, 2)
+        # A sigmoid, exact where it is small too: ONNX Runtime's own errs by 1e-7, which is much of 1e-6.
+        weight = (-functional.softplus(-self.attention(x.transpose(1, 2)))).exp().transpose(1, 2)
         weight = weight.reshape(batch, hops, -1, members, 1) * seen.reshape(batch, hops, 1, 1, 1)
         x = x.reshape(batch, hops, -1, members, self.config.width)
         sums = cat([weight * x, weight * x * x, weight], dim=-1).mean(dim=2).flatten(2)
