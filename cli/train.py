@@ -114,12 +114,11 @@ def _train_driving(
 def _train_emotion(
     data: Path, out: Path, seed: int, fusion: FusionKind | None, fresh: bool, show: Show
 ) -> tuple[Module, Path]:
-    from fusedge.models.emotion.training import FUSION, EmotionRecipe, train_emotion
+    from fusedge.models.emotion.training import FUSION, EmotionRecipe, forget, train_emotion
 
     faces, takes = read_data(data)
     if fresh:
-        for path in out.rglob("*.safetensors"):
-            path.unlink()
+        forget(out)
     actors = len({take.actor for take in takes})
     console.print(f"{len(faces)} faces; {len(takes)} takes of {actors} actors")
     recipe = EmotionRecipe(seed=seed, fusion=fusion or FUSION)

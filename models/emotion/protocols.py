@@ -1,4 +1,6 @@
-"""RAVDESS with actors left out: what is trained, calibrated and chosen in a fold has not met its actors.
+"""RAVDESS with actors left out: what is trained and calibrated in a fold has not met its actors.
+
+Recipes are constants that were chosen on the training actors of the first fold, who are tested in others.
 
 Heads are fitted to what is said of takes by classifiers that have not met the actor: of the voice, members
 of the ensemble. The fold's own takes are judged by classifiers of all others: all members of the ensemble.

@@ -144,6 +144,17 @@ def train_emotion(
     return Trained(load_emotion(path)[0], temperature, path)
 
 
+def forget(folder: Path) -> None:
+    """Delete what `train_emotion` has left in a folder, and nothing else."""
+    for kept in (
+        "face.safetensors",
+        "face-*/checkpoint.safetensors",
+        "voice-without-*.safetensors",
+    ):
+        for path in folder.glob(kept):
+            path.unlink()
+
+
 def assemble(sources: Mapping[str, Source], fusion: FusionKind) -> EmotionModel:
     """The whole network with trained classifiers, by modality, and a new head."""
     configs = {name: source.config for name, source in sources.items()}

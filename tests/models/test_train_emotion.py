@@ -15,7 +15,7 @@ from fusedge.models.emotion.ferplus import Faces, held_out
 from fusedge.models.emotion.head_training import HeadRecipe
 from fusedge.models.emotion.labels import LABELS
 from fusedge.models.emotion.takes import RATE_HZ, Take
-from fusedge.models.emotion.training import EmotionRecipe, train_emotion
+from fusedge.models.emotion.training import EmotionRecipe, forget, train_emotion
 from fusedge.models.emotion.voice_encoder import VoiceConfig
 from fusedge.models.emotion.voice_ensemble import EnsembleRecipe
 from fusedge.models.emotion.voice_training import VoiceRecipe
@@ -102,3 +102,21 @@ def test_the_model_knows_all_labels_and_says_what_it_was_trained_on(tmp_path: Pa
     )
     assert logits.shape == (1, len(LABELS))
     assert trained.temperature > 0
+
+
+def test_what_is_forgotten_is_its_own_alone(tmp_path: Path) -> None:
+    train_emotion(some_faces(), some_takes(), tmp_path, RECIPE)
+    others = [
+        tmp_path / name
+        for name in (
+            "other.safetensors",
+            "deep/weights.safetensors",
+            "a/face-1/checkpoint.safetensors",
+        )
+    ]
+    for path in others:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(b"not its own")
+    forget(tmp_path)
+    left = {path for path in tmp_path.rglob("*") if path.is_file()}
+    assert left == {*others, tmp_path / "weights.safetensors"}
