@@ -24,7 +24,7 @@ from fusedge.runtime.backend import AUTOMATIC, BackendSetting, PartLoader
 from fusedge.runtime.clock import Clock, process_cpu_ns, stopwatch_ns
 from fusedge.runtime.decision import Decision
 from fusedge.runtime.feed import Feed, MergedFeed, PumpedFeed
-from fusedge.runtime.front.fronts import NOTHING_SEEN, FrontEnds
+from fusedge.runtime.front.fronts import FrontEnds
 from fusedge.runtime.front.sighting import View
 from fusedge.runtime.histogram import DurationHistogram
 from fusedge.runtime.journal import Entry, Swapped
@@ -564,11 +564,7 @@ class Session:
             name for name, account in accounts.items() if account.received and not account.used
         ]
         # That there was no face, and nobody spoke, is no fault.
-        quiet = [
-            name
-            for name in unused
-            if name in self._fronts.kinds and set(accounts[name].dropped) <= NOTHING_SEEN
-        ]
+        quiet = [n for n in unused if self._fronts.saw_nobody(n, accounts[n].dropped)]
         if not quiet and not sum(account.used for account in accounts.values()):
             return "not one sample could be used"
         useless = [n for n in unused if n not in quiet and not accounts[n].in_flight]

@@ -254,6 +254,11 @@ class Sound:
         """Forget the sound so far: what follows does not go on from it."""
         self._resampler = None
 
+    @property
+    def rate_hz(self) -> float:
+        """Of the blocks."""
+        return self._rate_hz or self._rate_in_hz
+
     def block(self, frame: AudioFrame, begin_ns: int) -> Block | None:
         """The sound that comes out once the frame, which begins at `begin_ns`, has gone in, if any.
 
@@ -276,8 +281,7 @@ class Sound:
 
     def size(self, duration_ns: int) -> int:
         """How many samples of the account sound of that length is, which a file may say at will."""
-        rate_hz = self._rate_hz or self._rate_in_hz
-        return max(1, round(min(duration_ns / NANOSECONDS, MAX_PACKET_S) * rate_hz))
+        return max(1, round(min(duration_ns / NANOSECONDS, MAX_PACKET_S) * self.rate_hz))
 
 
 def samples_of(frame: AudioFrame) -> NDArray[np.float32]:

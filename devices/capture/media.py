@@ -12,6 +12,8 @@ from operator import attrgetter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from numpy.typing import NDArray
+
 from fusedge.bundle.errors import FusedgeError
 from fusedge.bundle.manifest import Modality
 from fusedge.bundle.sample import Rejection, Sample, StampKind
@@ -44,6 +46,7 @@ if TYPE_CHECKING:
 FORMATS = "mov,matroska,mpegts,mpeg,avi,wav,w64,aiff,caf,flac,mp3,aac,ogg"
 MAX_LEAP_NS = to_ns(10)
 MAX_FALL_NS = to_ns(1)
+PIECE_S = 0.02  # of sound at most in a sample, as of a microphone
 GAP_NS = to_ns(0.04)  # sound that is missing; stamps in ms, as Matroska's, jitter by 1 ms
 PERIOD_NS = to_ns(0.04)  # of pictures, where a file tells neither rate nor length
 SHORT_S, SHORT_SHARE = 1.0, 0.1  # less than announced by this much: it was cut off
@@ -302,9 +305,24 @@ class _Track:
         except self._faults as error:
             yield self._malformed(error, length_ns)
             return
-        self._arrival_ns = max(self._arrival_ns, stamp_ns)
         stamp: StampKind = "arrival" if time.derived else "capture"
-        yield Sample(self.modality, stamp_ns, self._arrival_ns, data, stamp)
+        for piece, piece_ns in self._pieces(data, stamp_ns):
+            self._arrival_ns = max(self._arrival_ns, piece_ns)
+            yield Sample(self.modality, piece_ns, self._arrival_ns, piece, stamp)
+
+    def _pieces(self, data: NDArray[Any], stamp_ns: int) -> Iterator[tuple[NDArray[Any], int]]:
+        """A picture, or a block of sound in pieces, each with its stamp: how long the packets of a file are
+        must not decide how late its sound comes.
+        """
+        if not isinstance(self.converter, Sound):
+            yield data, stamp_ns
+            return
+        rate_hz = self.converter.rate_hz
+        step = max(1, round(PIECE_S * rate_hz))
+        for first in range(0, len(data), step):
+            piece = data[first : first + step]
+            after = len(data) - first - len(piece)
+            yield piece, stamp_ns - to_ns(after / rate_hz)
 
     def _length_ns(self, frame: Any) -> int:
         if isinstance(self.converter, Sound):

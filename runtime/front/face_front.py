@@ -45,6 +45,11 @@ class FaceTally:
     given: int = 0
     numbers: count[int] = field(default_factory=lambda: count(1))
 
+    @property
+    def fruitless(self) -> bool:
+        """Whether there was something to look at, and nothing in it."""
+        return self.frames > 0 and not self.given
+
     def as_dict(self) -> dict[str, Any]:
         """For JSON."""
         return {
@@ -81,6 +86,7 @@ class FaceFront:
         self._tracker, self._driver = FaceTracker(tally.numbers), Driver()
         self._period_ns = to_ns(1 / spec.rate_hz)
         self._due_ns: int | None = None
+        self._searched_ns: int | None = None
         self._frames = self._tile = 0
 
     def take(self, item: Sample | Rejection) -> Iterable[Sample | Rejection]:
@@ -125,9 +131,13 @@ class FaceFront:
     def _is_due(self, time_ns: int) -> bool:
         """Whether a frame of that time is one of those that the rate asks for."""
         due_ns, period_ns = self._due_ns, self._period_ns
-        # Stamps of films may step back by a frame or two; what goes back further has begun anew.
-        if due_ns is not None and -2 * period_ns <= time_ns - due_ns < -EARLY * period_ns:
+        if due_ns is not None and -period_ns <= time_ns - due_ns < -EARLY * period_ns:
             return False
+        # Stamps may repeat, and step back by a frame or two; what goes back further has begun anew.
+        searched_ns = self._searched_ns
+        if searched_ns is not None and 0 <= searched_ns - time_ns <= 2 * period_ns:
+            return False
+        self._searched_ns = time_ns
         on_time = due_ns is not None and abs(time_ns - due_ns) <= period_ns
         self._due_ns = period_ns + (due_ns if on_time and due_ns is not None else time_ns)
         return True

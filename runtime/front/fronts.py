@@ -20,11 +20,11 @@ from fusedge.runtime.front.speech_front import SpeechFront, SpeechTally
 from fusedge.runtime.front.voice_activity import VoiceActivity
 from fusedge.runtime.part import Backend
 
-FACES = "largest_face"
-NOTHING_SEEN = frozenset(
+_NOTHING_SEEN = frozenset(
     ("no_face", "face_too_small", "face_cut_off", "superseded", "invalid", "incomplete_window")
 )
-"""Why nothing of a modality is used where a front end has nothing to give."""
+
+FACES = "largest_face"
 
 
 class Front(Protocol):
@@ -63,6 +63,15 @@ class FrontEnds:
     def kinds(self) -> dict[str, str]:
         """By modality."""
         return {name: lane.kind for name, lane in self._lanes.items()}
+
+    def saw_nobody(self, name: str, dropped: Iterable[str]) -> bool:
+        """Whether a modality of which nothing was used had nothing to give, for nobody was seen or heard.
+
+        Its own front end knows, whatever else was dropped; of a recording, which has been through one, the
+        reasons tell.
+        """
+        lane = self._lanes.get(name)
+        return lane is not None and (lane.tally.fruitless or _NOTHING_SEEN.issuperset(dropped))
 
     @property
     def providers(self) -> dict[str, str]:

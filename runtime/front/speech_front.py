@@ -31,6 +31,11 @@ class SpeechTally:
     heard: int = 0
     given: int = 0
 
+    @property
+    def fruitless(self) -> bool:
+        """Whether there was something to hear, and nobody spoke."""
+        return self.heard > 0 and not self.given
+
     def as_dict(self) -> dict[str, Any]:
         """For JSON."""
         return {

@@ -5,6 +5,7 @@ import os
 import struct
 import threading
 from collections import Counter
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -93,6 +94,19 @@ def clips(tmp_path_factory: pytest.TempPathFactory) -> Path:
     write_clip(folder / "mute.mov", 1, video="mjpeg", audio=None)
     write_clip(folder / "web.webm", 1, video="libvpx-vp9", audio="libopus")
     return folder
+
+
+@pytest.mark.parametrize("name", ["drive.mp4", "talk.wav", "drive.ts"])
+@pytest.mark.parametrize("rate_hz", [8_000, 16_000, 48_000])
+def test_sound_comes_in_short_pieces_however_long_the_packets_are(
+    clips: Path, name: str, rate_hz: int
+) -> None:
+    sound = samples(play(clips / name, by_name(audio("microphone", rate_hz))), "microphone")
+    assert max(len(piece.data) for piece in sound) <= 0.02 * rate_hz
+    for before, piece in pairwise(sound):
+        length_s = (piece.timestamp_ns - before.timestamp_ns) / SECOND
+        assert length_s == pytest.approx(len(piece.data) / rate_hz, abs=1.5e-3)
+        assert piece.arrival_ns >= piece.timestamp_ns
 
 
 def test_pictures_and_sound_come_on_one_clock_from_zero(clips: Path) -> None:

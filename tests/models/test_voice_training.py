@@ -81,7 +81,8 @@ def test_what_is_held_out_changes_nothing(spectrograms: Spectrograms) -> None:
 def test_two_tones_are_told_apart(spectrograms: Spectrograms) -> None:
     recipe = replace(RECIPE, steps=80, mixup=0.0, learning_rate=2e-2, average_decay=0.9)
     model = train_member(spectrograms, np.arange(8), SMALL, recipe)
-    said = [int(model(hear(model, t.wave))[-1].argmax()) for t in TAKES[8:]]
+    # At the end of the tone: a second later it is forgotten.
+    said = [int(model(hear(model, t.wave))[19].argmax()) for t in TAKES[8:]]
     assert said == [t.label for t in TAKES[8:]]
 
 

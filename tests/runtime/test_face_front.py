@@ -116,6 +116,16 @@ def test_a_stamp_that_steps_back_by_a_frame_makes_nobody_new() -> None:
     assert bench.tally.frames == 20
 
 
+@pytest.mark.parametrize("fps", [2, 5, 7, 10, 30])
+def test_stamps_that_repeat_make_nobody_new(fps: int) -> None:
+    bench = Bench()
+    frame = frame_with((200, 150, 90))
+    for number in range(6 * fps):
+        for _ in range(2):
+            bench.give(frame, to_ns(number / fps))
+    assert bench.tally.as_dict()["faces"] == 1
+
+
 def test_stamps_that_leap_stop_nothing() -> None:
     bench = Bench()
     frame = frame_with((200, 150, 90))

@@ -364,3 +364,21 @@ def test_only_modalities_with_a_front_end_are_touched(bundle: Bundle) -> None:
     assert source.channels == {"view": ("r",), "sound": ("m",)}
     source.close()
     assert source._source.closed  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize("reason", ["stale", "gap", "overflow", "malformed"])
+@pytest.mark.parametrize("modality", ["view", "sound"])
+def test_that_nobody_is_there_is_no_fault_whatever_else_was_lost(
+    bundle: Bundle, modality: str, reason: str
+) -> None:
+    class Lossy(Device):
+        def samples(self) -> Iterator[Sample | Rejection]:
+            for number, item in enumerate(super().samples()):
+                if number == 100:
+                    yield Rejection(modality, item.arrival_ns, reason, "lost on purpose")
+                yield item
+
+    session = Session(bundle, ["device:"], VirtualClock(), open_uri=lambda *_: Lossy(never, never))
+    report = run(session, [MemorySink()])
+    lost = "1 of its rows could not be read" if reason == "malformed" else ""
+    assert report.problem == lost

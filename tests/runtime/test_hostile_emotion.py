@@ -7,6 +7,7 @@ test_speech_front and test_real_fronts.
 from __future__ import annotations
 
 import struct
+import wave
 from collections.abc import Callable, Iterator
 from fractions import Fraction
 from pathlib import Path
@@ -228,19 +229,32 @@ def test_speech_is_heard_in_any_kind_of_sound_file(
     emotion_bundle: Bundle, tmp_path: Path, codec: str, rate_hz: int, layout: str
 ) -> None:
     path = tmp_path / "speech.wav"
-    with av.open(str(SPEECH)) as spoken, av.open(str(path), "w") as wave:
-        stream = wave.add_stream(codec, rate=rate_hz)
+    with av.open(str(SPEECH)) as spoken, av.open(str(path), "w") as sound:
+        stream = sound.add_stream(codec, rate=rate_hz)
         stream.layout = layout
         resampler = av.AudioResampler(stream.format, layout, rate_hz)
         for frame in [*spoken.decode(audio=0), None]:
             for block in resampler.resample(frame):
-                wave.mux(stream.encode(block))
-        wave.mux(stream.encode(None))
+                sound.mux(stream.encode(block))
+        sound.mux(stream.encode(None))
     played = Played(emotion_bundle, path)
     heard = played.fronts["voice"]
     assert heard["heard_s"] == pytest.approx(7, abs=1.5)
     assert heard["speech_s"] > 0.7 * heard["heard_s"]
     assert len(played.present("voice")) > 30 and not played.present("face")
+
+
+@pytest.mark.parametrize("rate_hz", [8_000, 16_000, 22_050, 44_100, 96_000])
+def test_silence_in_a_file_of_any_rate_says_nothing(
+    emotion_bundle: Bundle, tmp_path: Path, rate_hz: int
+) -> None:
+    path = tmp_path / "silence.wav"
+    with wave.open(str(path), "wb") as file:
+        file.setparams((1, 2, rate_hz, 0, "NONE", ""))
+        file.writeframes(bytes(2 * 6 * rate_hz))
+    played = Played(emotion_bundle, path)
+    assert {d.problem for d in played.decisions} == {"nothing_present"}
+    assert "late" not in played.report.summary["ledger"]["voice"]["dropped"]
 
 
 @pytest.mark.parametrize("orientation", TURNED)
