@@ -231,7 +231,7 @@ def test_a_type_that_is_none_is_refused_and_nothing_stays_open(tree: IioTree, ty
     before = len(os.listdir("/proc/self/fd"))
     with pytest.raises(FusedgeError, match="in_accel_x has the unknown type"):
         open_buffer(tree)
-    assert len(os.listdir("/proc/self/fd")) == before
+    assert len(os.listdir("/proc/self/fd")) <= before  # an earlier test's may have gone
     assert imu.get("buffer/enable") == "0"
 
 
@@ -289,7 +289,7 @@ def test_why_a_buffer_cannot_be_had(
     with pytest.raises(FusedgeError) as raised:
         open_buffer(tree)
     assert message in raised.value.line()
-    assert len(os.listdir("/proc/self/fd")) == before
+    assert len(os.listdir("/proc/self/fd")) <= before  # an earlier test's may have gone
 
 
 def test_a_clock_that_cannot_be_chosen_is_no_fault(

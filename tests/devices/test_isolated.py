@@ -225,7 +225,7 @@ def test_a_process_that_cannot_be_started_leaves_nothing(monkeypatch: pytest.Mon
     for _ in range(20):
         with pytest.raises(OSError, match="/no/such/python"):
             isolated("ten")
-    assert len(os.listdir("/proc/self/fd")) == before
+    assert len(os.listdir("/proc/self/fd")) <= before  # an earlier test's may have gone
 
 
 def test_signals_to_the_whole_group_are_the_parents_to_answer() -> None:
