@@ -79,12 +79,10 @@ class Folds:
     def _open(self, number: int) -> OpenFold:
         actors = ", ".join(map(str, FOLDS[number]))
         self.say(f"fold {number + 1} of {len(FOLDS)}: without actors {actors}")
-        voice = self.recipe.voice
-        member = replace(voice.member, seed=voice.member.seed + 1000 * self.seed)
         ensemble = train_ensemble(
             self.takes,
             self.folder / "voice",
-            replace(voice, member=member),
+            self.recipe.voice.seeded(self.seed),
             self._tell,
             without=frozenset({number}),
         )

@@ -21,6 +21,7 @@ from fusedge.models.emotion.model import EmotionModel, Opinion
 from fusedge.models.fusion import LateAverageFusion
 from fusedge.models.one_thread import one_thread
 from fusedge.models.temperature import fitted_temperature
+from fusedge.models.weight_average import WeightAverage
 
 _LEAST_SHARE = 1e-4  # of a label that no example has
 
@@ -171,7 +172,7 @@ def train_head(
             trained.parameters(), recipe.learning_rate, weight_decay=recipe.weight_decay
         )
         schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, recipe.steps)
-        average = {name: value.clone() for name, value in trained.state_dict().items()}
+        average = WeightAverage(trained.state_dict(), recipe.average_decay)
         model.eval()
         for part in (model.head, *(opinion.dropout for opinion in opinions)):
             part.train()
@@ -191,11 +192,9 @@ def train_head(
             loss.backward()  # type: ignore[no-untyped-call]
             optimiser.step()
             schedule.step()
-            decay = min(recipe.average_decay, step / (step + 10))
-            for name, value in trained.state_dict().items():
-                average[name].lerp_(value, 1 - decay)
+            average.update(step)
             progress(step, recipe.steps, float(loss.detach()))
-        trained.load_state_dict(average)
+        trained.load_state_dict(average.values)
         model.eval()
 
 

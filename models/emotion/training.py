@@ -118,8 +118,7 @@ def train_emotion(
     folder.mkdir(parents=True, exist_ok=True)
     hidden = held_out(faces)
     face = _face(faces.only(~hidden), folder, recipe, tell)
-    member = replace(recipe.voice.member, seed=recipe.voice.member.seed + 1000 * recipe.seed)
-    ensemble = train_ensemble(takes, folder, replace(recipe.voice, member=member), tell)
+    ensemble = train_ensemble(takes, folder, recipe.voice.seeded(recipe.seed), tell)
     said = (
         face_samples(face, faces.only(hidden)),
         take_samples(ensemble.said_of(takes, LAST_HOPS), takes),

@@ -55,6 +55,11 @@ class EnsembleRecipe:
     further: float = 0.3
     whole: int = 2
 
+    def seeded(self, seed: int) -> EnsembleRecipe:
+        """The recipe of another run, none of whose members has the seed of one of this."""
+        member = replace(self.member, seed=self.member.seed + 1000 * seed)
+        return replace(self, member=member)
+
 
 @dataclass(frozen=True)
 class VoiceEnsemble:

@@ -25,6 +25,7 @@ from fusedge.models.emotion.labels import VOICE_LABELS
 from fusedge.models.emotion.takes import RATE_HZ, Take
 from fusedge.models.emotion.voice_encoder import FRAMES, HOP, LOG_MEL, VoiceClassifier, VoiceConfig
 from fusedge.models.log_mel import StreamingLogMel
+from fusedge.models.one_cycle import one_cycle
 from fusedge.models.one_thread import one_thread
 
 Wave = NDArray[np.float32]
@@ -166,8 +167,7 @@ class _Run:
     def _advance(self, step: int) -> float:
         recipe, model, random = self.recipe, self.model.train(), self.random
         share = (step + 0.5) / recipe.steps
-        # One cycle: linear warm-up over a tenth, then half a cosine to nothing.
-        cycle = share / 0.1 if share < 0.1 else (1 + math.cos(math.pi * (share - 0.1) / 0.9)) / 2
+        cycle = one_cycle(share, 0.1)
         for group in self.optimizer.param_groups:
             group["lr"] = recipe.learning_rate * cycle
         takes = self._takes()

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping
 
 from fusedge.runtime.decision import NOTHING_PRESENT, Decision
 from fusedge.runtime.front.sighting import FacesSeen, Sighting, SpeechHeard
+from fusedge.runtime.front.speech_front import BEGIN
 
 PROBLEMS = {
     NOTHING_PRESENT: "nothing is present: nothing seen, heard or measured",
@@ -22,7 +23,6 @@ NOBODY = {
 """That nothing is present, by the kinds of a bundle's front ends, where they see nothing …"""
 UNUSED_FACE = "a face is seen, but late, too small or cut off"  # … and where they do
 UNUSED_VOICE = "a voice is heard, but late or too briefly"
-SPEECH = 0.5  # a probability from which on somebody is heard, as the front end has it
 
 
 def why_undecided(
@@ -39,6 +39,6 @@ def why_undecided(
     sightings = [*seen, *(share.front for share in decision.modalities.values())]
     if any(isinstance(one, FacesSeen) and one.faces for one in sightings):
         return UNUSED_FACE
-    if any(isinstance(one, SpeechHeard) and one.probability >= SPEECH for one in sightings):
+    if any(isinstance(one, SpeechHeard) and one.probability >= BEGIN for one in sightings):
         return UNUSED_VOICE
     return NOBODY[kinds]
