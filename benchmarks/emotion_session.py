@@ -9,7 +9,6 @@ real time, of which the processor time of all processes counts, start and end le
 from __future__ import annotations
 
 import argparse
-import os
 import resource
 import statistics
 import subprocess
@@ -32,9 +31,9 @@ from benchmarks.face_front import CLIPS, RATE_HZ, frames_of
 from benchmarks.figures import Figure, at_most, told
 from benchmarks.figures import main as show
 from fusedge.bundle.archive import Bundle
-from fusedge.bundle.built_here import cache_folder
 from fusedge.bundle.sample import Sample
 from fusedge.bundle.window import to_ns
+from fusedge.cli.tasks import shipped_bundle
 from fusedge.devices.capture.decoding import Sound
 from fusedge.runtime.front.crop import aligned
 from fusedge.runtime.front.face_front import FaceFront, FaceTally
@@ -50,13 +49,6 @@ FRAMES_HZ = 30
 BIT_RATE = 6_000_000
 SHORT_S, LONG_S = 10, 40  # of two runs, whose difference is without start and end
 Times = dict[str, list[float]]
-
-
-def newest_bundle() -> Bundle:
-    found = sorted((cache_folder() / "bundles").glob("emotion-*.fusedge"), key=os.path.getmtime)
-    if not found:
-        raise SystemExit("no bundle: run `fusedge demo emotion` first, which exports it")
-    return Bundle(found[-1])
 
 
 def sound_of(clip: Path, bundle: Bundle) -> NDArray[np.float32]:
@@ -168,7 +160,7 @@ def session(bundle: Bundle) -> float:
 
 def measure(arguments: argparse.Namespace) -> list[Figure]:
     cv2.setNumThreads(1)
-    bundle = newest_bundle()
+    bundle = shipped_bundle("emotion")
     times = parts(bundle, arguments.rounds)
     median_ms = {what: 1e3 * statistics.median(taken) for what, taken in times.items()}
     late_ms = {what: 1e3 * float(np.quantile(taken, 0.9)) for what, taken in times.items()}

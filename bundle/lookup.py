@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from types import MappingProxyType
 
 from fusedge.bundle.archive import Bundle
-from fusedge.bundle.errors import UnknownNameError
+from fusedge.bundle.errors import BundleError, UnknownNameError
 
 FOLDER = Path(__file__).parent / "shipped"
+_NONE: Mapping[str, Callable[[], Bundle]] = MappingProxyType({})
 
 
 def shipped_bundles() -> dict[str, Path]:
@@ -15,13 +18,30 @@ def shipped_bundles() -> dict[str, Path]:
     return {path.stem: path for path in sorted(FOLDER.glob("*.fusedge"))}
 
 
-def open_bundle(name_or_path: str) -> Bundle:
-    """A shipped bundle by name, or one by path; `./driving` is always a path.
+def is_name(name_or_path: str) -> bool:
+    """Whether it is no path: what lies in the working directory under that name is one."""
+    path = Path(name_or_path)
+    return "/" not in name_or_path and not path.suffix and not path.exists()
 
-    Raises UnknownNameError for a name that is neither, BundleError for a path without a bundle.
+
+def open_bundle(name_or_path: str, makers: Mapping[str, Callable[[], Bundle]] = _NONE) -> Bundle:
+    """A bundle by path, a shipped one by name, or what one of `makers` gives by its name.
+
+    `./driving` is always a path. Raises UnknownNameError for a name that is neither, BundleError for a
+    path without a bundle.
     """
-    known = shipped_bundles()
-    path = known.get(name_or_path, Path(name_or_path))
-    if "/" not in name_or_path and not path.suffix and not path.exists():
-        raise UnknownNameError("bundle", name_or_path, known)
-    return Bundle(path)
+    shipped = shipped_bundles()
+    names = {*shipped, *makers}
+    if not is_name(name_or_path):
+        try:
+            return Bundle(Path(name_or_path))
+        except BundleError as error:
+            if name_or_path not in names:
+                raise
+            hint = f"it lies in this folder; in another one {name_or_path} is the shipped bundle"
+            raise BundleError(error.what, where=error.where, hint=hint) from None
+    if name_or_path not in names:
+        raise UnknownNameError("bundle", name_or_path, names)
+    if name_or_path in shipped:
+        return Bundle(shipped[name_or_path])
+    return makers[name_or_path]()

@@ -119,7 +119,8 @@ class Modality(_Strict):
         description="known delay of the stamps against the true capture time"
     )
     lateness_s: Seconds = Field(
-        description="how much later than its stamp a sample may arrive; of sound with a block's length"
+        description="how much later than its stamp a sample may arrive; of sound with a block of 20 ms; "
+        "for what blocks are longer, the runtime waits besides"
     )
     max_age_s: PositiveSeconds = Field(description="an embedding older than this is missing")
     return_windows: int = Field(

@@ -13,11 +13,11 @@ from rich.table import Table
 from rich.text import Text
 
 from fusedge.bundle.errors import FusedgeError, UnknownNameError
-from fusedge.bundle.lookup import open_bundle
 from fusedge.bundle.manifest import GRAPH_PRECISIONS, MAX_SIZE
 from fusedge.bundle.regular_file import refuse_special
 from fusedge.cli.console import console, print_json
 from fusedge.cli.options import AllowEnginesOption, BundleArgument, JsonOption, writable_folder
+from fusedge.cli.tasks import find_bundle
 
 if TYPE_CHECKING:
     from fusedge.bundle.archive import Bundle
@@ -86,7 +86,7 @@ def bench(
     - `fusedge bench driving.fusedge -o orin.json`, and at the desk:
       `fusedge plan other.fusedge --target jetson-orin-nano-8gb --profile orin.json`
     """
-    opened = open_bundle(bundle)
+    opened = find_bundle(bundle)
     if out is not None:  # not only after minutes
         writable_folder(out.parent)
         _refuse_other_than_profile(out)

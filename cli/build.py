@@ -13,10 +13,10 @@ from rich.text import Text
 
 from fusedge.bundle.built_here import cache_folder
 from fusedge.bundle.errors import FusedgeError, UnknownNameError
-from fusedge.bundle.lookup import open_bundle, shipped_bundles
 from fusedge.bundle.manifest import GRAPH_PRECISIONS, GraphPrecision
 from fusedge.cli.console import console, print_json
 from fusedge.cli.options import BundleArgument, JsonOption
+from fusedge.cli.tasks import find_bundle, is_shipped
 
 if TYPE_CHECKING:
     from fusedge.export.build import BuildRow
@@ -84,9 +84,9 @@ def build(
     - `fusedge build driving.fusedge --power-mode 15W`
     - `fusedge build driving --target rtx-4090 --target rtx-5090 -o driving-rtx.fusedge`
     """
-    opened = open_bundle(bundle)
-    if out is None and opened.path in shipped_bundles().values():
+    if out is None and is_shipped(bundle):
         raise FusedgeError("a shipped bundle is not changed", where=bundle, hint="choose a -o")
+    opened = find_bundle(bundle)
     if precision is not None and precision not in GRAPH_PRECISIONS:
         raise UnknownNameError("precision", precision, GRAPH_PRECISIONS)
     from fusedge.devices.targets.tensorrt_api import EngineOptions

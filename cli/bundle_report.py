@@ -8,10 +8,10 @@ from typing import Annotated
 import typer
 
 from fusedge.bundle.errors import FusedgeError
-from fusedge.bundle.lookup import open_bundle
 from fusedge.bundle.signature import signature_state
 from fusedge.cli.console import console, print_json
 from fusedge.cli.options import BundleArgument, JsonOption
+from fusedge.cli.tasks import find_bundle
 
 
 def report(
@@ -45,7 +45,7 @@ def report(
 
     if page is not None:
         from fusedge.export.report_html import render
-    opened = open_bundle(bundle)
+    opened = find_bundle(bundle)
     written = read_record(record) if record else None
     state = signature_state(opened)
     with console.status("verify") as status:

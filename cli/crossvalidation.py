@@ -10,14 +10,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fusedge.bundle.archive import Bundle
-from fusedge.bundle.errors import BundleError
 from fusedge.bundle.sample import Recording
 from fusedge.bundle.window import NANOSECONDS
 from fusedge.cli.driving_task import load_driving
-from fusedge.export.pipeline import ExportOptions, export_bundle
-from fusedge.export.subject import fusion_subject
+from fusedge.export.kept_bundle import NOTE, exported
 from fusedge.models import driving
-from fusedge.models.driving_training import make_drives, train_driving
+from fusedge.models.driving_training import WEIGHTS, make_drives, train_driving
 from fusedge.models.prediction import predict
 from fusedge.models.protocols import Fold, Judged, Score, leaky_split, leave_one_group_out, score
 from fusedge.models.training import TrainingConfig
@@ -28,6 +26,13 @@ from fusedge.runtime.session import Session
 from fusedge.runtime.sinks.memory import MemorySink
 
 OUTPUT = driving.STYLE.name
+BUNDLE = "fold.fusedge"
+LEFT = tuple(
+    f"{fold}/{file}"
+    for fold in ("without-*", "only-*/without-*", "motorway-only", "leaky")
+    for file in ("checkpoint.safetensors", WEIGHTS, BUNDLE, BUNDLE + NOTE)
+)
+"""Patterns of what is left in the folder of an evaluation."""
 
 
 @dataclass(frozen=True)
@@ -59,18 +64,7 @@ class CrossValidation:
         self.say(f"train {name}: {len(recordings)} trips")
         trained = train_driving(recordings, self.folder / name, recipe=self.recipe)
         model, task = load_driving(trained.path)
-        path = self.folder / name / "fold.fusedge"
-        if path.exists():
-            try:
-                found = Bundle(path)
-                if found.manifest.provenance.weights_sha256 == task.provenance.weights_sha256:
-                    return found
-            except BundleError:
-                self.say(f"export {name} anew: the old bundle does not open")
-        self.say(f"export {name}")
-        return export_bundle(
-            fusion_subject(model, task), path, ExportOptions(precision="fp32")
-        ).bundle
+        return exported(model, task, self.folder / name / BUNDLE, self.say)
 
     def leave_one_driver_out(self, recordings: Sequence[Recording]) -> list[Fold[Bundle]]:
         """The bundle of each fold, and the trips of the driver that it has not seen."""

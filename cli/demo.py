@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-import hashlib
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from fusedge.bundle.archive import Bundle
-from fusedge.bundle.built_here import cache_folder, make_private
-from fusedge.bundle.errors import BundleError, UnknownNameError
-from fusedge.bundle.lookup import open_bundle
+from fusedge.bundle.errors import UnknownNameError
 from fusedge.cli.console import console
 from fusedge.cli.options import JsonOption, ShowOption
 from fusedge.cli.run import finish, parse_speed, run_sessions
-from fusedge.cli.tasks import WEIGHTS, load_for_export, need_torch
+from fusedge.cli.tasks import TASKS, shipped_bundle
 from fusedge.runtime.session import Session
 from fusedge.runtime.sinks.jsonl import JsonLinesSink
 from fusedge.runtime.sinks.sink import Sink
@@ -23,13 +20,15 @@ from fusedge.runtime.sinks.table import TableSink
 from fusedge.runtime.sinks.timeline import TimelineSink
 from fusedge.runtime.sinks.window import WindowSink
 
-DEMOS = ("driving", "emotion")
 DRIVE = "sim:?seed=1&duration_s=60&script=normal:20,aggressive:20,drowsy:20&gps_outage=45:55"
 
 
 def demo(
     name: Annotated[str, typer.Argument(help="Which task: driving or emotion.")] = "driving",
-    out: Annotated[Path, typer.Option(help="Folder for decisions and picture.")] = Path("demo-out"),
+    out: Annotated[
+        Path,
+        typer.Option(help="Folder for decisions, picture and, of emotion, the film."),
+    ] = Path("demo-out"),
     speed: Annotated[
         str,
         typer.Option(help="1 is real time, max as fast as it goes. Default: 4, with --show 1."),
@@ -42,14 +41,17 @@ def demo(
     `driving`: a simulated drive of 60 s, which changes its style every 20 s and loses GPS for ten, to show
     that decisions go on. `emotion`: a film of 24 s made of a picture and of synthetic speech; the face
     moves and is lit, is gone for four seconds, and a voice speaks for seven. Its bundle is exported first,
-    once, since what finds faces and speech comes from packages.
+    once, into the user's cache, since what finds faces and speech comes from packages.
 
     It shows how the product works, not how accurate a model is.
     """
-    if name not in DEMOS:
-        raise UnknownNameError("demo", name, DEMOS)
-    bundle, source = (open_bundle(name), DRIVE) if name == "driving" else _emotion(out)
-    session = Session(bundle, [source], parse_speed(speed or ("1" if show else "4")))
+    if name not in TASKS:
+        raise UnknownNameError("demo", name, TASKS)
+    clock = parse_speed(speed or ("1" if show else "4"))
+    if show and name == "emotion":  # before a film is made, and perhaps a bundle
+        _refuse_without_display()
+    bundle, source = (shipped_bundle(name), DRIVE) if name == "driving" else _emotion(out)
+    session = Session(bundle, [source], clock)
     decisions, picture = out / "decisions.jsonl", out / "timeline.png"
     sinks: list[Sink] = [JsonLinesSink(decisions), TimelineSink(picture)]
     if show:
@@ -69,25 +71,11 @@ def _emotion(out: Path) -> tuple[Bundle, str]:
 
     film = out / "face.mp4"
     write_film(film)
-    return _exported("emotion"), f"file:{film}"
+    return shipped_bundle("emotion"), f"file:{film}"
 
 
-def _exported(task: str) -> Bundle:
-    """The bundle of a task's shipped weights, kept in the user's cache."""
-    weights = WEIGHTS / f"{task}.safetensors"
-    digest = hashlib.sha256(weights.read_bytes()).hexdigest()
-    path = cache_folder() / "bundles" / f"{task}-{digest[:16]}.fusedge"
-    if path.is_file():
-        try:
-            return Bundle(path)
-        except BundleError as error:
-            console.print(f"{error}; it is exported again", style="yellow", markup=False)
-            path.unlink()
-    need_torch("export", f"exporting {task}")
-    from fusedge.export.pipeline import ExportOptions, export_bundle
-    from fusedge.export.subject import fusion_subject
-
-    console.print(f"exporting {task} to {path}, once", markup=False)
-    make_private(path.parent)
-    subject = fusion_subject(*load_for_export(task, None))
-    return export_bundle(subject, path, ExportOptions(precision="fp32")).bundle
+def _refuse_without_display() -> None:
+    """Raise FusedgeError where no window can be opened: trying is surer than asking."""
+    window = WindowSink(None)
+    window.open({"bundle": "demo"})
+    window.close({})

@@ -11,8 +11,9 @@ from rich.table import Table
 
 from fusedge.bundle.regular_file import write_whole
 from fusedge.cli.console import console, print_json
-from fusedge.cli.crossvalidation import CrossValidation, Run
+from fusedge.cli.crossvalidation import LEFT, CrossValidation, Run
 from fusedge.cli.driving_task import read_recordings
+from fusedge.cli.options import forget
 from fusedge.devices.capture.replay.uah import find_trips
 from fusedge.models import driving, protocols
 from fusedge.models.metrics import matched_events
@@ -26,9 +27,14 @@ HIDDEN_SHARE = 0.1
 EVENT_TOLERANCE_S = 2.0
 
 
-def evaluate_driving(data: Path, out: Path, seed: int, as_json: bool) -> None:
-    """Measure all, write `eval.json` into the folder `out`, and print it. Raises FusedgeError."""
+def evaluate_driving(data: Path, out: Path, seed: int, fresh: bool, as_json: bool) -> None:
+    """Measure all, write `eval.json` into the folder `out`, and print it. Raises FusedgeError.
+
+    What is found there of earlier calls is not done again, unless `fresh`, which forgets it.
+    """
     recordings = read_recordings(data)
+    if fresh:
+        forget(out, ("eval.json", *LEFT))
     names = [m.name for m in driving.modalities()]
     validation = CrossValidation(
         {path.name: path for path in find_trips(data)},

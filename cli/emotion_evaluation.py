@@ -2,15 +2,19 @@
 
 `eval.json` holds
 
-- `faces`: FER+ valid by the weights' bundle, `all` and `without_copies` of training images;
+- `faces`: FER+ valid by the weights' bundle, `all` and `without_copies` of training images, and `under`
+  each of the CONDITIONS of a webcam;
 - `takes`: RAVDESS with actors left out. `runs` by what a network was trained on, what it was given, and
-  whether sound went past the front end; `headline` names three of them, through it. `fusion` is their way;
-  all `ways` are compared in PyTorch, on what classifiers said at the end of each take: accuracy with `both`
+  whether sound went past the front end; `headline` names three of them, through it. `fusion` is their kind;
+  `kinds` are compared in PyTorch, on what classifiers said at the end of each take: accuracy with `both`
   modalities and with each alone, and `inner`: with both, on the actors that the first fold is trained on,
-  by heads that had not met them;
+  by heads that had not met them. `sharper` is by fold the temperature of the voice's ensemble over that of
+  its members: a fold's networks have the mean of the other folds;
+- `conversations` by what was given: see conversation_figures;
 - `clips` by file: what front ends saw and heard, the `shares` of the emitted labels,
-  the most frequent one, and its changes a minute, beside those of the momentary label;
-- `asked`: what was asked for, what was measured, and whether it is `met`;
+  the most frequent one, and its changes a minute, beside those of the momentary label; of one that cannot
+  be read nothing but its `problem`;
+- `asked`: what was asked for, what was measured (null: it was not), and whether it is `met`;
 - `manifest`: what the figures of the weights' bundle are to be.
 
 Figures have `accuracy`, `macro_f1`, `calibration_error` (expected, 15 bins), `recall` by label, `count` and
@@ -32,17 +36,22 @@ import numpy as np
 from numpy.typing import NDArray
 from rich.table import Table
 
+from fusedge.bundle.errors import FusedgeError
 from fusedge.bundle.regular_file import write_whole
 from fusedge.cli.console import console, print_json
-from fusedge.cli.emotion_folds import Folds, OpenFold, Run, exported, kept
+from fusedge.cli.emotion_conversation import conversation_figures
+from fusedge.cli.emotion_folds import Folds, OpenFold, Run, Say, kept
 from fusedge.cli.emotion_sessions import Arrays, Player
 from fusedge.cli.emotion_task import load_emotion_task
+from fusedge.cli.options import forget
 from fusedge.cli.tasks import load_for_export
-from fusedge.devices.capture.replay.ravdess import read_ravdess
+from fusedge.devices.capture.replay.flac import read_flac
+from fusedge.export.kept_bundle import NOTE, exported
+from fusedge.models.emotion.face_augmentation import CONDITIONS, Change, changed
 from fusedge.models.emotion.ferplus import Faces, read_faces, without_copies
 from fusedge.models.emotion.labels import FACE_LABELS, LABELS, RAVDESS, VOICE_LABELS, places
 from fusedge.models.emotion.protocols import PAIRED, PairedRecipe, score
-from fusedge.models.emotion.takes import take_of
+from fusedge.models.emotion.takes import read_takes
 
 _UNITS, _VOICE = ("action_units",), ("voice",)
 RUNS: Mapping[str, Run] = {
@@ -59,52 +68,73 @@ DROPPED = {
     "voice, action units dropped": "voice, trained alone",
     "action units, voice dropped": "action units, trained alone",
 }
+TALKS = (PAIRED, _VOICE)
+"""What is given in conversations."""
+LEFT = (
+    *("eval.json", "faces.npz", "faces-under-*.npz", "weights.fusedge", f"weights.fusedge{NOTE}"),
+    "voice/voice-without-*.safetensors",
+    *(f"fold-[1-5]/{name}.npz" for name in ("opinions", "inner", "outer", "trained-*")),
+    "fold-[1-5]/conversations-*.npz",
+    *(
+        f"fold-[1-5]/{'-'.join(names)}.{kind}"
+        for names in (PAIRED, _UNITS, _VOICE)
+        for kind in ("safetensors", "fusedge", f"fusedge{NOTE}")
+    ),
+)
+"""Patterns of what is left in the folder `out`."""
 _FILMS = (".mp4", ".mov", ".mkv", ".avi", ".webm")
 _RAVDESS_FILM = re.compile(r"(?:^|_)0[12]-0[12]-(0[1-8])-\d\d-\d\d-\d\d-\d\d$")
 
 
 @dataclass(frozen=True)
 class Asked:
-    """One line of the table: at least or, if not `least`, at most `asked` was to be `measured`."""
+    """One line of the table: at least or, if not `least`, at most `asked` was to be `measured`.
+
+    None: it was not measured.
+    """
 
     what: str
     asked: float
-    measured: float
+    measured: float | None
     least: bool = True
 
     @property
     def met(self) -> bool:
-        """False of NaN as well."""
+        """False of NaN as well, and of what was not measured."""
+        if self.measured is None:
+            return False
         return self.measured >= self.asked if self.least else self.measured <= self.asked
 
 
 def evaluate_emotion(
-    data: Path, out: Path, weights: Path | None, seed: int, as_json: bool, recipe: PairedRecipe
+    data: Path,
+    out: Path,
+    weights: Path | None,
+    seed: int,
+    fresh: bool,
+    as_json: bool,
+    recipe: PairedRecipe,
 ) -> None:
-    """Measure all, write `eval.json` into the folder `out`, and print it. Raises FusedgeError."""
+    """Measure all, write `eval.json` into the folder `out`, and print it. Raises FusedgeError.
+
+    What is found there of earlier calls is not done again, unless `fresh`, which forgets it.
+    """
 
     def say(what: str) -> None:
         console.print(what, style="dim", markup=False, soft_wrap=True)
 
     folder = data / "emotion"
     valid, train = (read_faces(folder / "ferplus" / f"{name}.npz") for name in ("valid", "train"))
-    takes = [take_of(*clip) for clip in read_ravdess(folder)]
-    clips = _films(folder / "clips")
+    takes = read_takes(folder, read_flac, groups=3)  # one held out, and two to train on
     loaded = load_for_export("emotion", None) if weights is None else load_emotion_task(weights)
+    if fresh:
+        forget(out, LEFT)
     bundle = exported(*loaded, out / "weights.fusedge", say)
     player = Player(bundle)
     say(f"{len(valid)} faces of FER+ valid")
-    images = valid.images
-
-    def play() -> Arrays:
-        return player.faces(images)
-
-    key = f"{bundle.sha256} {hashlib.sha256(images.tobytes()).hexdigest()}"
-    faces = _face_figures(valid, train, kept(out / "faces.npz", key, play))
-    played = {}
-    for path in clips:
-        say(f"clip {path.name}")
-        played[path.name] = player.clip(path)
+    faces = _face_figures(valid, train, _seen(player, valid.images, out / "faces.npz"))
+    faces["under"] = _condition_figures(player, valid, out, say)
+    played = _clip_figures(player, folder / "clips", say)
     folds = Folds(takes, out, recipe, seed, say).all()
     runs = {
         name: _take_figures(folds, [fold.run(run) for fold in folds]) for name, run in RUNS.items()
@@ -115,7 +145,14 @@ def evaluate_emotion(
             "headline": list(HEADLINE),
             "runs": runs,
             "fusion": recipe.chosen,
-            "ways": _way_figures(folds),
+            "kinds": _kind_figures(folds),
+            "sharper": {str(fold.number + 1): fold.sharpness() for fold in folds},
+        },
+        "conversations": {
+            " and ".join(names).replace("_", " "): conversation_figures(
+                [fold.conversations(names) for fold in folds]
+            )
+            for names in TALKS
         },
         "clips": played,
     }
@@ -127,15 +164,53 @@ def evaluate_emotion(
         print_json(report)
         return
     console.print(_run_table(faces, runs))
+    console.print(_condition_table(faces))
     console.print(_recall_table(faces, runs))
-    console.print(_way_table(report["takes"]))
+    console.print(_kind_table(report["takes"]))
+    console.print(_conversation_table(report["conversations"]))
     console.print(_clip_table(played))
     console.print(_asked_table(asked))
     console.print(f"wrote {out / 'eval.json'}", markup=False)
 
 
-def _films(folder: Path) -> list[Path]:
-    return sorted(path for path in folder.glob("*") if path.suffix.lower() in _FILMS)
+def _clip_figures(player: Player, folder: Path, say: Say) -> dict[str, Any]:
+    """By film; a damaged one does not keep others from being measured."""
+    figures: dict[str, Any] = {}
+    for path in sorted(path for path in folder.glob("*") if path.suffix.lower() in _FILMS):
+        say(f"clip {path.name}")
+        try:
+            figures[path.name] = player.clip(path)
+        except FusedgeError as error:
+            figures[path.name] = {"problem": str(error)}
+        if figures[path.name]["problem"]:
+            say(f"clip {path.name}: {figures[path.name]['problem']}")
+    if not figures:
+        say(f"{folder}: holds no films, and nothing is measured on any")
+    return figures
+
+
+def _seen(
+    player: Player, images: NDArray[np.uint8], path: Path, change: Change | None = None
+) -> Arrays:
+    """See Player.faces, of images after a change; kept at `path`."""
+
+    def play() -> Arrays:
+        return player.faces(images if change is None else changed(images, change))
+
+    key = f"{player.bundle.sha256} {hashlib.sha256(images.tobytes()).hexdigest()}"
+    return kept(path, key, play)
+
+
+def _condition_figures(player: Player, valid: Faces, out: Path, say: Say) -> dict[str, Any]:
+    """By condition, what is said of the same faces under it."""
+    labels = np.array(places(FACE_LABELS))[valid.labels]
+    figures = {}
+    for name, change in CONDITIONS.items():
+        say(f"{len(valid)} faces of FER+ valid: {name}")
+        path = out / f"faces-under-{name.replace(' ', '-')}.npz"
+        arrays = _seen(player, valid.images, path, change)
+        figures[name] = score(labels, arrays["probabilities"], FACE_LABELS)
+    return figures
 
 
 def _face_figures(valid: Faces, train: Faces, arrays: Arrays) -> dict[str, Any]:
@@ -178,18 +253,18 @@ def _take_figures(folds: Sequence[OpenFold], arrays: Sequence[Arrays]) -> dict[s
     }
 
 
-def _way_figures(folds: Sequence[OpenFold]) -> dict[str, Any]:
-    """Each way of fusion on the same opinions."""
+def _kind_figures(folds: Sequence[OpenFold]) -> dict[str, Any]:
+    """Each kind of fusion on the same opinions."""
     labels, said = _take_labels(folds), [fold.outer() for fold in folds]
     inner = folds[0].inner()
     figures: dict[str, Any] = {}
-    for way in said[0]:
-        shown = [np.array_split(each[way].argmax(axis=1), 1 + len(PAIRED)) for each in said]
+    for kind in said[0]:
+        shown = [np.array_split(each[kind].argmax(axis=1), 1 + len(PAIRED)) for each in said]
         right = [
             float((np.concatenate(each) == labels).mean()) for each in zip(*shown, strict=True)
         ]
-        figures[way] = dict(zip(("both", *PAIRED), right, strict=True))
-        figures[way]["inner"] = float(inner[way].mean())
+        figures[kind] = dict(zip(("both", *PAIRED), right, strict=True))
+        figures[kind]["inner"] = float(inner[kind].mean())
     return figures
 
 
@@ -208,17 +283,20 @@ def _asked(
     for name, alone in DROPPED.items():
         lost = accuracy[alone] - accuracy[name]
         rows.append(Asked(f"{name}: points below {alone}", 0.02, lost, least=False))
-    for name, figures in {"face": face, **{name: runs[name] for name in HEADLINE}}.items():
+    for name, figures in {
+        "face": face,
+        **{name: runs[name] for name in (*HEADLINE, *DROPPED)},
+    }.items():
         error = figures["calibration_error"]
         rows.append(Asked(f"{name}: calibration error", 0.05, error, least=False))
-    for name, clip in clips.items():
-        seen = clip["fronts"]["face"]
-        shown = seen["frames_with_face"] / max(1, seen["frames"])
+    for name, clip in (clips or {"films": {}}).items():
+        seen = clip["fronts"]["face"] if "fronts" in clip else None
+        shown = seen and seen["frames_with_face"] / max(1, seen["frames"])
         rows.append(Asked(f"{name}: frames with a face", 1.0, shown))
         film = _RAVDESS_FILM.search(Path(name).stem)
         if film is not None:
             label = tuple(RAVDESS.values())[int(film[1]) - 1]
-            share = clip["shares"].get(label, 0.0)
+            share = clip["shares"].get(label, 0.0) if "shares" in clip else None
             rows.append(Asked(f"{name}: decisions that say {label}", 0.5, share))
     return rows
 
@@ -229,7 +307,7 @@ def _manifest(faces: Mapping[str, Any]) -> dict[str, float]:
         "ferplus_valid_accuracy_face": faces["all"]["accuracy"],
         "ferplus_valid_calibration_error_face": faces["all"]["calibration_error"],
     }
-    return {name: round(value, 4) for name, value in figures.items()}
+    return {name: round(value, 4) for name, value in figures.items() if value is not None}
 
 
 def _percent(value: float | None) -> str:
@@ -272,21 +350,52 @@ def _recall_table(faces: Mapping[str, Any], runs: Mapping[str, Mapping[str, Any]
     return table
 
 
-def _way_table(takes: Mapping[str, Any]) -> Table:
+def _condition_table(faces: Mapping[str, Any]) -> Table:
+    table = _table("FER+ valid, face, as a webcam may see it", "condition", "accuracy", "ECE")
+    for name, row in {"none": faces["all"], **faces["under"]}.items():
+        table.add_row(name, *map(_percent, (row["accuracy"], row["calibration_error"])))
+    return table
+
+
+def _conversation_table(conversations: Mapping[str, Mapping[str, Any]]) -> Table:
     table = _table(
-        "ways of fusion, in PyTorch, on what was said at the end of a take",
-        *("way", "inner", "both", *PAIRED),
+        "takes in a row, of actors left out; label changes a minute, and when labels are right",
+        *("given", "minutes", "true", "emitted", "momentary"),
+        *("takes", "ever right", "after", "right at the end", "of the time"),
     )
-    for way, row in takes["ways"].items():
-        name = f"{way} (exported)" if way == takes["fusion"] else way
+    for name, row in conversations.items():
+        changes, wait_s = row["changes_per_minute"], row["seconds_to_right"]
+        table.add_row(
+            name,
+            f"{row['minutes']:.1f}",
+            *(f"{changes[label]:.1f}" for label in ("true", "emitted", "momentary")),
+            str(row["takes"]),
+            _percent(row["became_right"]),
+            "" if wait_s is None else f"{wait_s:.1f} s",
+            _percent(row["right_at_end"]),
+            _percent(row["right_of_time"]),
+        )
+    return table
+
+
+def _kind_table(takes: Mapping[str, Any]) -> Table:
+    table = _table(
+        "kinds of fusion, in PyTorch, on what was said at the end of a take",
+        *("kind", "inner", "both", *PAIRED),
+    )
+    for kind, row in takes["kinds"].items():
+        name = f"{kind} (exported)" if kind == takes["fusion"] else kind
         table.add_row(name, *(_percent(row[key]) for key in ("inner", "both", *PAIRED)))
     return table
 
 
 def _clip_table(clips: Mapping[str, Mapping[str, Any]]) -> Table:
     columns = ("film", "faces", "speech", "decisions", "most", "changes/min", "momentary")
-    table = _table("films, through sources and front ends", *columns)
+    table = _table("films, through sources and front ends; faces of frames looked at", *columns)
     for name, row in clips.items():
+        if "fronts" not in row:
+            table.add_row(name, "not read")
+            continue
         face, voice = (row["fronts"].get(name, {}) for name in ("face", "voice"))
         table.add_row(
             name,
@@ -304,6 +413,6 @@ def _asked_table(asked: Sequence[Asked]) -> Table:
     table = _table("asked and measured", "what", "asked", "measured", "")
     for row in asked:
         sign = "≥" if row.least else "≤"
-        verdict = "met" if row.met else "MISSED"
+        verdict = "met" if row.met else "not measured" if row.measured is None else "MISSED"
         table.add_row(row.what, f"{sign} {_percent(row.asked)}", _percent(row.measured), verdict)
     return table

@@ -6,8 +6,6 @@ All that takes long lies in a folder under a key of what it was made from: a lat
 from __future__ import annotations
 
 import hashlib
-import zipfile
-import zlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -20,24 +18,23 @@ import torch
 from numpy.typing import NDArray
 
 from fusedge.bundle.archive import Bundle
-from fusedge.bundle.errors import BundleError
+from fusedge.bundle.errors import FusedgeError
 from fusedge.bundle.regular_file import write_whole
+from fusedge.cli.emotion_conversation import conversations
 from fusedge.cli.emotion_sessions import Arrays, Player
 from fusedge.cli.emotion_task import load_emotion_task
-from fusedge.export.pipeline import ExportOptions, export_bundle
-from fusedge.export.subject import fusion_subject
-from fusedge.export.task import FusionModule, Task
+from fusedge.export.kept_bundle import exported
+from fusedge.export.sources import sources_sha256
 from fusedge.models.emotion.action_units import honest_units, train_units, units_of
 from fusedge.models.emotion.head_training import (
     HeadRecipe,
+    fit_head,
     fused_logits,
-    joint_temperature,
     train_head,
 )
-from fusedge.models.emotion.model import emotion_bytes, load_emotion
+from fusedge.models.emotion.model import EmotionModel, emotion_bytes, load_emotion
 from fusedge.models.emotion.protocols import (
     PAIRED,
-    Fusing,
     PairedOpinions,
     PairedRecipe,
     inner_judgements,
@@ -47,9 +44,16 @@ from fusedge.models.emotion.protocols import (
 from fusedge.models.emotion.takes import FOLDS, Take, fold_of
 from fusedge.models.emotion.training import LAST_HOPS, Source
 from fusedge.models.emotion.voice_encoder import voice_bytes
-from fusedge.models.emotion.voice_ensemble import train_ensemble
+from fusedge.models.emotion.voice_ensemble import Members
+from fusedge.models.fusion import FusionKind
 
 Say = Callable[[str], None]
+# What the results depend on, beside the bundle and what it is given: the code that made them.
+HEARING_CODE = ("models",)
+PLAYING_CODE = (
+    *("bundle", "devices", "models", "runtime"),
+    *("cli/emotion_conversation.py", "cli/emotion_sessions.py"),
+)
 
 
 class Run(NamedTuple):
@@ -72,24 +76,28 @@ class Folds:
     say: Say
 
     def all(self) -> list[OpenFold]:
-        """Each with its opinions; voices are trained where they are not there."""
+        """Each with its opinions; voices are trained where they are not there.
+
+        How much surer a fold's ensemble is than its members, the other folds tell, where there are any.
+        """
         there = {fold_of(take.actor) for take in self.takes}
-        return [self._open(number) for number in self.recipe.folds if number in there]
+        folds = [self._open(number) for number in self.recipe.folds if number in there]
+        found = np.log([fold.sharpness() for fold in folds])
+        others = [np.delete(found, place) for place in range(len(folds))]
+        return [
+            replace(fold, sharper=round(float(np.exp(rest.mean())), 3)) if len(rest) else fold
+            for fold, rest in zip(folds, others, strict=True)
+        ]
 
     def _open(self, number: int) -> OpenFold:
         actors = ", ".join(map(str, FOLDS[number]))
         self.say(f"fold {number + 1} of {len(FOLDS)}: without actors {actors}")
-        ensemble = train_ensemble(
-            self.takes,
-            self.folder / "voice",
-            self.recipe.voice.seeded(self.seed),
-            self._tell,
-            without=frozenset({number}),
-        )
+        ensemble = self._voices.ensemble(without=frozenset({number}))
         rest = [take for take in self.takes if fold_of(take.actor) != number]
         own = [take for take in self.takes if fold_of(take.actor) == number]
         folder = self.folder / f"fold-{number + 1}"
-        key = _digest(voice_bytes(ensemble.classifier, {}), self._takes_key)
+        voice = voice_bytes(ensemble.classifier, {})
+        key = _digest(voice, self._takes_key, sources_sha256(*HEARING_CODE))
 
         def make() -> Arrays:
             self.say(f"fold {number + 1}: opinions on {len(self.takes)} takes")
@@ -98,7 +106,7 @@ class Folds:
                 "own": said_at_the_end(ensemble.classifier, own).numpy(),
             }
 
-        said = kept(folder / "opinions.npz", key, make)
+        said = kept(folder / "opinions.npz", key, make, HEARING_CODE)
         units = train_units(rest, self.recipe.units, self.seed)
         of_rest = honest_units(rest, self.recipe.units, self.seed)
         with torch.no_grad():
@@ -116,6 +124,7 @@ class Folds:
             training,
             test,
             {"action_units": units, "voice": ensemble.classifier},
+            self.recipe.voice.sharper,
             self.recipe,
             self.seed,
             self.say,
@@ -124,6 +133,11 @@ class Folds:
     def _tell(self, what: str, step: int, steps: int, loss: float) -> None:
         if step in (1, steps):
             self.say(f"{what}: step {step} of {steps}, loss {loss:.3f}")
+
+    @cached_property
+    def _voices(self) -> Members:
+        voice = self.recipe.voice.seeded(self.seed)
+        return Members(self.takes, self.folder / "voice", voice, self._tell)
 
     @cached_property
     def _takes_key(self) -> bytes:
@@ -146,19 +160,28 @@ class OpenFold:
     training: PairedOpinions
     test: PairedOpinions
     sources: Mapping[str, Source]
+    sharper: float
     recipe: PairedRecipe
     seed: int
     say: Say
 
+    def sharpness(self) -> float:
+        """The temperature of the voice's ensemble on the fold's takes, over its members' on all others."""
+        own, members = (
+            paired_model(opinions, ("voice",), self.sources, "late_product").encoder("voice")
+            for opinions in (self.test, self.training)
+        )
+        return float(own.temperature / members.temperature)
+
     def inner(self) -> Arrays:
-        """By way of fusion, which of the takes to train on are right with both modalities, bool `[N]`: each
-        group of actors by a head that has not met them. No take of the fold has a part in it.
+        """By kind of fusion, which takes to train on are right with both modalities, bool `[N]`: each group
+        of actors by a head that has not met them. No take of the fold has a part in it.
         """
 
-        def make(way: Fusing) -> NDArray[np.bool_]:
-            model = paired_model(self.training, PAIRED, self.sources, way.kind)
+        def make(kind: FusionKind) -> NDArray[np.bool_]:
+            model = paired_model(self.training, PAIRED, self.sources, kind)
             right = []
-            for batch, logits in inner_judgements(model, self.training, self._seeded(way)):
+            for batch, logits in inner_judgements(model, self.training, self._head):
                 both = batch.presence.sum(dim=1) == len(PAIRED)
                 right.append((logits.argmax(1) == batch.target.argmax(1))[both].numpy())
             return np.concatenate(right)
@@ -166,32 +189,41 @@ class OpenFold:
         return self._compared("inner", make)
 
     def outer(self) -> Arrays:
-        """By way of fusion, what its head makes of the fold's own opinions, in PyTorch: logits float32
+        """By kind of fusion, what its head makes of the fold's own opinions, in PyTorch: logits float32
         `[3 * N, K]`, of both modalities, then of each alone.
         """
 
-        def make(way: Fusing) -> NDArray[np.float32]:
-            model = paired_model(self.training, PAIRED, self.sources, way.kind)
-            train_head(model, self.training.examples(PAIRED), self._seeded(way))
+        def make(kind: FusionKind) -> NDArray[np.float32]:
+            model = paired_model(self.training, PAIRED, self.sources, kind)
+            train_head(model, self.training.examples(PAIRED), self._head)
+            self._sharpen(model)
             batch = self.test.shown(PAIRED)
             said: NDArray[np.float32] = fused_logits(model, batch.said, batch.presence).numpy()
             return said
 
         return self._compared("outer", make)
 
-    def _compared(self, name: str, make: Callable[[Fusing], NDArray[Any]]) -> Arrays:
+    def _compared(self, name: str, make: Callable[[FusionKind], NDArray[Any]]) -> Arrays:
         def make_all() -> Arrays:
-            found = {}
-            for way, fusing in self.recipe.ways.items():
-                self.say(f"fold {self.number + 1}: {way} ({name})")
-                found[way] = make(fusing)
+            found: Arrays = {}
+            for kind in self.recipe.kinds:
+                self.say(f"fold {self.number + 1}: {kind} ({name})")
+                found[kind] = make(kind)
             return found
 
-        key = _digest(self.key, repr((self.recipe.ways, self.recipe.units, self.seed)))
-        return kept(self.folder / f"{name}.npz", key, make_all)
+        key = _digest(
+            self.key, repr((self.recipe.kinds, self._head, self.recipe.units, self.sharper))
+        )
+        return kept(self.folder / f"{name}.npz", key, make_all, HEARING_CODE)
 
-    def _seeded(self, way: Fusing) -> HeadRecipe:
-        return replace(way.head, seed=self.seed)
+    def _sharpen(self, model: EmotionModel) -> None:
+        """The voice was calibrated by what single members say."""
+        if "voice" in model.modalities:
+            model.encoder("voice").temperature *= self.sharper
+
+    @property
+    def _head(self) -> HeadRecipe:
+        return replace(self.recipe.head, seed=self.seed)
 
     def run(self, run: Run) -> Arrays:
         """What the bundle of the run's modalities decides on the fold's own takes: see Player.takes."""
@@ -207,6 +239,20 @@ class OpenFold:
         )
         return kept(self.folder / f"{name}.npz", _digest(bundle.sha256, self.key), make)
 
+    def conversations(self, names: tuple[str, ...]) -> Arrays:
+        """What the bundle of these modalities decides in talks of the fold's actors: see Player."""
+        bundle = self.bundle(names)
+        talks = conversations(self.takes)
+
+        def make() -> Arrays:
+            what = f"{len(talks)} conversations with {' + '.join(names)}"
+            self.say(f"fold {self.number + 1}: {what}")
+            return Player(bundle).conversations(talks, names)
+
+        played = (take.name for takes in talks for take in takes)
+        path = self.folder / f"conversations-{'-'.join(names)}.npz"
+        return kept(path, _digest(bundle.sha256, self.key, *played), make)
+
     def bundle(self, names: tuple[str, ...]) -> Bundle:
         """The exported bundle of a network over these modalities, at fp32 and through the parity gate."""
         stem = "-".join(names)
@@ -216,15 +262,19 @@ class OpenFold:
         return exported(model, task, path, self.say)
 
     def _weights(self, names: tuple[str, ...], path: Path) -> Path:
-        way = self.recipe.ways[self.recipe.chosen]
-        key = _digest(self.key, repr((names, way, self.recipe.units, self.seed)))
-        if path.is_file() and load_emotion(path)[1].get("key") == key:
-            return path
+        kind = self.recipe.chosen
+        key = _digest(self.key, repr((names, kind, self._head, self.recipe.units, self.sharper)))
+        if path.is_file():
+            try:
+                if load_emotion(path)[1].get("key") == key:
+                    return path
+            except FusedgeError as error:
+                self.say(f"{error}; it is trained again")
         self.say(f"fold {self.number + 1}: the head over {' + '.join(names)}")
-        model = paired_model(self.training, names, self.sources, way.kind)
-        head = self._seeded(way)
-        temperature = joint_temperature(inner_judgements(model, self.training, head))
-        train_head(model, self.training.examples(names), head)
+        model = paired_model(self.training, names, self.sources, kind)
+        examples, splits = self.training.examples(names), self.training.splits(names)
+        temperature = fit_head(model, examples, splits, self._head)
+        self._sharpen(model)
         notes = {
             "temperature": repr(temperature),
             "training_data": f"RAVDESS speech, {self.trained_on} takes, without fold {self.number + 1}",
@@ -234,21 +284,11 @@ class OpenFold:
         return path
 
 
-def exported(model: FusionModule, task: Task, path: Path, say: Say) -> Bundle:
-    """The bundle of these weights at `path`, exported at fp32 where it is not there."""
-    if path.exists():
-        try:
-            found = Bundle(path)
-            if found.manifest.provenance.weights_sha256 == task.provenance.weights_sha256:
-                return found
-        except BundleError as error:
-            say(f"{error}; it is exported again")
-    say(f"export {path.name}")
-    return export_bundle(fusion_subject(model, task), path, ExportOptions(precision="fp32")).bundle
-
-
-def kept(path: Path, key: str, make: Callable[[], Arrays]) -> Arrays:
-    """Arrays that were kept at `path` under this key; else they are made, and kept."""
+def kept(
+    path: Path, key: str, make: Callable[[], Arrays], code: Sequence[str] = PLAYING_CODE
+) -> Arrays:
+    """Arrays that were kept at `path` under this key and `code`; else they are made, and kept."""
+    key = _digest(key, sources_sha256(*code))
     found = _read(path)
     if str(found.pop("key", "")) == key:
         return found
@@ -264,7 +304,7 @@ def _read(path: Path) -> Arrays:
     try:
         with np.load(path, allow_pickle=False) as file:
             return {name: file[name] for name in file.files}
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error):
+    except Exception:  # of damage, zipfile, zlib and NumPy raise what they do not document
         return {}
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import heapq
-import itertools
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -14,7 +13,8 @@ from numpy.typing import NDArray
 
 from fusedge.bundle.archive import Bundle
 from fusedge.bundle.sample import Sample
-from fusedge.bundle.window import to_ns
+from fusedge.bundle.window import NANOSECONDS, to_ns
+from fusedge.cli.emotion_conversation import NOTHING, label_changes, truth_of
 from fusedge.devices.capture.address import Wanted
 from fusedge.models.emotion.labels import LABELS
 from fusedge.models.emotion.takes import RATE_HZ, Take
@@ -28,6 +28,7 @@ from fusedge.runtime.sinks.memory import MemorySink
 
 OUTPUT = "emotion"
 _HOP_NS = to_ns(HOP_S)
+_HOP = round(HOP_S * RATE_HZ)
 _BLOCK = 800  # samples of sound: 50 ms
 _TRAIL_S = 0.6  # a microphone goes on after a take, until what looks ahead has given all
 _AT_ONCE = 32  # sessions that are open, each with buffers of 2 MB
@@ -75,19 +76,26 @@ def _samples(modality: str, period_ns: int, values: Sequence[NDArray[Any]]) -> l
     return [Sample(modality, ns, ns, value) for ns, value in zip(stamps, values, strict=True)]
 
 
-def take_samples(take: Take) -> dict[str, list[Sample]]:
-    """A take as a microphone gives it, block by block, and its action units ten times a second.
+def take_samples(takes: Sequence[Take]) -> dict[str, list[Sample]]:
+    """Takes, one after the other, as a microphone gives them, block by block, and their action units ten
+    times a second.
 
-    After its end nothing is measured for a while: NaN, of which nothing is used.
+    After their end nothing is measured for a while: NaN, of which nothing is used.
     """
-    blocks = -(-(len(take.wave) + round(_TRAIL_S * RATE_HZ)) // _BLOCK)
+    wave = np.concatenate([take.wave for take in takes])
+    blocks = -(-(len(wave) + round(_TRAIL_S * RATE_HZ)) // _BLOCK)
     sound = np.full((blocks * _BLOCK, 1), np.nan, np.float32)
-    sound[: len(take.wave), 0] = take.wave
-    ticks = -(-len(take.wave) // round(HOP_S * RATE_HZ))
+    sound[: len(wave), 0] = wave
+    playing = np.searchsorted(_ends(takes), np.arange(0, len(wave), _HOP), side="right")
     return {
-        "action_units": _samples("action_units", _HOP_NS, [take.units] * ticks),
+        "action_units": _samples("action_units", _HOP_NS, [takes[n].units for n in playing]),
         "voice": _samples("voice", to_ns(_BLOCK / RATE_HZ), np.split(sound, blocks)),
     }
+
+
+def _ends(takes: Sequence[Take]) -> NDArray[np.int64]:
+    """Of each take the number of samples that have been played when it ends."""
+    return np.cumsum([len(take.wave) for take in takes])
 
 
 class Player:
@@ -108,7 +116,7 @@ class Player:
         shown = _samples("face", _HOP_NS, [*images[..., None], images[-1][..., None]])
         (decisions,) = self._played([("faces:", {"face": shown})], (), ("face",))
         probabilities = np.full((len(images), len(LABELS)), np.nan)
-        emitted = np.full(len(images), -1)
+        emitted = np.full(len(images), NOTHING)
         for decision in decisions:
             age_s = decision.modalities["face"].age_s
             output = decision.outputs[OUTPUT]
@@ -131,15 +139,14 @@ class Player:
     ) -> Arrays:
         """What is decided last on each take: `probabilities` float64 `[N, K]`, `emitted` int64 `[N]`, and
         `whole` bool `[N]`: whether it rests on all modalities of `given`. Where no decision does, the last
-        one on any counts; where there is none, probabilities are NaN and `emitted` is -1.
+        one on any counts; where there is none, probabilities are NaN and `emitted` is NOTHING.
         """
-        known = self.bundle.manifest.require_fusion().modalities
-        without = [name for name in known if name not in given]
+        without = self._others(given)
         verdicts: list[_Verdict] = []
         for first in range(0, len(takes), _AT_ONCE):
             group = takes[first : first + _AT_ONCE]
             played = self._played(
-                [(f"take:{take.name}", take_samples(take)) for take in group], without, prepared
+                [(f"take:{take.name}", take_samples([take])) for take in group], without, prepared
             )
             verdicts += [_verdict(decisions, given) for decisions in played]
             progress(len(verdicts), len(takes))
@@ -149,6 +156,30 @@ class Player:
             "emitted": np.array(emitted, np.int64),
             "whole": np.array(whole, np.bool_),
         }
+
+    def conversations(
+        self, conversations: Sequence[Sequence[Take]], given: Sequence[str]
+    ) -> Arrays:
+        """Each in one session, through the front end: all their decisions, one after the other.
+
+        `session` and, in it, `take` int64 `[T]` are counted from 0: what is played at the time; `truth` is
+        its label's place in LABELS, `since_s` float64 `[T]` the time since it began. `probabilities`
+        float64 `[T, K]` and `emitted` int64 `[T]` are NaN and NOTHING where a decision rests on nothing.
+        """
+        inputs = [
+            (f"conversation:{number}", take_samples(takes))
+            for number, takes in enumerate(conversations)
+        ]
+        played = self._played(inputs, self._others(given), ())
+        told = [
+            _told(number, takes, decisions)
+            for number, (takes, decisions) in enumerate(zip(conversations, played, strict=True))
+        ]
+        return {name: np.concatenate([each[name] for each in told]) for name in told[0]}
+
+    def _others(self, given: Sequence[str]) -> list[str]:
+        known = self.bundle.manifest.require_fusion().modalities
+        return [name for name in known if name not in given]
 
     def _played(
         self,
@@ -208,18 +239,34 @@ def _verdict(decisions: Sequence[Decision], given: Sequence[str]) -> _Verdict:
     made = [d for d in decisions if rests_on(d) and d.outputs[OUTPUT].label is not None]
     whole = [d for d in made if rests_on(d) == set(given)]
     if not made:
-        return _Verdict(np.full(len(LABELS), np.nan), -1, False)
+        return _Verdict(np.full(len(LABELS), np.nan), NOTHING, False)
     return _Verdict(*_said((whole or made)[-1].outputs[OUTPUT]), bool(whole))
 
 
-def _clip_figures(report: SessionReport, decisions: Sequence[Decision]) -> dict[str, Any]:
-    emitted: list[str | None] = []
-    momentary: list[str | None] = []
-    for decision in decisions:
+def _told(session: int, takes: Sequence[Take], decisions: Sequence[Decision]) -> Arrays:
+    """See Player.conversations. What is played after the last take's end is still the last take."""
+    ends = _ends(takes)
+    times_s = np.array([decision.timestamp_ns for decision in decisions]) / NANOSECONDS
+    take = np.searchsorted(ends[:-1], np.round(times_s * RATE_HZ))
+    probabilities = np.full((len(decisions), len(LABELS)), np.nan)
+    emitted = np.full(len(decisions), NOTHING)
+    for number, decision in enumerate(decisions):
         output = decision.outputs[OUTPUT]
-        something = any(share.present for share in decision.modalities.values())
-        emitted.append(output.label if something else None)
-        momentary.append(output.momentary_label if something else None)
+        if output.label is not None:
+            probabilities[number], emitted[number] = _said(output)
+    return {
+        "session": np.full(len(decisions), session),
+        "take": take,
+        "since_s": times_s - (ends - [len(each.wave) for each in takes])[take] / RATE_HZ,
+        "truth": truth_of(takes)[take],
+        "probabilities": probabilities,
+        "emitted": emitted,
+    }
+
+
+def _clip_figures(report: SessionReport, decisions: Sequence[Decision]) -> dict[str, Any]:
+    outputs = [decision.outputs[OUTPUT] for decision in decisions]
+    emitted = [output.label for output in outputs]
     counts = Counter(label for label in emitted if label is not None)
     present = [name for d in decisions for name, share in d.modalities.items() if share.present]
     return {
@@ -229,14 +276,16 @@ def _clip_figures(report: SessionReport, decisions: Sequence[Decision]) -> dict[
         "decisions_on_nothing": emitted.count(None),
         "label": max(counts, key=counts.__getitem__, default=None),
         "shares": {label: count / counts.total() for label, count in counts.items()},
-        "changes_per_minute": changes_per_minute(emitted),
-        "momentary_changes_per_minute": changes_per_minute(momentary),
+        "changes_per_minute": _changes_per_minute(emitted),
+        "momentary_changes_per_minute": _changes_per_minute(
+            [output.momentary_label for output in outputs]
+        ),
         "problem": report.problem,
         "ledger_balanced": report.summary["ledger_balanced"],
     }
 
 
-def changes_per_minute(labels: Sequence[str | None]) -> float:
-    """How often the label changes from one decision to the next, over the time in which there is one."""
-    pairs = [(a, b) for a, b in itertools.pairwise(labels) if a is not None and b is not None]
-    return sum(a != b for a, b in pairs) * DECISION_RATE_HZ * 60 / max(1, len(pairs))
+def _changes_per_minute(labels: Sequence[str | None]) -> float:
+    """How often a label follows another one over all the time of a session, pauses left out."""
+    numbers = np.array([NOTHING if label is None else LABELS.index(label) for label in labels])
+    return label_changes(numbers) * DECISION_RATE_HZ * 60 / max(1, len(labels))

@@ -31,15 +31,18 @@ ATTRIBUTION = (
 def read_data(data: Path) -> tuple[Faces, list[Take]]:
     """Faces to train on, without those of `valid`, and takes; from `emotion` in a data folder.
 
-    Raises FusedgeError.
+    All is checked, so that no training begins that its data does not suffice for. Raises FusedgeError.
     """
-    from fusedge.devices.capture.replay.ravdess import read_ravdess
-    from fusedge.models.emotion.ferplus import read_faces, without_copies
-    from fusedge.models.emotion.takes import take_of
+    from fusedge.devices.capture.replay.flac import read_flac
+    from fusedge.models.emotion.ferplus import read_faces, refuse_untrainable, without_copies
+    from fusedge.models.emotion.takes import read_takes
 
     folder = data / "emotion"
-    faces, valid = (read_faces(folder / "ferplus" / f"{split}.npz") for split in ("train", "valid"))
-    return without_copies(faces, valid), [take_of(*clip) for clip in read_ravdess(folder)]
+    takes = read_takes(folder, read_flac, groups=2)
+    train, valid = (folder / "ferplus" / f"{split}.npz" for split in ("train", "valid"))
+    faces = without_copies(read_faces(train), read_faces(valid))
+    refuse_untrainable(faces, str(train))
+    return faces, takes
 
 
 def load_emotion_task(

@@ -6,15 +6,15 @@ from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
-from fusedge.bundle.lookup import open_bundle
 from fusedge.bundle.manifest import Manifest, Modality, Part
 from fusedge.cli.console import console, print_json
 from fusedge.cli.options import BundleArgument, JsonOption
+from fusedge.cli.tasks import find_bundle
 
 
 def inspect(bundle: BundleArgument, as_json: JsonOption = False) -> None:
     """Show a bundle: modalities, parts, rates, precisions, engines, parity, figures, licence."""
-    opened = open_bundle(bundle)
+    opened = find_bundle(bundle)
     manifest = opened.manifest
     if as_json:
         print_json({"sha256": opened.sha256, **manifest.model_dump(mode="json")})

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated
 
@@ -13,12 +14,13 @@ from fusedge.bundle.errors import FusedgeError
 from fusedge.runtime.chaos import EVERY_S, KINDS, Chaos, parse_kinds
 from fusedge.runtime.clock import Clock
 
-BundleArgument = Annotated[
-    str,
-    typer.Argument(
-        metavar="BUNDLE", help="A .fusedge file, a bundle folder, or a shipped bundle's name."
-    ),
-]
+# A thousand times as much, and more, is still a seed for PyTorch: trainings make their own from it.
+MOST_SEED = 2**31 - 1
+BUNDLE_HELP = (
+    "A .fusedge file, a bundle folder, or a task: driving, whose bundle comes with the package, or "
+    "emotion, whose bundle is exported on its first use (with the extras export and emotion) and kept."
+)
+BundleArgument = Annotated[str, typer.Argument(metavar="BUNDLE", help=BUNDLE_HELP)]
 ModelArgument = Annotated[
     str, typer.Argument(metavar="MODEL", help="The task whose model is meant: driving or emotion.")
 ]
@@ -131,6 +133,14 @@ def is_from_command_line(context: typer.Context, name: str) -> bool:
 def chaos_of(kinds: str, clock: Clock, seed: int, every_s: float = EVERY_S) -> Chaos | None:
     """The faults that --chaos asks for; None where it is left out."""
     return Chaos(parse_kinds(kinds), clock, seed=seed, every_s=every_s) if kinds else None
+
+
+def forget(folder: Path, patterns: Iterable[str]) -> None:
+    """Delete the files in a folder that have one of these patterns, such as `fold-*/weights.npz`."""
+    for pattern in patterns:
+        for path in folder.glob(pattern):
+            if path.is_file():
+                path.unlink()
 
 
 def writable_folder(path: Path) -> Path:

@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from fusedge.bundle.errors import FusedgeError, UnknownNameError
-from fusedge.bundle.lookup import open_bundle
 from fusedge.bundle.manifest import GRAPH_PRECISIONS, Manifest
 from fusedge.bundle.signature import SignatureState, signature_state
 from fusedge.cli.console import console, print_json
 from fusedge.cli.options import AllowEnginesOption, BundleArgument, JsonOption
+from fusedge.cli.tasks import find_bundle
 from fusedge.export.packages import needs_extra
 from fusedge.runtime.backend import AUTO, BACKENDS
 
@@ -106,7 +106,7 @@ def plan(
     - `fusedge plan my.fusedge --target jetson-orin-nx-16gb --jetpack 6.2 --fit --plot plan.png`
     - `fusedge plan my.fusedge --target jetson-agx-orin-64gb --profile orin.json --fit --streams 4`
     """
-    opened = open_bundle(bundle)
+    opened = find_bundle(bundle)
     manifest = opened.manifest
     _check(manifest, backend, precision, batch, plot)
     with needs_extra("plan", "counting what a bundle computes"):

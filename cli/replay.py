@@ -9,7 +9,6 @@ import typer
 
 from fusedge.bundle.archive import Bundle
 from fusedge.bundle.errors import FusedgeError, printable
-from fusedge.bundle.lookup import open_bundle, shipped_bundles
 from fusedge.bundle.recording_file import RecordingFile
 from fusedge.cli.console import console, print_json
 from fusedge.cli.options import (
@@ -20,6 +19,7 @@ from fusedge.cli.options import (
     ProviderOption,
 )
 from fusedge.cli.run import finish, run_sessions
+from fusedge.cli.tasks import TASKS, find_bundle, shipped_bundle
 from fusedge.runtime.backend import AUTO, BackendSetting
 from fusedge.runtime.clock import VirtualClock
 from fusedge.runtime.replay import ReplayReport, replay_exactly
@@ -34,7 +34,7 @@ def replay(
         str,
         typer.Argument(
             metavar="BUNDLE",
-            help="The bundle of the session; may be left out where it is a shipped one.",
+            help="The bundle of the session; may be left out where it is a task's: driving or emotion.",
             show_default=False,
         ),
     ] = "",
@@ -86,12 +86,12 @@ def replay(
 
 def _bundle(recording: Path, name: str) -> Bundle:
     if name:
-        return open_bundle(name)
+        return find_bundle(name)
     then = RecordingFile(recording).info.session.get("bundle")
-    if not isinstance(then, str) or then not in shipped_bundles():
+    if not isinstance(then, str) or then not in TASKS:
         what = f"was made with {then[:80]}" if isinstance(then, str) else "says of no bundle"
         raise FusedgeError(what, where=str(recording), hint="name the bundle after the recording")
-    return open_bundle(then)
+    return shipped_bundle(then)
 
 
 def _print(report: ReplayReport, as_json: bool) -> None:

@@ -11,10 +11,10 @@ from typing import Annotated, Any
 import typer
 
 from fusedge.bundle.errors import FusedgeError
-from fusedge.bundle.lookup import open_bundle
 from fusedge.cli.console import console, print_json
 from fusedge.cli.main import INTERRUPTED, stop_signals
 from fusedge.cli.options import (
+    BUNDLE_HELP,
     AllowEnginesOption,
     BackendOption,
     ChaosEveryOption,
@@ -32,7 +32,8 @@ from fusedge.cli.options import (
     is_from_command_line,
 )
 from fusedge.cli.record import recorders
-from fusedge.cli.report import print_report
+from fusedge.cli.session_report import print_report
+from fusedge.cli.tasks import find_bundle
 from fusedge.devices.capture.source import is_live
 from fusedge.runtime.appliance import Appliance, PipelineSetting, load_appliance
 from fusedge.runtime.backend import AUTO, BackendSetting, SharedParts
@@ -54,8 +55,7 @@ def run(
         str,
         typer.Argument(
             metavar="BUNDLE",
-            help="A .fusedge file, a bundle folder, a shipped bundle's name, or a .yaml file that "
-            "describes several pipelines.",
+            help=BUNDLE_HELP + " Or a .yaml file that describes several pipelines.",
         ),
     ],
     source: Annotated[
@@ -138,7 +138,7 @@ def run(
     - `fusedge run driving --source sim:?duration_s=600 --speed 1 --table`
     - `fusedge run driving --source sim: --record drive.mcap`
     - `fusedge run driving --source sim: --chaos stall,clock-step --chaos-seed 7`
-    - `fusedge run emotion.fusedge --camera auto --mic auto --show`
+    - `fusedge run emotion --camera auto --mic auto --show`
     - `fusedge run driving --source gps:/dev/ttyACM0 --source 'imu:iio:0?mount=mount.json'`
     - `fusedge run appliance.yaml`
     """
@@ -154,7 +154,10 @@ def run(
         )
     show_table = sys.stdout.isatty() and not as_json if table is None else table
     target = out or ("" if show_table or as_json else "-")
-    opened = open_bundle(bundle)
+    clock = parse_speed(speed or default_speed(uris, show))
+    _check_watch(watch, clock)
+    faults = chaos_of(chaos, clock, chaos_seed, chaos_every)
+    opened = find_bundle(bundle)
     sinks: list[Sink] = []
     if target:
         sinks.append(JsonLinesSink(sys.stdout if target == "-" else Path(target)))
@@ -163,9 +166,6 @@ def run(
     sinks += recorders(opened.manifest, record, record_events, clips, jpeg)
     if show_table:
         sinks.append(TableSink(console))
-    clock = parse_speed(speed or default_speed(uris, show))
-    _check_watch(watch, clock)
-    faults = chaos_of(chaos, clock, chaos_seed, chaos_every)
     session = Session(
         opened,
         uris,
@@ -206,7 +206,7 @@ def _open(
     setting: PipelineSetting, clock: Clock, shared: SharedParts
 ) -> tuple[Session, Sequence[Sink]]:
     """The session and the sinks of one pipeline of an appliance."""
-    bundle = open_bundle(setting.bundle)
+    bundle = find_bundle(setting.bundle)
     _check_watch(setting.watch, clock)
     faults = chaos_of(setting.chaos, clock, setting.chaos_seed, setting.chaos_every)
     session = Session(

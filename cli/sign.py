@@ -9,11 +9,11 @@ import typer
 
 from fusedge.bundle.errors import FusedgeError
 from fusedge.bundle.keys import PublicKey, load_private_key
-from fusedge.bundle.lookup import open_bundle, shipped_bundles
 from fusedge.bundle.signature import sign_bundle
 from fusedge.cli.console import console, print_json
 from fusedge.cli.keys import passphrase
 from fusedge.cli.options import BundleArgument, JsonOption
+from fusedge.cli.tasks import find_bundle, is_shipped
 
 
 def sign(
@@ -38,13 +38,13 @@ def sign(
     - `fusedge sign driving.fusedge --key fleet.key.pem`
     - `fusedge verify driving.fusedge --key fleet.pub.pem --require-signature`
     """
-    opened = open_bundle(bundle)
-    if out is None and opened.path in shipped_bundles().values():
+    if out is None and is_shipped(bundle):
         raise FusedgeError(
-            "is part of the installed package, which is not changed",
+            "is part of the installed package or comes from it, and is not changed",
             where=bundle,
             hint="write the signed one elsewhere: -o signed.fusedge",
         )
+    opened = find_bundle(bundle)
     private = load_private_key(key, passphrase)
     fingerprint = PublicKey(private.public_key().public_bytes_raw()).fingerprint
     signed = sign_bundle(opened, private, out or opened.path)

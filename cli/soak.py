@@ -9,7 +9,6 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
 from fusedge.bundle.errors import FusedgeError
-from fusedge.bundle.lookup import open_bundle
 from fusedge.cli.console import console, print_json
 from fusedge.cli.main import INTERRUPTED
 from fusedge.cli.options import (
@@ -25,6 +24,7 @@ from fusedge.cli.options import (
     chaos_of,
 )
 from fusedge.cli.run import run_sessions
+from fusedge.cli.tasks import find_bundle
 from fusedge.runtime.backend import AUTO, BackendSetting
 from fusedge.runtime.clock import VirtualClock
 from fusedge.runtime.soak import MAX_SKEW_MS, MAX_SLOPE_MB, Soak, SoakReport
@@ -63,6 +63,7 @@ def soak(
     """
     clock = VirtualClock()
     faults = chaos_of(chaos, clock, chaos_seed, chaos_every)
+    opened = find_bundle(bundle)
     columns = (
         TextColumn("soak"),
         BarColumn(),
@@ -78,7 +79,7 @@ def soak(
             progress.update(task, completed=simulated_s / 3600, speed=speed)
 
         run = Soak(
-            open_bundle(bundle),
+            opened,
             source or (),
             clock,
             hours=hours,

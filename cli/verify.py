@@ -11,10 +11,10 @@ from fusedge.bundle.archive import Bundle
 from fusedge.bundle.built_here import built_here
 from fusedge.bundle.errors import FusedgeError
 from fusedge.bundle.keys import load_trusted_keys
-from fusedge.bundle.lookup import open_bundle
 from fusedge.bundle.signature import SignatureState, signature_state, signer
 from fusedge.cli.console import console, print_json
 from fusedge.cli.options import BundleArgument, JsonOption
+from fusedge.cli.tasks import find_bundle
 from fusedge.runtime.onnx_part import OnnxPart
 
 _MEANING = {
@@ -45,7 +45,7 @@ def verify(
     Engines are checked by hash, for loading one needs the device that it was built for; and it is told
     for each whether `run` may load it at all, by the keys of `fusedge keys list`: it is executable code.
     """
-    opened = open_bundle(bundle)
+    opened = find_bundle(bundle)
     files = opened.verify()
     state = _signature(opened, key, require_signature)
     graphs = 0

@@ -26,6 +26,8 @@ from numpy.typing import NDArray
 from pydantic import BaseModel
 from torch import nn
 
+from fusedge.export.sources import sources_sha256
+
 # What every module has (tensors, children, hooks), and what recurrent layers keep of their weights.
 _OWN = (frozenset(vars(nn.Module())) - {"training"}) | {"_flat_weights", "_flat_weight_refs"}
 _INSTALLED = tuple({sysconfig.get_path(name) for name in ("stdlib", "purelib", "platlib")})
@@ -125,10 +127,7 @@ def _sources(modules: tuple[nn.Module, ...]) -> Iterator[bytes]:
             yield name.encode()
             yield _source(file)
     # Of Fusedge all that takes part, loaded yet or not.
-    for folder in (Path(__file__).parents[1] / name for name in ("bundle", "export", "models")):
-        for path in sorted(folder.rglob("*.py")):
-            yield f"{folder.name}/{path.relative_to(folder).as_posix()}".encode()
-            yield _source(str(path))
+    yield sources_sha256("bundle", "export", "models").encode()
 
 
 @cache

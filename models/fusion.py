@@ -146,20 +146,26 @@ class LateAverageFusion(Fusion):
 
 
 class LateProductFusion(LateAverageFusion):
-    """Fusion of posteriors: the logits of those present and of a prior are added, so that the probabilities
-    of modalities that are independent given the label are multiplied.
+    """Fusion of posteriors: their product, over the prior for each but one. Of modalities that are
+    independent given the label it is the posterior of all; one that is alone says what it says.
+
+    An embedding of as many numbers as there are outputs is taken for log-probabilities, as it is. `prior`
+    has the logits of the prior.
     """
 
     def __init__(
         self, modalities: int, size: int, outputs: int, hidden: int, dropout: float
     ) -> None:
         super().__init__(modalities, size, outputs, hidden, dropout)
+        if size == outputs:
+            self.classifiers = nn.ModuleList(nn.Identity() for _ in range(modalities))
         self.prior = nn.Parameter(torch.zeros(outputs))
 
     def join(self, tokens: Tensor, presence: Tensor) -> Tensor:
         """Logits `[B, K]`; those of the prior where nothing is present."""
         logits = torch.stack([c(tokens[:, m]) for m, c in enumerate(self.classifiers)], dim=1)
-        return self.prior + (logits * presence.unsqueeze(-1)).sum(dim=1)
+        told = logits.log_softmax(dim=-1) - self.prior.log_softmax(dim=-1)
+        return self.prior + (told * presence.unsqueeze(-1)).sum(dim=1)
 
 
 _KINDS: dict[

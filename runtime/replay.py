@@ -90,6 +90,7 @@ def replay_exactly(
         "sources": [f"replay:{path}"],
         "clock": "recorded",
         "parts": {name: loader.chosen[name].as_dict() for name, loader in loaders.items()},
+        "events": [rule.name for rule in bundle.manifest.events],
         "warnings": [],
     }
     replay = _Replay(pipeline, sinks)

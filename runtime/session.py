@@ -199,6 +199,7 @@ class Session:
             "latency_s": self._latency_s,
             "clock": clock.kind,
             "parts": self._backends(),
+            "events": [rule.name for rule in bundle.manifest.events],
             "warnings": self.warnings,
         }
         if self._fronts.kinds:
@@ -438,6 +439,8 @@ class Session:
         failed = {f"source {uri}": first for uri, first in self.feed.first_failures().items()}
         for pipeline in self.pipelines:
             failed |= {f"part {part.name}": part.first_failure for part in pipeline.parts}
+            for name, account in pipeline.ledger.accounts.items():
+                failed[f"modality {name}"] = account.first_dropped.get("block_too_long", "")
         failed |= {f"sink {lane.sink.name}": lane.first_failure for lane in self.lanes}
         for what, first in failed.items():
             if first and what not in self._said:
@@ -576,5 +579,7 @@ class Session:
         reasons = ("malformed", "implausible_stamp")
         torn = sum(a.dropped.get(reason, 0) for a in accounts.values() for reason in reasons)
         if torn:
-            return f"{torn} of its rows could not be read"
+            firsts = [a.first_dropped.get(reason) for a in accounts.values() for reason in reasons]
+            first = next(filter(None, firsts), "")
+            return f"{torn} of its rows could not be read" + (f", first: {first}" if first else "")
         return "part of the input is missing" if self._damaged else ""

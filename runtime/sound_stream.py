@@ -17,6 +17,8 @@ from fusedge.runtime.stream import ModalityStream, Window
 
 LATEST_STAMP_NS = to_ns(10)  # a stamp that is further from its arrival says nothing
 MAX_BLOCK_S = 10.0
+USUAL_BLOCK_S = 0.02  # of microphones, files and most codecs: `lateness_s` allows for such a block
+RECENT_BLOCKS = 64  # one of which must be as long as is waited for: 1.3 s of usual ones
 MAX_OBSERVATIONS = 4096
 SPARE_S = 0.1
 STEP_FOUND_S = 5.0  # the latest that SampleClock finds a step: what came since is placed rightly
@@ -29,6 +31,10 @@ class SoundStream(ModalityStream):
     amount. So samples are counted, and the window that ends at `e` holds the `T` samples up to the
     one that the SampleClock places at `e`. Where the clock finds a step (sound was lost, or the
     device stood still), what came before it cannot be placed any more and is dropped as `clock_step`.
+
+    The beginning of a block comes later than its end by the block's length. So windows wait, beyond the
+    modality's `lateness_s`, for as much as the longest of the last RECENT_BLOCKS blocks is longer than
+    USUAL_BLOCK_S. A block for which no window could be young enough to be used is `block_too_long`.
     """
 
     def __init__(self, spec: Modality) -> None:
@@ -45,6 +51,13 @@ class SoundStream(ModalityStream):
         self._max_block = round(MAX_BLOCK_S * spec.rate_hz)
         self._not_finite_below = 0  # samples from this count on are finite
         self._late_below = 0  # samples before this count belong to a window that was cut
+        self._usual_delay_ns = self.delay_ns
+        self._usual_block = round(USUAL_BLOCK_S * spec.rate_hz)
+        self._longest_block = self._usual_block  # that windows wait for
+        spare_s = spec.max_age_s - spec.delay_s
+        self._greatest_block = self._usual_block + int(spare_s * spec.rate_hz)
+        self._shorter_blocks = 0  # since there was one so long, and the longest of them
+        self._longest_shorter = self._usual_block
         self._observations: deque[tuple[int, int]] = deque()  # (samples so far, stamp)
         self._steps = self.stamps_refused = 0
         self._stamp_kind: str | None = None
@@ -62,6 +75,14 @@ class SoundStream(ModalityStream):
         shape = (count, self._channels)
         if data.shape != shape or data.dtype != np.float32 or count > self._max_block:
             account.drop("malformed", count)
+            return
+        if not self._wait_for(count):
+            greatest_s = self._greatest_block / self.spec.rate_hz
+            detail = (
+                f"it comes in blocks too long to be used within {self.spec.max_age_s:g} s: "
+                f"let its source give at most {greatest_s:.3g} s at once"
+            )
+            account.drop("block_too_long", count, detail)
             return
         self._stamp_kind = sample.stamp
         self._received += count
@@ -84,6 +105,28 @@ class SoundStream(ModalityStream):
         if guarded is not data:
             self._not_finite_below = self._received
         self._append(guarded)
+
+    def _wait_for(self, count: int) -> bool:
+        """Let windows wait for blocks as long as the last ones; False where one of `count` is too long."""
+        if count > self._greatest_block:
+            return False
+        longest = self._longest_block
+        if count >= longest:
+            longest = count
+            self._shorter_blocks, self._longest_shorter = 0, self._usual_block
+        elif longest > self._usual_block:
+            self._shorter_blocks += 1
+            self._longest_shorter = max(self._longest_shorter, count)
+            if self._shorter_blocks == RECENT_BLOCKS:
+                longest = self._longest_shorter
+                self._shorter_blocks, self._longest_shorter = 0, self._usual_block
+        if longest != self._longest_block:
+            self._longest_block = longest
+            extra_s = (longest - self._usual_block) / self.spec.rate_hz
+            self.delay_ns = self._usual_delay_ns + to_ns(extra_s)
+            if self.next_end_ns is not None:
+                self.due_ns = self.next_end_ns + self.delay_ns
+        return True
 
     def _observe(self, until_ns: int) -> None:
         """Let the clock see the blocks that are stamped up to a time.

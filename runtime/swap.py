@@ -31,7 +31,8 @@ class Swap:
     The old one goes on as the shadow for `probation_s` and takes over again at the first tick of
     the new one without a result. A tick at which either has nothing present shows nothing of the new
     one: it is not compared, and ends neither stage. Each tick is given out exactly once, whoever
-    decides it. Events are those of the one that decides; their numbers begin anew with it.
+    decides it. Events are those of the one that decides; their numbers begin anew with it. A bundle
+    for which the open sources and sinks are not made is refused.
     """
 
     def __init__(
@@ -95,8 +96,8 @@ class Swap:
             self._end("refused", self._loaded.line())
             return
         self.new = self._loaded
-        if _input(self.new) != _input(self.old):
-            self._end("refused", "it takes other modalities or channels than the running bundle")
+        if reason := _unfit(self.old, self.new):
+            self._end("refused", reason)
             return
         self.new.start(now_ns + 1)
         self.state = "shadow"
@@ -180,12 +181,33 @@ class Swap:
         }
 
 
-def _input(pipeline: Pipeline) -> list[tuple[object, ...]]:
-    """All that the sources were opened for."""
+def _unfit(old: Pipeline, new: Pipeline) -> str:
+    """Why the one cannot take the other's place while sources and sinks are open; empty where it can."""
+    if _input(new) != _input(old):
+        return "it takes other modalities, channels or rates than the running bundle"
+    if _labels_of(new) != _labels_of(old):
+        return "it decides on other outputs or labels than the running bundle"
+    shorter_ns, longer_ns = sorted((old.period_ns, new.period_ns))
+    if longer_ns % shorter_ns:
+        return "its decisions and the running bundle's do not come at the same times"
+    return ""
+
+
+def _input(pipeline: Pipeline) -> dict[str, tuple[object, ...]]:
+    """All that the sources were opened for: series are put together from what stands for `max_hold_s`."""
     specs = [pipeline.manifest.modality(name) for name in pipeline.order]
-    return [
-        (s.name, s.kind, s.height, s.width, *((c.name, c.unit) for c in s.channels)) for s in specs
-    ]
+    return {
+        spec.name: (
+            (spec.kind, spec.height, spec.width, spec.rate_hz),
+            spec.max_hold_s if spec.kind == "series" else None,
+            [(channel.name, channel.unit) for channel in spec.channels],
+        )
+        for spec in specs
+    }
+
+
+def _labels_of(pipeline: Pipeline) -> dict[str, frozenset[str]]:
+    return {output.name: frozenset(output.labels) for output in pipeline.manifest.outputs}
 
 
 def _failed(decision: Decision) -> bool:
@@ -193,8 +215,8 @@ def _failed(decision: Decision) -> bool:
     return decision.problem not in ("", NOTHING_PRESENT)
 
 
-def _labels(decision: Decision) -> list[str | None]:
-    return [output.label for output in decision.outputs.values()]
+def _labels(decision: Decision) -> dict[str, str | None]:
+    return {name: output.label for name, output in decision.outputs.items()}
 
 
 class BundleWatch:

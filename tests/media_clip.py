@@ -42,8 +42,11 @@ def write_clip(
     stamps: list[int] | None = None,
     size: tuple[int, int] = (48, 64),
     container_options: dict[str, str] | None = None,
+    sound_s: float | None = None,
 ) -> Path:
-    """A clip; `stamps` are the pictures' times in ms, where they do not come evenly."""
+    """A clip; `stamps` are the pictures' times in ms, where they do not come evenly, and `sound_s` is how
+    long the sound is, where it ends before them.
+    """
     with av.open(str(path), "w", container_options=container_options or {}) as file:
         pictures: Any = file.add_stream(video, rate=fps) if video else None
         sound: Any = file.add_stream(audio, rate=rate_hz) if audio else None
@@ -57,7 +60,7 @@ def write_clip(
             sound.layout = {1: "mono", 2: "stereo", 8: "7.1"}[channels]
         frames = len(stamps) if stamps else round(seconds * fps)
         times_s = [stamps[n] / 1000 if stamps else n / fps for n in range(frames)]
-        audio_at, samples = 0, tone(rate_hz, seconds, channels)
+        audio_at, samples = 0, tone(rate_hz, sound_s or seconds, channels)
         for number in range(frames if pictures else 0):
             frame = picture(number, fps, *size)
             frame.pts = stamps[number] if stamps else number

@@ -13,7 +13,7 @@ from pathlib import Path
 from types import TracebackType
 
 PYTHON = "/usr/bin/python3"
-_ELEMENTS = ("qtdemux", "rtph264pay", "rtpmp4gpay")
+_ELEMENTS = ("qtdemux", "rtph264pay", "rtpmp4gpay", "audiotestsrc", "mulawenc", "rtppcmupay")
 
 
 def missing() -> str:
@@ -28,14 +28,22 @@ def missing() -> str:
 
 class RtspServer:
     """Plays an MP4 of H.264 and AAC at `rtsp://127.0.0.1:PORT/live`, from its start for each client, or, if
-    `shared`, the same for all. Give a port to come again under the same address.
+    `shared`, the same for all. Give a port to come again under the same address. With `packet_ms` the
+    sound is a tone instead, at 8 kHz in packets of that length, sent when they are full.
     """
 
     def __init__(
-        self, file: Path, *, login: str = "", shared: bool = False, port: int | None = None
+        self,
+        file: Path,
+        *,
+        login: str = "",
+        shared: bool = False,
+        port: int | None = None,
+        packet_ms: int = 0,
     ) -> None:
         self.port = port or _free_port()
         options = ["--shared"] if shared else []
+        options += [f"--packet-ms={packet_ms}"] if packet_ms else []
         self._process = subprocess.Popen(
             [PYTHON, __file__, str(file), str(self.port), login, *options],
             stdout=subprocess.PIPE,
@@ -92,10 +100,17 @@ def _serve(file: str, port: str, login: str, *options: str) -> None:
     server.set_address("127.0.0.1")
     server.set_service(port)
     factory = GstRtspServer.RTSPMediaFactory()
+    sound = "d.audio_0 ! queue ! rtpmp4gpay name=pay1 pt=97"
+    for option in options:
+        if option.startswith("--packet-ms="):
+            packet_ns = int(option.partition("=")[2]) * 1_000_000
+            sound = (
+                "audiotestsrc is-live=true samplesperbuffer=80 ! audio/x-raw,rate=8000,channels=1 ! "
+                f"mulawenc ! rtppcmupay name=pay1 min-ptime={packet_ns} max-ptime={packet_ns}"
+            )
     factory.set_launch(
         f'( filesrc location="{file}" ! qtdemux name=d '
-        "d.video_0 ! queue ! rtph264pay name=pay0 pt=96 config-interval=1 "
-        "d.audio_0 ! queue ! rtpmp4gpay name=pay1 pt=97 )"
+        f"d.video_0 ! queue ! rtph264pay name=pay0 pt=96 config-interval=1 {sound} )"
     )
     factory.set_shared("--shared" in options)
     if login:

@@ -7,7 +7,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from click.testing import Result
 from typer.testing import CliRunner
 
 from fusedge.bundle.archive import Bundle
@@ -22,40 +21,21 @@ from fusedge.runtime.decision import Decision
 from fusedge.runtime.runner import run
 from fusedge.runtime.session import Session
 from fusedge.runtime.sinks.memory import MemorySink
+from tests.conftest import EmotionExport
 from tests.export.test_packaged_parts import installed
 
 Image = pytest.importorskip("PIL.Image")
 
 
-@pytest.fixture(scope="module")
-def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("cache")
-
-
-def run_demo(out: Path, cache: Path) -> Result:
-    words = ["demo", "emotion", "--out", str(out), "--speed", "max", "--json"]
-    result = CliRunner().invoke(app, words, env={"FUSEDGE_CACHE": str(cache)})
-    assert result.exit_code == 0, result.output
-    return result
-
-
-@pytest.fixture(scope="module")
-def shown(tmp_path_factory: pytest.TempPathFactory, cache: Path) -> Path:
-    """What the demo left, whose bundle is exported on the way."""
+def test_the_demo_sees_a_face_come_and_go_and_hears_a_voice(
+    emotion: EmotionExport, tmp_path: Path
+) -> None:
     installed("scikit-image", "skimage/data/astronaut.png")
-    out = tmp_path_factory.mktemp("demo")
-    assert "exporting emotion" in run_demo(out, cache).stderr
-    return out
-
-
-@pytest.fixture(scope="module")
-def bundle(shown: Path, cache: Path) -> Bundle:
-    (path,) = (cache / "bundles").iterdir()
-    return Bundle(path)
-
-
-def test_the_demo_sees_a_face_come_and_go_and_hears_a_voice(shown: Path) -> None:
-    lines = [json.loads(line) for line in (shown / "decisions.jsonl").read_text().splitlines()]
+    words = ["demo", "emotion", "--out", str(tmp_path), "--speed", "max", "--json"]
+    result = CliRunner().invoke(app, words, env={"FUSEDGE_CACHE": str(emotion.cache)})
+    assert result.exit_code == 0, result.output
+    assert "exporting emotion" in emotion.said and "exporting" not in result.stderr
+    lines = [json.loads(line) for line in (tmp_path / "decisions.jsonl").read_text().splitlines()]
     made = [line for line in lines if line["type"] == "decision"]
     assert len(made) > 200
     seen = [d["t_s"] for d in made if d["modalities"]["face"]["present"]]
@@ -67,11 +47,17 @@ def test_the_demo_sees_a_face_come_and_go_and_hears_a_voice(shown: Path) -> None
     assert labels.count("happy") > 0.9 * len(labels)
     (face,) = made[50]["modalities"]["face"]["front"]["faces"]
     assert face["drives"] and face["id"] == 1
-    assert (shown / "timeline.png").stat().st_size > 10_000
+    assert (tmp_path / "timeline.png").stat().st_size > 10_000
 
 
-def test_the_demo_exports_only_once(shown: Path, cache: Path, tmp_path: Path) -> None:
-    assert "exporting" not in run_demo(tmp_path, cache).stderr
+def test_the_task_s_name_is_the_bundle_that_its_first_use_exported(
+    emotion: EmotionExport, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for words in (["inspect", "emotion", "--json"], ["verify", "emotion", "--json"]):
+        result = CliRunner().invoke(app, words, env={"FUSEDGE_CACHE": str(emotion.cache)})
+        assert result.exit_code == 0 and result.stderr == "", result.output
+        assert json.loads(result.stdout)["sha256"] == emotion.bundle.sha256
 
 
 def decisions(bundle: Bundle, picture: Path) -> list[Decision]:
@@ -81,20 +67,23 @@ def decisions(bundle: Bundle, picture: Path) -> list[Decision]:
     return memory.decisions
 
 
-def test_the_bundle_says_whose_weights_it_has_and_under_which_licence(bundle: Bundle) -> None:
-    manifest = bundle.manifest
+def test_the_bundle_says_whose_weights_it_has_and_under_which_licence(
+    emotion_bundle: Bundle,
+) -> None:
+    manifest = emotion_bundle.manifest
     assert (
-        bundle.read("LICENSE-WEIGHTS.md") == (WEIGHTS / "LICENSE-WEIGHTS-EMOTION.md").read_bytes()
+        emotion_bundle.read("LICENSE-WEIGHTS.md")
+        == (WEIGHTS / "LICENSE-WEIGHTS-EMOTION.md").read_bytes()
     )
-    assert bundle.read("MODEL-CARD.md") == (WEIGHTS / "emotion.md").read_bytes()
+    assert emotion_bundle.read("MODEL-CARD.md") == (WEIGHTS / "emotion.md").read_bytes()
     assert "CC BY-NC-SA" in manifest.provenance.weights_licence
     assert manifest.accuracy == json.loads((WEIGHTS / "emotion.figures.json").read_text())
     fronts = {part.name: part.weights for part in manifest.parts if part.kind == "front"}
     assert "Apache-2.0" in fronts["face_detector"] and "MIT" in fronts["voice_activity"]
 
 
-def test_the_label_order_is_in_the_bundle(bundle: Bundle) -> None:
-    (output,) = bundle.manifest.outputs
+def test_the_label_order_is_in_the_bundle(emotion_bundle: Bundle) -> None:
+    (output,) = emotion_bundle.manifest.outputs
     assert output.labels == LABELS == (
         "neutral", "calm", "happy", "sad", "angry", "fearful", "disgust", "surprised", "contempt",
     )  # fmt: skip
@@ -106,18 +95,18 @@ def test_each_network_is_small() -> None:
     assert parameter_count(model.encoder("voice")) <= 2_000_000
 
 
-def test_a_smile_is_seen(bundle: Bundle) -> None:
-    made = decisions(bundle, Path(installed("scikit-image", "skimage/data/astronaut.png")))
+def test_a_smile_is_seen(emotion_bundle: Bundle) -> None:
+    made = decisions(emotion_bundle, Path(installed("scikit-image", "skimage/data/astronaut.png")))
     shown = [d for d in made if d.modalities["face"].present]
     assert len(shown) > 20
     assert {d.outputs["emotion"].momentary_label for d in shown} == {"happy"}
     assert not any(d.modalities["voice"].present for d in made)
 
 
-def test_nobody_in_the_picture_has_no_emotion(bundle: Bundle, tmp_path: Path) -> None:
+def test_nobody_in_the_picture_has_no_emotion(emotion_bundle: Bundle, tmp_path: Path) -> None:
     noise = np.random.default_rng(0).integers(0, 256, (480, 640, 3), np.uint8)
     Image.fromarray(noise).save(tmp_path / "noise.png")
-    made = decisions(bundle, tmp_path / "noise.png")
+    made = decisions(emotion_bundle, tmp_path / "noise.png")
     assert made and not any(d.modalities["face"].present for d in made)
     assert {d.problem for d in made} == {"nothing_present"}
     assert {d.outputs["emotion"].label for d in made} == {None}

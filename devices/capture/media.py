@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import heapq
 import os
+import re
 import stat
 import threading
 from collections.abc import Iterator, Mapping
@@ -43,13 +44,14 @@ if TYPE_CHECKING:
 
 # FFmpeg's names of what cameras and recorders write. Formats that open further files (playlists, lists of
 # files, session descriptions) are not among them, and so are refused.
-FORMATS = "mov,matroska,mpegts,mpeg,avi,wav,w64,aiff,caf,flac,mp3,aac,ogg"
+FORMATS = "mov,matroska,mpegts,mpeg,avi,gif,wav,w64,aiff,caf,flac,mp3,aac,ogg"
 MAX_LEAP_NS = to_ns(10)
 MAX_FALL_NS = to_ns(1)
 PIECE_S = 0.02  # of sound at most in a sample, as of a microphone
 GAP_NS = to_ns(0.04)  # sound that is missing; stamps in ms, as Matroska's, jitter by 1 ms
 PERIOD_NS = to_ns(0.04)  # of pictures, where a file tells neither rate nor length
 SHORT_S, SHORT_SHARE = 1.0, 0.1  # less than announced by this much: it was cut off
+LENGTH_TAG = re.compile(r"(\d+):(\d\d):(\d\d(?:\.\d+)?)")
 MAX_ERRORS = 16  # of reading, in a row
 _READ_BYTES = 1 << 18
 
@@ -79,8 +81,9 @@ class MediaFile:
     that are missing or leap: see StreamTime; the first in a row is an `implausible_stamp`.
 
     What cannot be decoded, and a picture that the decoder had to make up in part, is `malformed`. A
-    file that ends in the midst of a frame ends with what was whole. Raises FusedgeError for what is no
-    such file, and for one that has none of what is wanted.
+    file that ends in the midst of a frame ends with what was whole, and a stream that ends before the
+    file says so is `malformed` there; one that is shorter than the other is a warning. Raises
+    FusedgeError for what is no such file, and for one that has none of what is wanted.
     """
 
     live = False
@@ -103,6 +106,13 @@ class MediaFile:
         except BaseException:
             self.close()
             raise
+        ends_s = {track.modality: track.announced_s for track in self._tracks}
+        longest_s = max(ends_s.values())
+        warnings += [
+            f"{modality} ends at {end_s:.1f} s of {longest_s:.1f} s"
+            for modality, end_s in ends_s.items()
+            if end_s and _is_short(end_s, longest_s)
+        ]
         self.modalities = tuple(track.modality for track in self._tracks)
         self.channels = {track.modality: track.converter.channels for track in self._tracks}
         self.units: Mapping[str, tuple[str, ...]] = {}
@@ -228,6 +238,7 @@ class _Track:
         self.converter = converter
         self._file, self._container, self._stream = file, container, stream
         self._time = StreamTime(timeline)
+        self.announced_s = _announced_s(container, stream, timeline.shift_ns or 0)
         self._faults = faults()
         self._arrival_ns = 0
         rate = getattr(stream, "average_rate", None)
@@ -242,16 +253,10 @@ class _Track:
     def items(self) -> Iterator[Sample | Rejection]:
         """All of the stream; one that is much shorter than the file announces was cut off."""
         yield from self._read()
-        end_s, announced_s = self._time.end_ns / NANOSECONDS, self._announced_s()
-        if announced_s - end_s > max(SHORT_S, SHORT_SHARE * announced_s) and not self._file.ended:
-            detail = f"ends after {end_s:.3f} s, announced are {announced_s:.3f} s"
+        end_s = self._time.end_ns / NANOSECONDS
+        if _is_short(end_s, self.announced_s) and not self._file.ended:
+            detail = f"ends at {end_s:.3f} s, where the file says {self.announced_s:.3f} s"
             yield self._rejection("malformed", detail)
-
-    def _announced_s(self) -> float:
-        own = to_stamp(self._stream.duration, self._stream.time_base)
-        if own is not None:
-            return own / NANOSECONDS
-        return (self._container.duration or 0) / 1e6  # AV_TIME_BASE, 1 us
 
     def _read(self) -> Iterator[Sample | Rejection]:
         packets = self._container.demux(self._stream)
@@ -337,6 +342,24 @@ class _Track:
 
     def _rejection(self, reason: str, detail: str, samples: int = 1) -> Rejection:
         return Rejection(self.modality, self._arrival_ns, reason, detail, samples)
+
+
+def _announced_s(container: InputContainer, stream: Any, shift_ns: int) -> float:
+    """When a stream ends, as the file says; 0 where it does not.
+
+    Matroska tells the length of the whole file only; writers put that of a stream into a tag.
+    """
+    if stream.duration is not None:
+        end_ns = to_stamp((stream.start_time or 0) + stream.duration, stream.time_base) or 0
+        return max(0, end_ns + shift_ns) / NANOSECONDS
+    if tag := LENGTH_TAG.fullmatch(stream.metadata.get("DURATION", "")):
+        hours, minutes, seconds = map(float, tag.groups())
+        return 3600 * hours + 60 * minutes + seconds
+    return (container.duration or 0) / 1e6  # AV_TIME_BASE, 1 us
+
+
+def _is_short(end_s: float, announced_s: float) -> bool:
+    return announced_s - end_s > max(SHORT_S, SHORT_SHARE * announced_s)
 
 
 class _File:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import threading
 from collections.abc import Iterator, Mapping
@@ -10,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from fusedge.bundle.errors import printable
+from fusedge.bundle.errors import FusedgeError
 from fusedge.bundle.regular_file import read_file
 from fusedge.bundle.sample import Sample
 from fusedge.bundle.window import NANOSECONDS
@@ -22,7 +23,10 @@ from fusedge.devices.capture.wanted import COLOURS, modality_of, picture_size
 SHOWN_S = 3.0  # long enough for a modality to be present, and for its label to be steady
 RATE_HZ = 10.0  # where nobody says another one
 PIXEL_LIMIT = "OPENCV_IO_MAX_IMAGE_PIXELS"  # read when OpenCV is loaded: a bomb is not unpacked
-MAX_FILE_BYTES = 256 << 20  # MAX_PIXELS without compression, and their transparency
+MOST_PIXELS = (
+    1 << 27
+)  # of a file: beyond a telephone's 108 million; they take 400 MB until they are shrunk
+MAX_FILE_BYTES = 256 << 20  # a telephone's 64 million without compression, and their transparency
 
 
 def open_still(request: Request) -> Still:
@@ -36,7 +40,8 @@ class Still:
 
     It is upright (EXIF's orientation is applied), with 8 bits a channel, in RGB, or grey where the modality
     has one channel; transparency is left out. The size is what the modality asks for (see
-    `picture_size`), else its own.
+    `picture_size`), else its own, or MAX_PIXELS where it has more. Raises FusedgeError for what is no
+    picture, has more than MOST_PIXELS, or moves.
     """
 
     live = False
@@ -57,11 +62,18 @@ class Still:
         self._request = request
         self._closed = threading.Event()
         image = _decoded(address, grey=len(names) == 1)
-        if spec is not None and (size := picture_size(spec, *image.shape[:2])) != image.shape[:2]:
-            shrinks = size[0] <= image.shape[0] and size[1] <= image.shape[1]
-            cv2 = opencv("reading a picture")
+        height, width = image.shape[:2]
+        scale = min(1.0, math.sqrt(MAX_PIXELS / (height * width)))
+        size = max(1, int(scale * height)), max(1, int(scale * width))
+        if spec is not None:
+            size = picture_size(spec, height, width)
+        cv2 = opencv("reading a picture")
+        if size != (height, width):
+            shrinks = size[0] <= height and size[1] <= width
             how = cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR
             image = cv2.resize(image, size[::-1], interpolation=how)
+        if len(names) == 3:
+            image = cv2.cvtColor(image, cv2.COLOR_BGR2RGB)
         self._image = image.reshape(*image.shape[:2], len(names))
 
     def samples(self) -> Iterator[Sample]:
@@ -80,23 +92,45 @@ class Still:
 
 
 def _decoded(address: Address, grey: bool) -> Any:
-    """The picture as OpenCV's decoders have it, upright, in grey or RGB."""
-    content = np.frombuffer(read_file(Path(address.target), MAX_FILE_BYTES), np.uint8)
-    os.environ.setdefault(PIXEL_LIMIT, str(MAX_PIXELS))
+    """The picture as OpenCV's decoders have it, upright, in grey or BGR."""
+    content = read_file(Path(address.target), MAX_FILE_BYTES)
+    if _moves(content):
+        raise address.error(
+            "is animated: WebP and PNG are shown only where they stand still",
+            hint="make it a GIF or a film, which are played",
+        )
+    os.environ.setdefault(PIXEL_LIMIT, str(MOST_PIXELS))
     cv2 = opencv("reading a picture")
+    flags = cv2.IMREAD_GRAYSCALE if grey else cv2.IMREAD_COLOR
     try:
-        flags = cv2.IMREAD_GRAYSCALE if grey else cv2.IMREAD_COLOR
-        image = cv2.imdecode(content, flags) if len(content) else None
+        image = cv2.imdecode(np.frombuffer(content, np.uint8), flags) if content else None
     except (cv2.error, MemoryError) as error:
-        reason = printable(str(error)).strip()
-        raise address.error(f"cannot be decoded: {reason}") from None
+        # What OpenCV says is of its own source; its limit holds where it was set before it was loaded.
+        no_room = ("CV_IO_MAX_IMAGE", "Insufficient memory")
+        if isinstance(error, MemoryError) or any(words in str(error) for words in no_room):
+            raise _too_large(address) from None
+        raise address.error("cannot be decoded as a picture: it is damaged") from None
     if image is None:
         raise address.error(
             "is no picture that can be decoded",
             hint="it is opened by OpenCV: JPEG, PNG, WebP, TIFF, BMP",
         )
-    if (
-        image.shape[0] * image.shape[1] > MAX_PIXELS
-    ):  # the limit is OpenCV's only if it was set first
-        raise address.error(f"has {image.shape[1]}x{image.shape[0]} pixels, which is too many")
-    return image if grey else cv2.cvtColor(image, cv2.COLOR_BGR2RGB)
+    if image.shape[0] * image.shape[1] > MOST_PIXELS:
+        raise _too_large(address)
+    return image
+
+
+def _too_large(address: Address) -> FusedgeError:
+    most = f"{MOST_PIXELS / 1e6:.0f} million pixels"
+    return address.error(f"is larger than {most}, or than the memory", hint="shrink it first")
+
+
+def _moves(content: bytes) -> bool:
+    """Whether it is a WebP or PNG with several pictures, of which OpenCV would give the first.
+
+    VP8X with its flag (developers.google.com/speed/webp/docs/riff_container), and acTL before the first
+    IDAT (W3C, PNG, third edition).
+    """
+    if content[:4] == b"RIFF" and content[8:16] == b"WEBPVP8X":
+        return bool(content[20:21] and content[20] & 0x02)
+    return content[:8] == b"\x89PNG\r\n\x1a\n" and b"acTL" in content.partition(b"IDAT")[0]

@@ -11,11 +11,9 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from fusedge.models.emotion.labels import VOICE_LABELS
-from fusedge.models.emotion.takes import Take, fold_of
+from fusedge.models.emotion.takes import ACTION_UNITS, Take, fold_of
 from fusedge.models.one_thread import one_thread
 
-# 17 intensities of 0 to 5, 18 presences of 0 or 1 (OpenFace 2.0, Baltrusaitis et al. 2018).
-ACTION_UNITS = 35
 _MOST = 4.0  # deviations: a presence that is rare is not to outweigh all else
 
 

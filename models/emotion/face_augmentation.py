@@ -8,9 +8,13 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional
+
+from fusedge.models.one_thread import one_thread
 
 Change = Callable[[Tensor], Tensor]
 
@@ -26,11 +30,6 @@ def augment(images: Tensor, strength: float = 1.0) -> Tensor:
         if chosen.any():
             faces[chosen] = change(faces[chosen])
     return faces.round().clamp(0, 255).to(torch.uint8)
-
-
-def mirror(faces: Tensor) -> Tensor:
-    """Left becomes right."""
-    return faces.flip(-1)
 
 
 def move(faces: Tensor) -> Tensor:
@@ -120,7 +119,6 @@ def erase(faces: Tensor) -> Tensor:
 
 
 CONDITIONS: Mapping[str, Change] = {
-    "mirrored": mirror,
     "moved": move,
     "light": light,
     "blur": blur,
@@ -129,7 +127,18 @@ CONDITIONS: Mapping[str, Change] = {
     "jpeg": jpeg,
     "part hidden": erase,
 }
-"""Each alone on every image, to measure by."""
+"""Each alone on every image, to measure by: see `changed`."""
+
+
+def changed(images: NDArray[np.uint8], change: Change) -> NDArray[np.uint8]:
+    """Images uint8 `[N, H, W]` after one change, drawn from a seed that is always the same."""
+    with torch.random.fork_rng(devices=[]), one_thread():
+        torch.manual_seed(0)
+        # In small batches, for all images of one are resampled to the same size.
+        batches = [change(batch.float()) for batch in torch.split(torch.from_numpy(images), 32)]
+    whole: NDArray[np.uint8] = torch.cat(batches).round().clamp(0, 255).to(torch.uint8).numpy()
+    return whole
+
 
 _SHARES: tuple[tuple[float, Change], ...] = (
     (0.2, erase),

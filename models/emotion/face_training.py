@@ -1,4 +1,4 @@
-"""Training of the face encoder on the votes of FER+, and what is measured of it."""
+"""Training of the face encoder on the votes of FER+."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import hashlib
 import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 import torch
@@ -16,11 +16,9 @@ from torch.nn import functional
 
 from fusedge.bundle.errors import FusedgeError
 from fusedge.models.checkpoint import Checkpoint
-from fusedge.models.emotion.face_augmentation import CONDITIONS, Change, augment
+from fusedge.models.emotion.face_augmentation import augment
 from fusedge.models.emotion.face_encoder import FaceConfig, FaceEncoder, face_windows
 from fusedge.models.emotion.ferplus import Faces
-from fusedge.models.emotion.labels import FACE_LABELS
-from fusedge.models.metrics import calibration_error, confusion, macro_f1
 from fusedge.models.one_cycle import one_cycle
 from fusedge.models.one_thread import one_thread
 from fusedge.models.training import Progress
@@ -186,52 +184,8 @@ class _Run:
                 self.optimizer.state[parameter]["momentum_buffer"] = moments
 
 
-def face_logits(
-    encoder: FaceEncoder, images: NDArray[np.uint8], change: Change | None = None
-) -> Tensor:
-    """Logits float32 `[N, 8]` of images uint8 `[N, 48, 48]`, after a change (see `CONDITIONS`) if given."""
-    logits = []
+def face_logits(encoder: FaceEncoder, images: NDArray[np.uint8]) -> Tensor:
+    """Logits float32 `[N, 8]` of images uint8 `[N, 48, 48]`."""
     with torch.no_grad(), one_thread():
-        for batch in torch.split(torch.from_numpy(images), 256):
-            if change is not None:
-                batch = change(batch.float()).round().clamp(0, 255).to(torch.uint8)
-            logits.append(encoder.logits(face_windows(batch)))
-    return torch.cat(logits)
-
-
-def face_figures(encoder: FaceEncoder, faces: Faces, temperature: float) -> dict[str, Any]:
-    """What a split says of an encoder, for JSON; changes are drawn from a fixed seed."""
-    logits = face_logits(encoder, faces.images)
-    predicted = logits.argmax(dim=1).numpy()
-    counts = confusion(faces.labels, predicted, len(FACE_LABELS))
-    recall = np.diag(counts) / np.maximum(counts.sum(axis=1), 1)
-    # The rule of FER+'s own program, by which its authors report: more than half of the votes agree.
-    agreed = faces.votes.max(axis=1) > faces.votes.sum(axis=1) / 2
-    conditions = {}
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        for name, change in CONDITIONS.items():
-            changed = face_logits(encoder, faces.images, change).argmax(dim=1).numpy()
-            conditions[name] = _share(changed == faces.labels)
-    return {
-        "faces": len(faces),
-        "accuracy": _share(predicted == faces.labels),
-        "accuracy_where_most_agree": _share((predicted == faces.labels)[agreed]),
-        "faces_where_most_agree": int(agreed.sum()),
-        "macro_f1": round(macro_f1(faces.labels, predicted, len(FACE_LABELS)), 4),
-        "recall": dict(zip(FACE_LABELS, recall.round(4).tolist(), strict=True)),
-        "faces_by_label": dict(zip(FACE_LABELS, counts.sum(axis=1).tolist(), strict=True)),
-        "confusion": counts.tolist(),
-        "accuracy_under": conditions,
-        "calibration_error": _calibration_error(faces, logits),
-        "calibration_error_at_temperature": _calibration_error(faces, logits / temperature),
-    }
-
-
-def _share(right: NDArray[np.bool_]) -> float:
-    return round(float(right.mean()), 4)
-
-
-def _calibration_error(faces: Faces, logits: Tensor) -> float:
-    probabilities = logits.double().softmax(dim=1).numpy()
-    return round(calibration_error(faces.labels, probabilities), 4)
+        batches = torch.split(torch.from_numpy(images), 256)
+        return torch.cat([encoder.logits(face_windows(batch)) for batch in batches])

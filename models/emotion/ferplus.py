@@ -7,17 +7,16 @@ subjects' ids: nobody can say whether a person is in both splits. Images lie in 
 
 from __future__ import annotations
 
-import zipfile
 import zlib
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from numpy.lib.npyio import NpzFile
 from numpy.typing import NDArray
 
 from fusedge.bundle.errors import FusedgeError
 from fusedge.models.emotion.labels import FACE_LABELS, FERPLUS
+from fusedge.models.emotion.npz import read_arrays
 
 SIDE_PX = 48
 _COLUMNS = (*FERPLUS, "unknown", "not_a_face")
@@ -48,30 +47,24 @@ def read_faces(path: Path) -> Faces:
     Rows whose top vote is `unknown` or `not_a_face` are dropped, as usual; of several top votes the first
     in FER+'s order counts. Raises FusedgeError.
     """
-    try:
-        file = np.load(path, allow_pickle=False)
-        if not isinstance(file, NpzFile):
-            raise ValueError("it is one array, no archive of several")
-        with file:
-            images, votes, names = (file[key] for key in ("images", "votes", "vote_names"))
-    except FileNotFoundError:
-        raise FusedgeError("is missing", where=str(path), hint=_HINT) from None
-    except (OSError, KeyError, ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
-        raise FusedgeError(f"cannot be read: {error}", where=str(path), hint=_HINT) from error
-    faults = {
-        f"images must be uint8 [N, {SIDE_PX}, {SIDE_PX}], not {images.dtype} {list(images.shape)}": (
-            images.dtype == np.uint8 and images.shape[1:] == (SIDE_PX, SIDE_PX)
-        ),
-        f"votes must be uint8 [N, {len(_COLUMNS)}], not {votes.dtype} {list(votes.shape)}": (
-            votes.dtype == np.uint8 and votes.shape == (len(images), len(_COLUMNS))
-        ),
-        f"vote_names must be {', '.join(_COLUMNS)} in any order": (
-            sorted(names.ravel().tolist()) == sorted(_COLUMNS)
-        ),
-    }
-    for fault, fine in faults.items():
-        if not fine:
-            raise FusedgeError(fault, where=str(path), hint=_HINT)
+    images, votes, names = read_arrays(path, ("images", "votes", "vote_names"), _HINT)
+
+    def refuse(fault: str) -> None:
+        raise FusedgeError(fault, where=str(path), hint=_HINT)
+
+    if images.dtype != np.uint8 or images.shape[1:] != (SIDE_PX, SIDE_PX):
+        refuse(
+            f"images must be uint8 [N, {SIDE_PX}, {SIDE_PX}], not {images.dtype} {list(images.shape)}"
+        )
+    if votes.dtype != np.uint8 or votes.shape != (len(images), len(_COLUMNS)):
+        refuse(
+            f"votes must be uint8 [{len(images)}, {len(_COLUMNS)}], "
+            f"not {votes.dtype} {list(votes.shape)}"
+        )
+    if names.dtype.kind != "U" or names.ndim != 1 or sorted(names.tolist()) != sorted(_COLUMNS):
+        refuse(f"vote_names must be {', '.join(_COLUMNS)} in any order")
+    for row in np.flatnonzero(~votes.any(axis=1)):
+        refuse(f"row {row} has no votes")
     # By name, never by place: published models differ in the order of their labels.
     order = [names.tolist().index(column) for column in _COLUMNS]
     votes = votes[:, order]
@@ -80,19 +73,35 @@ def read_faces(path: Path) -> Faces:
     to_label = np.array([FACE_LABELS.index(label) for label in FERPLUS.values()])
     faces = Faces(images[kept], votes[kept][:, to_label.argsort()], to_label[top[kept]])
     if not len(faces):
-        raise FusedgeError("holds no face with an emotion", where=str(path), hint=_HINT)
+        refuse("holds no face with an emotion")
     return faces
 
 
 def held_out(faces: Faces, one_in: int = 10) -> NDArray[np.bool_]:
     """About one face in `one_in`, bool `[N]`, chosen by its pixels: copies of an image stay together."""
-    return np.array([zlib.crc32(image.tobytes()) % one_in == 0 for image in faces.images])
+    chosen = [zlib.crc32(image.tobytes()) % one_in == 0 for image in faces.images]
+    return np.array(chosen, np.bool_)
+
+
+def refuse_untrainable(faces: Faces, where: str) -> None:
+    """Raise FusedgeError where a label has no face to train on, or none that is held out for the head."""
+    hidden = held_out(faces)
+    for chosen, what in ((~hidden, "to train on"), (hidden, "in the tenth that is held out")):
+        there = set(faces.labels[chosen].tolist())
+        lacking = [label for place, label in enumerate(FACE_LABELS) if place not in there]
+        if lacking:
+            raise FusedgeError(
+                f"has no face {what} that is {' and none that is '.join(lacking)}",
+                where=where,
+                hint="copies of faces of the other split do not count; give more faces",
+            )
 
 
 def without_copies(faces: Faces, of: Faces) -> Faces:
     """Those whose image is not, pixel for pixel, in `of` too."""
     there = {image.tobytes() for image in of.images}
-    return faces.only(np.array([image.tobytes() not in there for image in faces.images]))
+    chosen = [image.tobytes() not in there for image in faces.images]
+    return faces.only(np.array(chosen, np.bool_))
 
 
 _HINT = "give FER+ as train.npz and valid.npz, see the model card"

@@ -1,4 +1,4 @@
-"""Training of the head, over what classifiers say of people they have not seen, some left out at random.
+"""The head, fitted to what classifiers say of people they have not seen, some left out at random.
 
 Two ways to come by pairs. `PairedTakes` are real: two modalities of the same takes. `MatchedByLabel` are
 made up, where no set has both: two samples of different people with the same label. That supposes that a
@@ -13,17 +13,18 @@ from typing import NamedTuple, Protocol
 
 import numpy as np
 import torch
-from torch import Tensor, cat, nn
+from torch import Tensor, nn
 from torch.nn import functional
 
 from fusedge.models.emotion.labels import LABELS, places
 from fusedge.models.emotion.model import EmotionModel, Opinion
-from fusedge.models.fusion import LateAverageFusion
+from fusedge.models.fusion import LateProductFusion
 from fusedge.models.one_thread import one_thread
 from fusedge.models.temperature import fitted_temperature
 from fusedge.models.weight_average import WeightAverage
 
-_LEAST_SHARE = 1e-4  # of a label that no example has
+Progress = Callable[[int, int, float], None]
+"""Called with the step that is done, the number of steps, and the loss."""
 
 
 class Batch(NamedTuple):
@@ -132,10 +133,7 @@ class MatchedByLabel:
 
 @dataclass(frozen=True)
 class HeadRecipe:
-    """AdamW with a learning rate that falls as a cosine; the average of the weights is kept.
-
-    `noise` is that on opinions, in deviations of each number.
-    """
+    """AdamW with a learning rate that falls as a cosine; the average of the weights is kept."""
 
     seed: int = 0
     steps: int = 1500
@@ -143,7 +141,6 @@ class HeadRecipe:
     learning_rate: float = 3e-3
     weight_decay: float = 0.02
     label_smoothing: float = 0.05
-    noise: float = 0.0
     age_s: float = 0.6  # embeddings are up to this old: the greatest max_age_s
     average_decay: float = 0.995
 
@@ -152,36 +149,32 @@ def train_head(
     model: EmotionModel,
     examples: Examples,
     recipe: HeadRecipe,
-    progress: Callable[[int, int, float], None] = lambda step, steps, loss: None,
+    progress: Progress = lambda step, steps, loss: None,
 ) -> None:
-    """Train what fuses opinions, in place: the head and the projections. The classifiers stay as they are.
+    """Train the head of a model in place; it ends in evaluation mode. Same arguments, same weights.
 
-    The same arguments give the same weights. The model ends in evaluation mode.
+    Of posteriors that are multiplied, nothing is trained: their prior is that of the examples.
     """
     opinions = [model.encoder(name) for name in model.modalities]
-    trained = nn.ModuleList([model.head, *(opinion.projection for opinion in opinions)])
+    if isinstance(model.head.fusion, LateProductFusion):
+        _set_prior(model.head.fusion, opinions, examples)
+        return
     with one_thread(), torch.random.fork_rng(devices=[]):
         torch.manual_seed(recipe.seed)
         random = torch.Generator().manual_seed(recipe.seed)
-        for module in trained.modules():
+        for module in model.head.modules():
             if isinstance(module, nn.Linear):
                 module.reset_parameters()
-        if isinstance(model.head.fusion, LateAverageFusion):
-            _say_what_is_said(model.head.fusion, opinions, examples)
         optimiser = torch.optim.AdamW(
-            trained.parameters(), recipe.learning_rate, weight_decay=recipe.weight_decay
+            model.head.parameters(), recipe.learning_rate, weight_decay=recipe.weight_decay
         )
         schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, recipe.steps)
-        average = WeightAverage(trained.state_dict(), recipe.average_decay)
+        average = WeightAverage(model.head.state_dict(), recipe.average_decay)
         model.eval()
-        for part in (model.head, *(opinion.dropout for opinion in opinions)):
-            part.train()
+        model.head.train()
         for step in range(1, recipe.steps + 1):
             said, presence, target = examples.batch(recipe.batch, random)
-            embeddings = [
-                opinion.embed(x + recipe.noise * opinion.deviation * _like(x, random))
-                for opinion, x in zip(opinions, said, strict=True)
-            ]
+            embeddings = [opinion.embed(x) for opinion, x in zip(opinions, said, strict=True)]
             age = torch.rand(presence.shape, generator=random) * recipe.age_s * presence
             smooth = recipe.label_smoothing
             loss = functional.cross_entropy(
@@ -194,45 +187,18 @@ def train_head(
             schedule.step()
             average.update(step)
             progress(step, recipe.steps, float(loss.detach()))
-        trained.load_state_dict(average.values)
+        model.head.load_state_dict(average.values)
         model.eval()
 
 
 @torch.no_grad()
-def _say_what_is_said(
-    fusion: LateAverageFusion, opinions: Sequence[Opinion], examples: Examples
-) -> None:
-    """Let each branch begin as its classifier's log-probabilities, calibrated by the examples.
-
-    A label that a classifier does not know is as probable as it is frequent. x = gelu(x) - gelu(-x), so
-    that two layers pass on what they are given.
-    """
-    frequent = torch.stack([samples.labels.mean(dim=0) for samples in examples.modalities]).mean(0)
-    for opinion, branch, samples in zip(
-        opinions, fusion.classifiers, examples.modalities, strict=True
-    ):
-        said, known = samples.said.flatten(0, 1), places(opinion.labels)
-        labels = samples.labels.repeat_interleave(samples.said.shape[1], dim=0)
-        warmth = fitted_temperature(said, labels[:, known])
-        assert isinstance(branch, nn.Sequential)
-        first, last = branch[0], branch[2]
-        assert isinstance(first, nn.Linear) and isinstance(last, nn.Linear)
-        one, pair = torch.eye(len(known)), 2 * len(known)
-        opinion.projection.weight[:pair] = cat([one, -one])
-        opinion.projection.bias[:pair] = 0
-        first.weight[:pair] = 0
-        first.weight[:pair, :pair] = cat([cat([one, -one], dim=1), cat([-one, one], dim=1)])
-        first.bias[:pair] = 0
-        scale = torch.diag(opinion.deviation / warmth)
-        last.weight.zero_()
-        last.weight[list(known), :pair] = cat([scale, -scale], dim=1)
-        last.bias.copy_(frequent.clamp(min=_LEAST_SHARE).log())
-        total = (said / warmth).logsumexp(dim=1).mean()
-        last.bias[list(known)] = opinion.mean / warmth - total
-
-
-def _like(said: Tensor, random: torch.Generator) -> Tensor:
-    return torch.randn(said.shape, generator=random)
+def _set_prior(fusion: LateProductFusion, opinions: Sequence[Opinion], examples: Examples) -> None:
+    """A label is as probable as it is frequent, in the mean over modalities."""
+    frequent = []
+    for opinion, samples in zip(opinions, examples.modalities, strict=True):
+        shares = samples.labels.mean(dim=0)[list(places(opinion.labels))]
+        frequent.append(opinion.over_all(shares.log()).exp())
+    fusion.prior.copy_(torch.stack(frequent).mean(dim=0).log())
 
 
 class HeldOut(NamedTuple):
@@ -252,6 +218,23 @@ def judge_held_out(
     for examples, batch in splits:
         train_head(model, examples, recipe)
         yield HeldOut(batch, fused_logits(model, batch.said, batch.presence))
+
+
+def fit_head(
+    model: EmotionModel,
+    examples: Examples,
+    splits: Iterable[tuple[Examples, Batch]],
+    recipe: HeadRecipe,
+    progress: Progress = lambda step, steps, loss: None,
+) -> float:
+    """Train the head; returns the temperature of its output, by heads of `splits` on what these held out.
+
+    A product of calibrated posteriors is calibrated.
+    """
+    product = isinstance(model.head.fusion, LateProductFusion)
+    temperature = 1.0 if product else joint_temperature(judge_held_out(model, splits, recipe))
+    train_head(model, examples, recipe, progress)
+    return temperature
 
 
 def joint_temperature(held_out: Iterable[HeldOut]) -> float:

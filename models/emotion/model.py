@@ -1,13 +1,14 @@
 """The network of the task `emotion`: what a face, a voice or action units alone say, and a head that fuses.
 
 Encoders are classifiers that were trained by themselves, each on its own data. The head fuses what they
-say, as logits: for these there are honest examples, of people that the classifier has not seen. The inner
-features of a network that has learnt its data by heart are none.
+say, as calibrated log-probabilities of all labels: for these there are honest examples, of people that the
+classifier has not seen. The inner features of a network that has learnt its data by heart are none.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import Collection, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -18,12 +19,13 @@ from torch.nn import functional
 
 from fusedge.models.emotion.action_units import ActionUnitClassifier, ActionUnitConfig
 from fusedge.models.emotion.face_encoder import FaceConfig, FaceEncoder
-from fusedge.models.emotion.labels import FACE_LABELS, LABELS, VOICE_LABELS
+from fusedge.models.emotion.labels import FACE_LABELS, LABELS, VOICE_LABELS, places
 from fusedge.models.emotion.voice_encoder import VoiceClassifier, VoiceConfig
 from fusedge.models.fusion import FusionKind, make_fusion
+from fusedge.models.temperature import fitted_temperature
 from fusedge.models.weights_file import config_of, load_weights, weights_bytes
 
-_KIND = "fusedge-emotion-1"
+_KIND = "fusedge-emotion-2"
 
 SourceConfig = FaceConfig | VoiceConfig | ActionUnitConfig
 _CONFIGS: Mapping[str, type[Any]] = {
@@ -31,17 +33,19 @@ _CONFIGS: Mapping[str, type[Any]] = {
     "voice": VoiceConfig,
     "action_units": ActionUnitConfig,
 }
+_LEAST = 1e-4  # probability: however sure one modality is, others can outvote it
+# Of a label that the data of a modality does not know, as a share of one that looks the same, or as it is.
+# A face alone is to say neutral, which people are more often than calm: what tells them apart is the voice.
+_CALM_OF_NEUTRAL = 0.1
+_UNKNOWN = 0.005  # contempt: as often as FER+ `train` has it
+_KNOWN_TO_NONE = 1e-6  # less than what modalities that contradict each other leave to a label
 
 
 @dataclass(frozen=True)
 class EmotionConfig:
-    """All that is needed to build the network; `sources` by modality, in the head's order.
-
-    `size` is that of the embeddings that are fused.
-    """
+    """All that is needed to build the network; `sources` by modality, in the head's order."""
 
     sources: Mapping[str, SourceConfig]
-    size: int
     fusion: FusionKind
     hidden: int
     dropout: float
@@ -56,45 +60,60 @@ class EmotionConfig:
 
 
 class Opinion(nn.Module):
-    """What a modality alone says `[..., S]`, scaled and brought to an embedding `[..., size]`.
+    """What a modality alone says, logits `[..., S]` by `labels`, as log-probabilities `[..., K]` by LABELS.
 
-    A subclass computes the former, logits by `labels`; `mean` and `deviation` are those of the head's
-    training examples.
+    A subclass computes the former. The latter are calibrated by `temperature`; what others weigh in them
+    are differences, so that they need not sum to 1.
     """
 
     labels: tuple[str, ...]
-    mean: Tensor
-    deviation: Tensor
+    temperature: Tensor
+    spread: Tensor
+    floor: Tensor
 
-    def __init__(self, said: int, size: int, dropout: float) -> None:
+    def __init__(self) -> None:
         super().__init__()
-        self.register_buffer("mean", torch.zeros(said))
-        self.register_buffer("deviation", torch.ones(said))
-        self.dropout = nn.Dropout(dropout)
-        self.projection = nn.Linear(said, size)
+        self.register_buffer("temperature", torch.ones(()))
+        self.register_buffer("spread", torch.zeros(len(self.labels), len(LABELS)), persistent=False)
+        self.register_buffer("floor", torch.zeros(len(LABELS)), persistent=False)
+
+    def share_with(self, others: Collection[str]) -> None:
+        """Set what is left to labels that it does not know; `others` are those that any modality does."""
+        self.spread.zero_()
+        self.floor.zero_()
+        for place, label in enumerate(LABELS):
+            if label in self.labels:
+                self.spread[self.labels.index(label), place] = 1
+            elif label not in others:
+                self.floor[place] = math.log(_KNOWN_TO_NONE)
+            elif label == "calm":
+                self.spread[self.labels.index("neutral"), place] = 1
+                self.floor[place] = math.log(_CALM_OF_NEUTRAL)
+            else:
+                self.floor[place] = math.log(_UNKNOWN)
 
     @torch.no_grad()
-    def calibrate(self, said: Tensor) -> None:
-        """Set the scale from examples `[N, S]`."""
-        self.mean.copy_(said.mean(dim=0))
-        self.deviation.copy_(said.std(dim=0).clamp(min=1e-2))
+    def calibrate(self, said: Tensor, target: Tensor) -> None:
+        """Fit the temperature to examples `[N, S]` of labels `[N, K]`."""
+        self.temperature.fill_(fitted_temperature(said, target[:, list(places(self.labels))]))
 
     def embed(self, said: Tensor) -> Tensor:
-        """`[..., S]` to `[..., size]`."""
-        scaled = self.dropout((said - self.mean) / self.deviation)
-        embedding: Tensor = functional.gelu(self.projection(scaled))
-        return embedding
+        """`[..., S]` to `[..., K]`."""
+        return self.over_all(functional.log_softmax(said / self.temperature, dim=-1))
+
+    def over_all(self, known: Tensor) -> Tensor:
+        """Log-probabilities of all labels `[..., K]` from those of the known ones, `[..., S]`."""
+        return known.clamp(min=math.log(_LEAST)) @ self.spread + self.floor
 
 
 class FaceOpinion(Opinion):
-    """`window uint8 [B, 1, 48, 48, 1] -> embedding [B, D]`; without memory."""
+    """`window uint8 [B, 1, 48, 48, 1] -> embedding [B, K]`; without memory."""
 
     labels = FACE_LABELS
 
-    def __init__(self, config: FaceConfig, size: int, dropout: float) -> None:
-        encoder = FaceEncoder(config)
-        super().__init__(encoder.classifier.out_features, size, dropout)
-        self.encoder = encoder
+    def __init__(self, config: FaceConfig) -> None:
+        super().__init__()
+        self.encoder = FaceEncoder(config)
 
     def forward(self, window: Tensor) -> Tensor:
         """The embedding."""
@@ -102,14 +121,13 @@ class FaceOpinion(Opinion):
 
 
 class VoiceOpinion(Opinion):
-    """`(window, valid [B, N*HOP, 1], *states) -> (embedding [B, N, D], *new_states)`."""
+    """`(window, valid [B, N*HOP, 1], *states) -> (embedding [B, N, K], *new_states)`."""
 
     labels = VOICE_LABELS
 
-    def __init__(self, config: VoiceConfig, size: int, dropout: float) -> None:
-        classifier = VoiceClassifier(config)
-        super().__init__(classifier.judge.out_features, size, dropout)
-        self.classifier = classifier
+    def __init__(self, config: VoiceConfig) -> None:
+        super().__init__()
+        self.classifier = VoiceClassifier(config)
 
     def state_shapes(self) -> Mapping[str, tuple[int, ...]]:
         """Shape of each state without the batch, in the order of the arguments."""
@@ -126,14 +144,13 @@ class VoiceOpinion(Opinion):
 
 
 class ActionUnitOpinion(Opinion):
-    """`(window, valid [B, 1, 35]) -> embedding [B, D]`: means over a take; without memory."""
+    """`(window, valid [B, 1, 35]) -> embedding [B, K]`: means over a take; without memory."""
 
     labels = VOICE_LABELS
 
-    def __init__(self, config: ActionUnitConfig, size: int, dropout: float) -> None:
-        classifier = ActionUnitClassifier(config)
-        super().__init__(classifier.judge.out_features, size, dropout)
-        self.classifier = classifier
+    def __init__(self, config: ActionUnitConfig) -> None:
+        super().__init__()
+        self.classifier = ActionUnitClassifier(config)
 
     def forward(self, window: Tensor, valid: Tensor) -> Tensor:
         """The embedding."""
@@ -148,14 +165,14 @@ _OPINIONS: Mapping[str, type[Any]] = {
 
 
 class Head(nn.Module):
-    """`(*embeddings [B, D], presence [B, M], age [B, M]) -> logits [B, K]` over `LABELS`."""
+    """`(*embeddings [B, K], presence [B, M], age [B, M]) -> logits [B, K]` over `LABELS`."""
 
     def __init__(self, config: EmotionConfig) -> None:
         super().__init__()
         self.fusion = make_fusion(
             config.fusion,
             len(config.sources),
-            config.size,
+            len(LABELS),
             len(LABELS),
             config.hidden,
             config.dropout,
@@ -175,11 +192,11 @@ class EmotionModel(nn.Module):
         super().__init__()
         self.config = config
         self.encoders = nn.ModuleDict(
-            {
-                name: _OPINIONS[name](source, config.size, config.dropout)
-                for name, source in config.sources.items()
-            }
+            {name: _OPINIONS[name](source) for name, source in config.sources.items()}
         )
+        known = {label for name in self.modalities for label in self.encoder(name).labels}
+        for name in self.modalities:
+            self.encoder(name).share_with(known)
         self.head = Head(config)
 
     @property
@@ -214,7 +231,7 @@ class EmotionModel(nn.Module):
 
 
 def _embeddings(encoder: Opinion, windows: Tensor, valid: Tensor) -> Tensor:
-    """`[B, N, D]` of N windows in a row, `[B, N, n, ...]`, from zero states."""
+    """`[B, N, K]` of N windows in a row, `[B, N, n, ...]`, from zero states."""
     if isinstance(encoder, VoiceOpinion):
         states = encoder.zero_states(len(windows))
         stream: Tensor = encoder(windows.flatten(1, 2), valid.flatten(1, 2), *states)[0]

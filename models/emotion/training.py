@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -14,7 +15,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional
 
-from fusedge.bundle.regular_file import write_whole
+from fusedge.bundle.errors import FusedgeError
+from fusedge.bundle.regular_file import refuse_special, write_whole
 from fusedge.models.emotion.action_units import ActionUnitClassifier
 from fusedge.models.emotion.face_encoder import FaceConfig, FaceEncoder, face_bytes, load_face
 from fusedge.models.emotion.face_training import FaceRecipe, face_logits, train_face
@@ -24,9 +26,7 @@ from fusedge.models.emotion.head_training import (
     HeadRecipe,
     MatchedByLabel,
     Samples,
-    joint_temperature,
-    judge_held_out,
-    train_head,
+    fit_head,
 )
 from fusedge.models.emotion.labels import FACE_LABELS, LABELS, VOICE_LABELS, places
 from fusedge.models.emotion.model import (
@@ -38,7 +38,7 @@ from fusedge.models.emotion.model import (
     emotion_bytes,
     load_emotion,
 )
-from fusedge.models.emotion.takes import Take, fold_of
+from fusedge.models.emotion.takes import Take, fold_of, refuse_few_groups
 from fusedge.models.emotion.voice_encoder import VoiceClassifier
 from fusedge.models.emotion.voice_ensemble import (
     EnsembleRecipe,
@@ -50,9 +50,10 @@ from fusedge.models.fusion import FusionKind
 Source = FaceEncoder | VoiceClassifier | ActionUnitClassifier
 """A trained classifier of one modality."""
 
+_LOG = logging.getLogger(__name__)
 WEIGHTS = "weights.safetensors"
-FUSION: FusionKind = "concatenation"
-SIZE, HIDDEN, DROPOUT = 24, 24, 0.1
+FUSION: FusionKind = "late_product"
+HIDDEN, DROPOUT = 24, 0.1
 CALM_LOOKS_NEUTRAL = {"calm": "neutral"}
 LAST_HOPS = 8  # of a take: its end, where all has been said
 
@@ -115,6 +116,7 @@ def train_emotion(
     members: the head is trained on what is said of people that were not seen. Called again with the same
     folder it goes on from there.
     """
+    refuse_few_groups([fold_of(take.actor) for take in takes], 2)
     folder.mkdir(parents=True, exist_ok=True)
     hidden = held_out(faces)
     face = _face(faces.only(~hidden), folder, recipe, tell)
@@ -125,17 +127,22 @@ def train_emotion(
     )
     model = assemble({"face": face, "voice": ensemble.classifier}, recipe.fusion)
     for name, samples in zip(model.modalities, said, strict=True):
-        model.encoder(name).calibrate(samples.said.flatten(0, 1))
+        calibrate(model, name, samples)
     alike: tuple[dict[str, str], ...] = (CALM_LOOKS_NEUTRAL, {})
-    head = replace(recipe.head, seed=recipe.seed)
-    temperature = joint_temperature(judge_held_out(model, _splits(said, takes, alike), head))
-    train_head(model, MatchedByLabel(said, alike), head, partial(tell, "head"))
+    temperature = fit_head(
+        model,
+        MatchedByLabel(said, alike),
+        _splits(said, takes, alike),
+        replace(recipe.head, seed=recipe.seed),
+        partial(tell, "head"),
+    )
+    model.encoder("voice").temperature *= recipe.voice.sharper
     actors = sorted({take.actor for take in takes})
     notes = {
         "temperature": repr(temperature),
         "training_data": (
             f"FER+ votes on FER2013, {len(faces)} faces; RAVDESS speech, {len(takes)} takes of "
-            f"{len(actors)} actors"
+            f"{len(actors)} actors, whose sex, intensity and facial action units were told in training"
         ),
     }
     path = folder / WEIGHTS
@@ -158,7 +165,7 @@ def assemble(sources: Mapping[str, Source], fusion: FusionKind) -> EmotionModel:
     """The whole network with trained classifiers, by modality, and a new head."""
     configs = {name: source.config for name, source in sources.items()}
     with torch.random.fork_rng(devices=[]):
-        model = EmotionModel(EmotionConfig(configs, SIZE, fusion, HIDDEN, DROPOUT))
+        model = EmotionModel(EmotionConfig(configs, fusion, HIDDEN, DROPOUT))
     for name, source in sources.items():
         opinion = model.encoder(name)
         assert isinstance(opinion, FaceOpinion | VoiceOpinion | ActionUnitOpinion)
@@ -167,13 +174,24 @@ def assemble(sources: Mapping[str, Source], fusion: FusionKind) -> EmotionModel:
     return model.eval()
 
 
+def calibrate(model: EmotionModel, name: str, samples: Samples) -> None:
+    """Fit the temperature of what a modality alone says to samples of people that it has not seen."""
+    hops = samples.said.shape[1]
+    labels = samples.labels.repeat_interleave(hops, dim=0)
+    model.encoder(name).calibrate(samples.said.flatten(0, 1), labels)
+
+
 def _face(faces: Faces, folder: Path, recipe: EmotionRecipe, tell: Tell) -> FaceEncoder:
     path = folder / "face.safetensors"
     key = _key(recipe.face, recipe.seed, faces.images, faces.votes)
-    if path.is_file():
-        found, notes = load_face(path)
-        if notes.get("key") == key:
-            return found
+    refuse_special(path)
+    if path.exists():
+        try:
+            found, notes = load_face(path)
+            if notes.get("key") == key:
+                return found
+        except FusedgeError as error:
+            _LOG.warning("%s: %s; it is trained again", error.where, error.what)
     face: FaceEncoder | None = None
     for number, (config, stage) in enumerate(recipe.face, 1):
         face = train_face(

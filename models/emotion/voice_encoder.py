@@ -20,11 +20,11 @@ from torch import Tensor, cat, nn
 from torch.nn import functional
 
 from fusedge.models.emotion.labels import VOICE_LABELS
+from fusedge.models.emotion.takes import RATE_HZ
 from fusedge.models.log_mel import LogMelConfig, StreamingLogMel
 from fusedge.models.streaming import History, RollingMean
 from fusedge.models.weights_file import config_of, load_weights, weights_bytes
 
-RATE_HZ = 16_000
 HOP = 1600  # samples: a decision every 0.1 s
 FRAMES = 8  # of the spectrogram, a hop
 LOG_MEL = LogMelConfig(

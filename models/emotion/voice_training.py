@@ -27,15 +27,27 @@ from fusedge.models.emotion.voice_encoder import FRAMES, HOP, LOG_MEL, VoiceClas
 from fusedge.models.log_mel import StreamingLogMel
 from fusedge.models.one_cycle import one_cycle
 from fusedge.models.one_thread import one_thread
+from fusedge.models.weight_average import WeightAverage
 
 Wave = NDArray[np.float32]
 Progress = Callable[[int, int, float], None]
 """Called with the step that is done, the number of steps, and the loss."""
 
 VARIANTS = 12
+_VARIANT_SEED = 7
 _SPEECH = 10**-2.5  # of the loudest frames' power: 25 dB
 # Hops of sound that are given before speech and after it; runtime/front/speech_front.py has 1 and 4.
 _BEFORE_SPEECH, _AFTER_SPEECH = (0.5, 2.5), (2.5, 5.5)
+
+
+def basis() -> str:
+    """What a member's weights depend on besides takes and recipes: constants, and who does the sums."""
+    return repr(
+        (
+            *(LOG_MEL, _VARIANT_SEED, _SPEECH, _BEFORE_SPEECH, _AFTER_SPEECH),
+            *(torch.__version__, np.__version__),
+        )
+    )
 
 
 @dataclass(frozen=True)
@@ -77,7 +89,7 @@ class Spectrograms:
     """
 
     def __init__(
-        self, takes: Sequence[Take], groups: Sequence[int], variants: int = VARIANTS, seed: int = 7
+        self, takes: Sequence[Take], groups: Sequence[int], variants: int = VARIANTS
     ) -> None:
         mels = []
         for number, take in enumerate(takes):
@@ -88,7 +100,7 @@ class Spectrograms:
             ]
             mels.append(log_mel_of(take.wave).half())
             for variant in range(1, variants):
-                random = np.random.default_rng([seed, number, variant])
+                random = np.random.default_rng([_VARIANT_SEED, number, variant])
                 mels.append(log_mel_of(disturb(take.wave, others, random)).half())
         self.values = torch.cat(mels)
         self.lengths = np.array([len(mel) for mel in mels]).reshape(len(takes), variants)
@@ -145,7 +157,11 @@ class _Run:
     ) -> None:
         self.data, self.chosen, self.recipe, self.progress = spectrograms, chosen, recipe, progress
         self.model = model
-        self.average = copy.deepcopy(model)
+        state = model.state_dict()
+        # How many batches there were, which nothing reads, stays as it was at the start.
+        self.counts = {n: x.clone() for n, x in state.items() if not x.is_floating_point()}
+        averaged = {n: x for n, x in state.items() if n not in self.counts}
+        self.average = WeightAverage(averaged, recipe.average_decay)
         told = spectrograms.told[chosen]
         scaled = (spectrograms.told - told.mean(0)) / (told.std(0) + 1e-3)
         self.told = torch.from_numpy(scaled.clip(-4, 4))
@@ -162,7 +178,8 @@ class _Run:
         for step in range(self.recipe.steps):
             loss = self._advance(step)
             self.progress(step + 1, self.recipe.steps, loss)
-        return self.average.eval()
+        self.model.load_state_dict(self.average.values | self.counts)
+        return self.model.eval()
 
     def _advance(self, step: int) -> float:
         recipe, model, random = self.recipe, self.model.train(), self.random
@@ -203,13 +220,7 @@ class _Run:
         loss.backward()  # type: ignore[no-untyped-call]
         clip_grad_norm_(model.parameters(), 5.0)
         self.optimizer.step()
-        with torch.no_grad():
-            decay = min(recipe.average_decay, step / (step + 10))
-            for mean, value in zip(
-                self.average.state_dict().values(), model.state_dict().values(), strict=True
-            ):
-                if mean.is_floating_point():
-                    mean.lerp_(value, 1 - decay)
+        self.average.update(step)
         return loss.item()
 
     def _takes(self) -> NDArray[np.int64]:

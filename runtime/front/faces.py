@@ -50,9 +50,9 @@ class Region(NamedTuple):
     side: float
 
 
-def whole(height: int, width: int) -> Region:
-    """The smallest square with all of a frame, which lies in its middle."""
-    side = max(height, width)
+def whole(height: int, width: int, times: float = 1.0) -> Region:
+    """The smallest square with all of a frame, which lies in its middle, or one so many times as large."""
+    side = times * max(height, width)
     return Region((width - side) / 2, (height - side) / 2, side)
 
 

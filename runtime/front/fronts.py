@@ -46,7 +46,7 @@ class FrontEnds:
     """
 
     def __init__(self, manifest: Manifest, load: Callable[[Part], Backend]) -> None:
-        self._identity = _identity(manifest)
+        self._networks = _networks(manifest)
         parts = {part.modality: part for part in manifest.parts if part.kind == "front"}
         self._lanes = {
             spec.name: _Lane(spec, parts[spec.name], load)
@@ -79,11 +79,15 @@ class FrontEnds:
         return {lane.part.name: lane.provider for lane in self._lanes.values()}
 
     def check_same(self, manifest: Manifest) -> None:
-        """Raise FusedgeError for a bundle with other front ends, which the open sources have not."""
-        if _identity(manifest) != self._identity:
+        """Raise FusedgeError for a bundle with other front ends, which the open sources have not, or whose
+        modalities do not go with these. At which precision and by which engine they run is of no account.
+        """
+        if _networks(manifest) != self._networks:
             raise FusedgeError(
                 "it has other front ends than the running bundle", hint="end the session for it"
             )
+        for name, lane in self._lanes.items():
+            lane.front(manifest.modality(name))
 
     def opener(self, open_uri: Opener) -> Opener:
         """As `open_uri`, with the front ends behind the sources."""
@@ -99,7 +103,7 @@ class FrontEnds:
         """The source with the front ends of its modalities behind it."""
         prepared = getattr(source, "prepared", ())
         fronts = {
-            name: self._lanes[name].front()
+            name: self._lanes[name].front(self._lanes[name].spec)
             for name in source.modalities
             if name in self._lanes and name not in prepared
         }
@@ -126,14 +130,19 @@ class FrontEnds:
         }
 
 
-def _identity(manifest: Manifest) -> list[tuple[object, ...]]:
-    """Of each front end: the modality, what it is, and the content of its part's graphs."""
+def _networks(manifest: Manifest) -> dict[str, tuple[object, ...]]:
+    """Of each modality's front end what it is and what it computes: what its part takes and gives, and the
+    content of the graph at fp32, from which those at other precisions and all engines are made.
+    """
     parts = {part.name: part for part in manifest.parts}
-    return [
-        (m.name, m.front, *(manifest.files[g.file].sha256 for g in parts[m.front.part].graphs))
-        for m in manifest.modalities
-        if m.front is not None
-    ]
+    found: dict[str, tuple[object, ...]] = {}
+    for spec in manifest.modalities:
+        if spec.front is not None:
+            part = parts[spec.front.part]
+            graph = min(part.graphs, key=lambda graph: graph.precision != "fp32")
+            content = manifest.files[graph.file].sha256
+            found[spec.name] = (spec.front.kind, part.rate_hz, part.inputs, part.outputs, content)
+    return found
 
 
 class _Lane:
@@ -149,15 +158,15 @@ class _Lane:
         self._load = load
         self._backend: Backend | None = load(part)
         self.provider = self._backend.provider
-        self.front()  # a bundle that does not fit is told of before a source is opened
+        self.front(spec)  # a bundle that does not fit is told of before a source is opened
 
-    def front(self) -> Front:
-        """A front end that has seen nothing yet."""
+    def front(self, spec: Modality) -> Front:
+        """A front end that has seen nothing yet; raises BundleError where it is none for the modality."""
         if isinstance(self.tally, FaceTally):
             detector = FaceDetector(self.part, self.run)
-            return FaceFront(self.spec, detector, self.tally, self.sightings)
-        activity = VoiceActivity(self.part, self.run, self.spec.rate_hz)
-        return SpeechFront(self.spec, activity, self.tally, self.sightings)
+            return FaceFront(spec, detector, self.tally, self.sightings)
+        activity = VoiceActivity(self.part, self.run, spec.rate_hz)
+        return SpeechFront(spec, activity, self.tally, self.sightings)
 
     def run(self, feeds: dict[str, Any]) -> list[NDArray[Any]]:
         """Run the part."""

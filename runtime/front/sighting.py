@@ -11,7 +11,7 @@ KEPT = 256  # sightings a modality: sound has 31 a second, and a decision is at 
 
 
 class FaceSeen(NamedTuple):
-    """One face of a frame: `box` is x, y, width and height in pixels, `number` is of its track."""
+    """One face of a frame: `box` is x, y, width and height in its pixels, `number` is of its track."""
 
     number: int
     box: tuple[float, float, float, float]
@@ -20,7 +20,10 @@ class FaceSeen(NamedTuple):
 
 
 class FacesSeen(NamedTuple):
-    """All faces of a frame of `height` x `width` pixels, which came at `arrival_ns`."""
+    """All faces of a frame of `height` x `width` pixels, which came at `arrival_ns`.
+
+    The frame may be its source's, shrunk. So whoever reads the JSON has boxes in shares of the frame.
+    """
 
     arrival_ns: int
     height: int
@@ -28,13 +31,14 @@ class FacesSeen(NamedTuple):
     faces: tuple[FaceSeen, ...]
 
     def as_dict(self) -> dict[str, Any]:
-        """For JSON."""
+        """For JSON: x and width as shares of the frame's width, y and height of its height."""
+        sides = (self.width, self.height) * 2
         return {
             "frame": [self.width, self.height],
             "faces": [
                 {
                     "id": face.number,
-                    "box": [round(value, 1) for value in face.box],
+                    "box": [round(at / side, 4) for at, side in zip(face.box, sides, strict=True)],
                     "score": round(face.score, 3),
                     "drives": face.drives,
                 }

@@ -6,15 +6,19 @@ import math
 from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
+from fusedge.bundle.errors import BundleError
 from fusedge.bundle.manifest import Modality
 from fusedge.bundle.sample import Rejection, Sample, size
 from fusedge.bundle.window import NANOSECONDS, to_ns
 from fusedge.runtime.front.sighting import Sightings, SpeechHeard
 from fusedge.runtime.front.voice_activity import VoiceActivity
+from fusedge.runtime.sound_stream import USUAL_BLOCK_S
 
 BEGIN, END = 0.5, 0.35  # of the probability: speech begins at the one, and ends below the other …
 HANGOVER_S = 0.4  # … for so long: pauses between words
@@ -45,14 +49,15 @@ class SpeechTally:
 
 
 class SpeechFront:
-    """Contract: each block (float32 `[samples, channels]`) comes out with its own stamp and length, but
-    with NaN, which is "not measured", where nobody speaks: sound is placed in time by counting samples,
-    so that none may be left out. Speech begins PREROLL_S before the step whose probability reaches
-    BEGIN, and ends when it has been below END for HANGOVER_S.
+    """Contract: sound comes out as it went in, `delay_s` later. For each block (float32
+    `[samples, channels]`) a block comes out that is as long, of samples that keep the times their own
+    blocks' stamps gave them. It is NaN, which is "not measured", where nobody speaks: sound is placed in
+    time by counting samples, so that none may be left out. Speech begins PREROLL_S before the step whose
+    probability reaches BEGIN, and ends when it has been below END for HANGOVER_S.
 
-    A block waits for its last step and, while nobody speaks, for PREROLL_S. So it comes up to `delay_s`
-    and a block's length later than it would, for which the modality's `lateness_s` must allow. Before
-    a gap all that waits comes out, and the detector begins anew.
+    `delay_s` is what it looks ahead: a step, and PREROLL_S. Before a gap all that waits comes out, and the
+    detector begins anew. Raises BundleError where the modality's `lateness_s` does not allow for
+    `delay_s` and a usual block.
     """
 
     def __init__(
@@ -63,14 +68,22 @@ class SpeechFront:
         step_s = activity.step / spec.rate_hz
         self._preroll = round(PREROLL_S / step_s)
         self._hangover = math.ceil(HANGOVER_S / step_s)
-        self.delay_s = (self._preroll + 1) * step_s
+        self._delay = (self._preroll + 1) * activity.step  # samples
+        self.delay_s = self._delay / spec.rate_hz
+        if spec.lateness_s < self.delay_s + USUAL_BLOCK_S:
+            raise BundleError(
+                f"modality {spec.name}: lateness_s is {spec.lateness_s:g}, and what finds speech looks "
+                f"{self.delay_s:.3g} s ahead in blocks of {USUAL_BLOCK_S:g} s",
+                hint=f"lateness_s {self.delay_s + 5 * USUAL_BLOCK_S:.2g} leaves time for the device too",
+            )
         self._max_block = round(MAX_BLOCK_S * spec.rate_hz)
         self._begin_anew()
 
     def _begin_anew(self) -> None:
         self._activity.reset()
         self._quiet = self._hangover  # steps below END in a row
-        self._waiting: deque[Sample] = deque()
+        self._waiting: deque[Sample] = deque()  # the first without what has come out of it
+        self._held = 0  # samples in them
         self._passed = 0  # samples that have come out
         self._voiced: deque[bool] = (
             deque()
@@ -88,19 +101,20 @@ class SpeechFront:
             yield item
             return
         self._waiting.append(item)
+        self._held += size(item)
         self._end_ns = item.timestamp_ns
         self._tally.heard += size(item)
         self._listen(item)
-        yield from self._settled(item.arrival_ns)
+        if self._held > self._delay:
+            yield self._out(self._held - self._delay, item.arrival_ns)
 
     def end(self, arrival_ns: int) -> Iterator[Sample]:
         """All that waits, for no more sound will follow it."""
-        step, speaking = self._activity.step, self._speaking
-        waiting = sum(size(sample) for sample in self._waiting)
         known = self._first + len(self._voiced)
-        self._voiced += [speaking] * (-(-(self._passed + waiting) // step) - known)
+        steps = -(-(self._passed + self._held) // self._activity.step)
+        self._voiced += [self._speaking] * (steps - known)
         while self._waiting:
-            yield self._out(self._waiting.popleft(), arrival_ns)
+            yield self._out(size(self._waiting[0]), arrival_ns)
         self._begin_anew()
 
     @property
@@ -141,36 +155,35 @@ class SpeechFront:
             self._sightings.add(SpeechHeard(block.arrival_ns, chance))
         self._rest = sound[whole:]
 
-    def _settled(self, arrival_ns: int) -> Iterator[Sample]:
-        """The blocks of which it is known whether somebody speaks."""
-        while self._waiting:
-            first, last = self._steps(self._waiting[0])
-            known = self._first + len(self._voiced)
-            spoken = last < known and all(
-                self._voiced[n - self._first] for n in range(first, last + 1)
-            )
-            if not spoken and last + self._preroll >= known:
-                return
-            yield self._out(self._waiting.popleft(), arrival_ns)
-
-    def _steps(self, block: Sample) -> tuple[int, int]:
-        """The first and the last step that the next block to come out has a part in."""
-        step = self._activity.step
-        return self._passed // step, (self._passed + size(block) - 1) // step
-
-    def _out(self, block: Sample, arrival_ns: int) -> Sample:
-        """The next block as it comes out."""
-        step = self._activity.step
-        first, last = self._steps(block)
-        voiced = np.array([self._voiced[n - self._first] for n in range(first, last + 1)])
-        begin = self._passed - first * step
-        spoken = np.repeat(voiced, step)[begin : begin + size(block)]
-        self._passed += size(block)
-        while self._voiced and self._first < self._passed // step:
-            self._voiced.popleft()
-            self._first += 1
+    def _out(self, count: int, arrival_ns: int) -> Sample:
+        """The next `count` samples, of which it is known whether somebody speaks, as one block."""
+        pieces: list[NDArray[np.float32]] = []
+        missing = count
+        while missing:
+            block = self._waiting.popleft()
+            pieces.append(block.data[:missing])
+            rest = block.data[missing:]
+            missing -= len(pieces[-1])
+            if len(rest):
+                self._waiting.appendleft(block._replace(data=rest))
+        stamp_ns = block.timestamp_ns - round(len(rest) * NANOSECONDS / self._spec.rate_hz)
+        data = pieces[0] if len(pieces) == 1 else np.concatenate(pieces)
+        spoken = self._next_spoken(count)
         self._tally.given += int(spoken.sum())
-        data = block.data
         if not spoken.all():
             data = np.where(spoken[:, None], data, np.float32(np.nan))
-        return block._replace(data=data, arrival_ns=max(arrival_ns, block.arrival_ns))
+        return block._replace(
+            timestamp_ns=stamp_ns, arrival_ns=max(arrival_ns, block.arrival_ns), data=data
+        )
+
+    def _next_spoken(self, count: int) -> NDArray[np.bool_]:
+        """Whether somebody speaks in the next samples, bool `[count]`; they have come out with that."""
+        step, first = self._activity.step, self._first
+        begin = self._passed - first * step
+        steps = list(islice(self._voiced, -(-(begin + count) // step)))
+        self._held -= count
+        self._passed += count
+        self._first = self._passed // step
+        for _ in range(self._first - first):
+            self._voiced.popleft()
+        return np.repeat(np.array(steps), step)[begin : begin + count]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from rich.console import Console, Group
@@ -25,7 +25,9 @@ BAR_CELLS = 24
 
 
 class TableSink(Sink):
-    """Shows the newest decision and the last events, redrawn at most ten times a second."""
+    """Shows the newest decision, and the last events of a bundle that has any, redrawn at most ten times a
+    second.
+    """
 
     name = "table"
 
@@ -34,6 +36,7 @@ class TableSink(Sink):
         self._live: Live | None = None
         self._title = ""
         self._fronts: dict[str, str] = {}
+        self._has_events = False
         self._events: deque[Event] = deque(maxlen=4)
         self._decision: Decision | None = None
         self._drawn_ns = 0
@@ -42,6 +45,7 @@ class TableSink(Sink):
         """Start the display."""
         self._title = printable(f"{header['bundle']} on {', '.join(header['sources'])}")
         self._fronts = header.get("fronts", {})
+        self._has_events = bool(header["events"])
         for warning in header["warnings"]:
             self._console.print(Text(f"warning: {warning}", style="yellow"), soft_wrap=True)
         self._live = Live(console=self._console, auto_refresh=False)
@@ -50,6 +54,7 @@ class TableSink(Sink):
     def write(self, item: Decision | Event | Entry) -> None:
         """Take a decision or event."""
         if isinstance(item, Event):
+            self._has_events = True  # of a bundle that was changed to
             if item.phase != "end":
                 self._events.append(item)
             return
@@ -72,10 +77,10 @@ class TableSink(Sink):
 
     def _draw(self) -> None:
         if self._live is not None and self._decision is not None:
-            self._live.update(
-                _render(self._title, self._decision, list(self._events), self._fronts),
-                refresh=True,
-            )
+            shown = _render(self._title, self._decision, self._fronts)
+            if self._has_events:
+                shown.renderables.extend(_recent(self._events))
+            self._live.update(shown, refresh=True)
 
 
 def _bar(share: float) -> Text:
@@ -84,9 +89,7 @@ def _bar(share: float) -> Text:
     return Text("█" * cells + "·" * (BAR_CELLS - cells), style="green" if share >= 0 else "red")
 
 
-def _render(
-    title: str, decision: Decision, events: list[Event], fronts: Mapping[str, str]
-) -> Group:
+def _render(title: str, decision: Decision, fronts: Mapping[str, str]) -> Group:
     time_s = decision.timestamp_ns / NANOSECONDS
     heading = Text(f"{title}   t = {time_s:.1f} s", "italic")
     outputs = Table(expand=False)
@@ -111,10 +114,13 @@ def _render(
         state = Text("present", "green") if share.present else Text("missing", "bold red")
         age = "" if share.age_s is None else f"{share.age_s:.2f} s"
         rests_on.add_row(name, state, age, f"{contribution:+.2f}", _bar(contribution))
-    recent = [
+    return Group(heading, outputs, rests_on)
+
+
+def _recent(events: Iterable[Event]) -> list[Text]:
+    """The events, newest first."""
+    lines = [
         Text(f"{e.timestamp_ns / NANOSECONDS:7.1f} s  {e.name} level {e.level}  peak {e.peak:+.2f}")
-        for e in reversed(events)
+        for e in events
     ]
-    return Group(
-        heading, outputs, rests_on, Text("last events", "bold"), *(recent or [Text("none yet")])
-    )
+    return [Text("last events", "bold"), *(lines[::-1] or [Text("none yet")])]

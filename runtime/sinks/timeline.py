@@ -1,4 +1,4 @@
-"""A picture of a session: probabilities, contributions and events over time."""
+"""A picture of a session: probabilities, contributions and, where a bundle has any, events over time."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import numpy as np
 
 from fusedge.bundle.errors import FusedgeError, MissingExtraError, printable
 from fusedge.bundle.window import NANOSECONDS
-from fusedge.runtime.decision import Decision
+from fusedge.runtime.decision import Classification, Decision
 from fusedge.runtime.events import Event
 from fusedge.runtime.journal import Entry
 from fusedge.runtime.sinks.sink import Sink
@@ -34,13 +34,14 @@ class TimelineSink(Sink):
         self._partial = path.with_name(f".{path.name}.partial")
         self._stream: IO[bytes] | None = None
         self._title = ""
+        self._has_events = False
         self._decisions: deque[Decision] = deque(maxlen=MAX_DECISIONS)
         self._events: dict[tuple[str, int], Event] = {}
 
     def open(self, header: dict[str, Any]) -> None:
         """Remember what the picture is of, and make sure that it can be written."""
         self._title = printable(f"{header['bundle']} on {', '.join(header['sources'])}")
-
+        self._has_events = bool(header["events"])
         try:
             if self._path.exists() and not self._is_picture():
                 raise FusedgeError(
@@ -94,25 +95,27 @@ class TimelineSink(Sink):
         from matplotlib.figure import Figure
 
         output = next(iter(self._decisions[0].outputs))
-        figure = Figure(figsize=(11, 7), layout="constrained")
-        shares, contributions, events = figure.subplots(
-            3, 1, sharex=True, height_ratios=[3, 2, 1.4]
+        heights = [3.3, 2.2, 1.5] if self._has_events or self._events else [3.3, 2.2]  # inches
+        figure = Figure(figsize=(11, sum(heights)), layout="constrained")
+        shares, contributions, *events = figure.subplots(
+            len(heights), 1, sharex=True, height_ratios=heights
         )
         times = [d.timestamp_ns / NANOSECONDS for d in self._decisions]
         self._draw_shares(shares, times, output)
         self._draw_contributions(contributions, times, output)
-        self._draw_events(events)
+        for axes in events:
+            self._draw_events(axes)
+        figure.axes[-1].set_xlabel("time in s")
         figure.suptitle(self._title[:TITLE], x=0.01, ha="left", fontsize=10, parse_math=False)
         figure.savefig(stream, dpi=110, format="png")
 
     def _draw_shares(self, axes: Any, times: list[float], output: str) -> None:
         classifications = [d.outputs[output] for d in self._decisions]
         labels = classifications[0].labels
-        gap = [float("nan")] * len(labels)
         for index, label in enumerate(labels):
             axes.plot(
                 times,
-                [(gap if c.mean is None else c.mean)[index] for c in classifications],
+                [_share(c, label) for c in classifications],
                 color=f"C{index}",
                 label=label,
             )
@@ -158,8 +161,16 @@ class TimelineSink(Sink):
             )
         axes.set_yticks(range(len(names)), names)
         axes.set_ylim(-0.6, max(len(names), 1) - 0.4)
-        axes.set_xlabel("time in s")
         axes.set_ylabel("events\n(thick: high)")
+
+
+def _share(decided: Classification, label: str) -> float:
+    """The smoothed probability, NaN where there is none; a bundle that was changed to may have another
+    order of labels.
+    """
+    if decided.mean is None:
+        return float("nan")
+    return float(decided.mean[decided.labels.index(label)])
 
 
 def _strip(

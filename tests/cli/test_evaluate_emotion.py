@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,21 +15,22 @@ from torch import Tensor, nn
 from typer.testing import CliRunner, Result
 
 from fusedge.bundle.manifest import DimRange, Modality, TensorSpec
-from fusedge.cli import emotion_evaluation
+from fusedge.cli import emotion_evaluation, emotion_folds
 from fusedge.cli.app import app
+from fusedge.cli.emotion_conversation import NOTHING
 from fusedge.cli.emotion_evaluation import RUNS
-from fusedge.cli.emotion_folds import kept
-from fusedge.cli.emotion_sessions import changes_per_minute
+from fusedge.cli.emotion_folds import HEARING_CODE, kept
 from fusedge.export import packaged_parts
 from fusedge.export.part import ModulePart
 from fusedge.models.emotion import protocols, voice_ensemble
-from fusedge.models.emotion.action_units import ACTION_UNITS
+from fusedge.models.emotion.face_augmentation import CONDITIONS, changed
 from fusedge.models.emotion.face_encoder import FaceConfig, FaceEncoder
+from fusedge.models.emotion.ferplus import read_faces
 from fusedge.models.emotion.head_training import HeadRecipe
-from fusedge.models.emotion.labels import FERPLUS, LABELS, RAVDESS
+from fusedge.models.emotion.labels import FACE_LABELS, FERPLUS, LABELS, RAVDESS, places
 from fusedge.models.emotion.model import emotion_bytes, load_emotion
-from fusedge.models.emotion.protocols import MULTIPLIED, PAIRED, Fusing, PairedRecipe
-from fusedge.models.emotion.takes import RATE_HZ, fold_of
+from fusedge.models.emotion.protocols import PAIRED, PairedRecipe
+from fusedge.models.emotion.takes import ACTION_UNITS, RATE_HZ, fold_of
 from fusedge.models.emotion.training import assemble
 from fusedge.models.emotion.voice_encoder import VoiceClassifier, VoiceConfig
 from fusedge.models.emotion.voice_ensemble import EnsembleRecipe
@@ -39,14 +41,13 @@ av = pytest.importorskip("av")
 
 VOICE = VoiceConfig(channels=(4, 4, 4), width=8, judgements=4, level=10, long=10)
 RECIPE = PairedRecipe(
-    ways={
-        MULTIPLIED: Fusing("late_product", HeadRecipe(steps=0)),
-        "sum, trained": Fusing("sum", HeadRecipe(steps=150, batch=64)),
-    },
+    kinds=("late_product", "sum"),
+    head=HeadRecipe(steps=150, batch=64),
     voice=EnsembleRecipe(VOICE, VoiceRecipe(steps=1, batch=4, lengths=(10,), later=4), whole=1),
     folds=(0,),
 )
 FILM = "ravdess_01-01-01-01-01-01-01.mp4"
+TORN = "a_01-01-03-01-01-01-01.mp4"
 UNITS = ("action_units",)
 LOUD_S, TAKE_S = 0.9, 1.3
 FIRST = (2, 5)  # actors of the first fold
@@ -61,8 +62,8 @@ class Everywhere(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        points = [(0.5, 0.5), (0.8, 0.8), (0.4, 0.4), (0.6, 0.4), (0.5, 0.5), (0.5, 0.6)]
-        points += [(0.2, 0.4), (0.8, 0.4)]
+        points = [(0.5, 0.5), (0.4, 0.4), (0.45, 0.45), (0.55, 0.45), (0.5, 0.5), (0.5, 0.55)]
+        points += [(0.35, 0.45), (0.65, 0.45)]
         self.register_buffer("box", torch.tensor(points).reshape(1, 1, 16))
 
     def forward(self, image: Tensor) -> tuple[Tensor, Tensor]:
@@ -153,7 +154,7 @@ def write_faces(folder: Path, weights: Path) -> None:
     It has no voice, which a film then need not have either.
     """
     torch.manual_seed(1)
-    model = assemble({"face": FaceEncoder(FaceConfig((4, 6, 8, 10), (1, 1, 1)))}, "late_average")
+    model = assemble({"face": FaceEncoder(FaceConfig((4, 6, 8, 10), (1, 1, 1)))}, "late_product")
     random = np.random.default_rng(6)
     images = random.integers(0, 256, (80, 6, 6), np.uint8).repeat(8, axis=1).repeat(8, axis=2)
     face = model.encoder("face")
@@ -166,14 +167,14 @@ def write_faces(folder: Path, weights: Path) -> None:
         return model.head(face.embed(said), presence, 0.1 * presence)  # type: ignore[no-any-return]
 
     with torch.no_grad():  # so that it says all that it can say
-        face.calibrate(face.encoder.logits(window))  # type: ignore[operator, union-attr]
-        last: Any = model.head.fusion.get_submodule("classifiers.0.2")
-        last.weight *= 1000
-        last.bias -= logits().mean(dim=0)
-        last.bias[LABELS.index("calm")] -= 1000
+        last: Any = face.get_submodule("encoder.classifier")
+        last.weight *= 4000
+        last.bias -= face.encoder.logits(window).mean(dim=0)  # type: ignore[operator, union-attr]
         weights.write_bytes(emotion_bytes(model, {"temperature": "1.0", "training_data": "none"}))
+        model = load_emotion(weights)[0]  # in the file they are rounded
+        face = model.encoder("face")
     (best, second), (said, _) = (rows.T for rows in logits().softmax(dim=1).topk(2))
-    sure = ((best - second) > 0.1).nonzero()[:40, 0]  # weights are rounded in the file
+    sure = ((best - second) > 0.1).nonzero()[:40, 0]
     images, said = images[sure.numpy()], said[sure]
     assert len(images) == 40
     names = ["not_a_face", *reversed(list(FERPLUS)), "unknown"]
@@ -221,11 +222,13 @@ def place(tmp_path_factory: pytest.TempPathFactory, monkey: pytest.MonkeyPatch) 
     write_faces(folder, place / "weights.safetensors")
     (folder / "clips").mkdir()
     write_clip(folder / "clips" / FILM, 1.2, fps=10, size=(96, 96))
+    (folder / "clips" / TORN).write_bytes((folder / "clips" / FILM).read_bytes()[:300])
     monkey.setattr(packaged_parts, "front_parts", front_parts)
     monkey.setattr(protocols, "PairedRecipe", lambda: RECIPE)
     # Networks with a voice take long to export: what is trained on it alone is that with action units.
     runs = {n: r._replace(names=r.names if r.names == UNITS else PAIRED) for n, r in RUNS.items()}
     monkey.setattr(emotion_evaluation, "RUNS", runs)
+    monkey.setattr(emotion_evaluation, "TALKS", (PAIRED,))
     train = train_member
     actors = [int(name[-2:]) for name in sorted(path.stem for path in folder.rglob("*.flac"))]
 
@@ -255,6 +258,48 @@ def test_faces_are_judged_each_by_itself_and_labels_are_read_by_name(
     assert faces["all"]["count"] == 40 and faces["all"]["accuracy"] == 1.0
     assert faces["without_copies"]["count"] == 38
     assert faces["all"]["undecided"] == 0 and "calm" not in faces["all"]["recall"]
+
+
+@torch.no_grad()
+def test_faces_under_conditions_are_those_that_the_network_is_shown(
+    place: Path, report: dict[str, Any]
+) -> None:
+    model, _ = load_emotion(place / "weights.safetensors")
+    faces = read_faces(place / "data" / "emotion" / "ferplus" / "valid.npz")
+    face, presence = model.encoder("face"), torch.ones(len(faces), 1)
+    under = report["faces"]["under"]
+    assert set(under) == set(CONDITIONS)
+    for name, change in CONDITIONS.items():
+        window = torch.from_numpy(changed(faces.images, change))[:, None, ..., None]
+        said = model.head(face.embed(face.encoder.logits(window)), presence, 0.1 * presence)  # type: ignore[operator, union-attr]
+        right = said.argmax(dim=1).numpy() == np.array(places(FACE_LABELS))[faces.labels]
+        assert under[name]["accuracy"] == pytest.approx(right.mean(), abs=1.5 / 40), name
+    assert len({row["accuracy"] for row in under.values()}) > 3
+
+
+def test_takes_in_a_row_are_a_conversation_whose_truth_is_known(
+    place: Path, report: dict[str, Any]
+) -> None:
+    (figures,) = report["conversations"].values()
+    said = np.load(place / "out" / "fold-1" / "conversations-action_units-voice.npz")
+    played = [said["truth"][said["session"] == actor] for actor in (0, 1)]
+    for actor, truth in zip(FIRST, played, strict=True):
+        labels = [LABELS[place] for place in dict.fromkeys(truth.tolist())]
+        assert sorted(labels) == sorted(tuple(RAVDESS.values())[n - 1] for n in SPOKEN[actor])
+    # Action units are of the take that was played a tick ago; sad ones of this fold look angry.
+    looks = np.where(said["truth"] == LABELS.index("sad"), LABELS.index("angry"), said["truth"])
+    for session in (0, 1):
+        own = said["session"] == session
+        momentary = said["probabilities"][own].argmax(axis=1)
+        assert (momentary[1:] == looks[own][:-1]).all() and said["emitted"][own][0] == NOTHING
+        begins = np.flatnonzero(np.diff(said["take"][own], prepend=-1))
+        assert begins.tolist() == [round(TAKE_S * 10) * number for number in range(4)]
+        assert said["since_s"][own][begins] == pytest.approx([0.1] * 4)
+    per_minute = 600 / len(said["truth"])
+    assert figures["takes"] == 8 and figures["became_right"] == figures["right_at_end"] == 7 / 8
+    counts = {name: rate / per_minute for name, rate in figures["changes_per_minute"].items()}
+    assert counts == pytest.approx({"true": 6, "momentary": 5, "emitted": 5})
+    assert 0.5 < figures["seconds_to_right"] < 1.0  # the smoothing's
 
 
 def test_the_emotion_in_a_take_s_name_is_the_label_that_is_scored(report: dict[str, Any]) -> None:
@@ -298,12 +343,12 @@ def test_no_member_that_heard_an_actor_judges_a_take_of_that_actor(place: Path) 
     assert (said["own"][:, :, 0] == 0).all() and (said["own"][:, :, 1:3] > 0).all()
 
 
-def test_ways_of_fusion_are_compared_and_chosen_on_others_than_they_are_scored_on(
+def test_kinds_of_fusion_are_compared_and_chosen_on_others_than_they_are_scored_on(
     report: dict[str, Any],
 ) -> None:
     takes = report["takes"]
-    assert list(takes["ways"]) == list(RECIPE.ways) and takes["fusion"] == MULTIPLIED
-    for row in takes["ways"].values():
+    assert tuple(takes["kinds"]) == RECIPE.kinds and takes["fusion"] == "late_product"
+    for row in takes["kinds"].values():
         assert row["action_units"] == 7 / 8 and row["voice"] == 1 / 8
         assert row["inner"] * 16 == round(row["inner"] * 16)  # of the sixteen takes of the others
 
@@ -319,6 +364,35 @@ def test_a_film_goes_through_the_front_ends(report: dict[str, Any]) -> None:
     assert asked[f"{FILM}: frames with a face"]["met"]
     neutral = asked[f"{FILM}: decisions that say neutral"]
     assert neutral["measured"] == float(film["label"] == "neutral")
+
+
+def test_a_film_that_cannot_be_read_is_said_not_to_be_and_the_others_are_measured(
+    report: dict[str, Any],
+) -> None:
+    assert list(report["clips"]) == [TORN, FILM]
+    torn = report["clips"][TORN]
+    assert list(torn) == ["problem"] and "cannot be read" in torn["problem"]
+    rows = [row for row in report["asked"] if row["what"].startswith(TORN)]
+    assert [row["what"] for row in rows] == [
+        f"{TORN}: frames with a face", f"{TORN}: decisions that say happy",
+    ]  # fmt: skip
+    assert [(row["measured"], row["met"]) for row in rows] == [(None, False)] * 2
+
+
+def test_without_films_that_is_said_and_what_was_asked_of_them_was_not_measured(
+    place: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(place, tmp_path, dirs_exist_ok=True)
+    shutil.rmtree(tmp_path / "data" / "emotion" / "clips")
+    again = run(*words(tmp_path), "--json")
+    assert "clips: holds no films" in again.stderr.replace("\n", "")
+    found = json.loads(again.stdout)
+    assert found["clips"] == {}
+    (row,) = [row for row in found["asked"] if "films" in row["what"]]
+    assert row["what"] == "films: frames with a face"
+    assert (row["measured"], row["met"]) == (None, False)
+    shown = run(*words(tmp_path)).stderr
+    assert "films: frames with a face" in shown and "not measured" in shown
 
 
 def test_what_was_asked_stands_beside_what_was_measured(report: dict[str, Any]) -> None:
@@ -339,8 +413,8 @@ def test_what_was_done_is_found_again(
 
     with monkey.context() as patch:
         patch.setattr(voice_ensemble, "train_member", refuse)
-        for name in ("train_head", "export_bundle"):
-            patch.setattr(f"fusedge.cli.emotion_folds.{name}", refuse)
+        patch.setattr("fusedge.cli.emotion_folds.train_head", refuse)
+        patch.setattr("fusedge.export.pipeline.export_bundle", refuse)
         again = run(*words(place), "--json")
     assert json.loads(again.stdout) == report
     assert "export" not in again.stderr
@@ -363,6 +437,82 @@ def test_what_is_kept_under_another_key_or_damaged_is_made_anew(tmp_path: Path) 
     assert made == [0, 1, 2]
 
 
+def test_what_was_kept_is_made_anew_where_the_code_that_made_it_has_changed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, code = tmp_path / "kept.npz", {"models": "1", "runtime": "1", "devices": "1"}
+
+    def digest(*places: str) -> str:
+        return " ".join(code[place] for place in places if place in code)
+
+    def is_made(*code: Sequence[str]) -> bool:
+        made: list[int] = []
+
+        def make() -> dict[str, Any]:
+            made.append(1)
+            return {"a": np.zeros(1)}
+
+        kept(path, "key", make, *code)
+        return bool(made)
+
+    monkeypatch.setattr(emotion_folds, "sources_sha256", digest)
+    assert is_made() and not is_made()
+    for place in code:  # of what a bundle decided, by all that plays it
+        code[place] = "2"
+        assert is_made() and not is_made()
+    assert is_made(HEARING_CODE) and not is_made(HEARING_CODE)
+    code["runtime"] = "3"  # no runtime takes part in what classifiers say
+    assert not is_made(HEARING_CODE)
+    code["models"] = "3"
+    assert is_made(HEARING_CODE)
+
+
+OWN = ("notes.txt", "weights.safetensors", "fold-1/notes.npz", "voice/mine.safetensors", "fold-9/a")
+
+
+@pytest.fixture
+def left(place: Path, tmp_path: Path) -> Path:
+    """A folder like `place`, with other files in `out` too."""
+    for name in ("data", "weights.safetensors"):
+        (tmp_path / name).symlink_to(place / name)
+    shutil.copytree(place / "out", tmp_path / "out")
+    for name in OWN:
+        (tmp_path / "out" / name).parent.mkdir(exist_ok=True)
+        (tmp_path / "out" / name).write_text("mine")
+    return tmp_path
+
+
+def files(folder: Path) -> set[str]:
+    return {p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file()}
+
+
+class StoppedError(Exception):
+    """The command goes no further."""
+
+
+@pytest.mark.parametrize("fresh", [True, False])
+def test_fresh_forgets_all_that_was_left_and_nothing_else(
+    left: Path, monkeypatch: pytest.MonkeyPatch, fresh: bool
+) -> None:
+    def stop(*given: object) -> None:
+        raise StoppedError
+
+    monkeypatch.setattr(emotion_evaluation, "exported", stop)
+    before = files(left / "out")
+    result = CliRunner().invoke(
+        app, ["eval", "emotion", *words(left), *(["--fresh"] if fresh else [])]
+    )
+    assert isinstance(result.exception, StoppedError)
+    assert files(left / "out") == (set(OWN) if fresh else before)
+
+
+def test_fresh_forgets_nothing_where_there_is_nothing_to_measure(left: Path) -> None:
+    before = files(left / "out")
+    given = [*words(left), "--data", str(left / "none"), "--fresh"]
+    assert CliRunner().invoke(app, ["eval", "emotion", *given]).exit_code != 0
+    assert files(left / "out") == before
+
+
 @pytest.mark.parametrize(
     ("words", "said"),
     [
@@ -374,9 +524,3 @@ def test_what_cannot_be_evaluated_is_said_in_a_line(words: tuple[str, ...], said
     result = CliRunner().invoke(app, ["eval", *words])
     assert result.exit_code != 0
     assert said in str(result.exception) + result.output
-
-
-def test_changes_are_counted_over_the_time_in_which_there_is_a_label() -> None:
-    labels = ["sad", "sad", "calm", None, "happy", "happy", None, None]
-    assert changes_per_minute(labels) == pytest.approx(1 / (3 * 0.1 / 60))  # two pairs and one
-    assert changes_per_minute([None, "sad", None]) == 0

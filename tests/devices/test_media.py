@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import gc
 import os
+import re
 import struct
 import threading
 from collections import Counter
@@ -316,6 +317,33 @@ def test_a_file_that_ends_within_a_frame_ends_with_what_was_whole(
     for got, full in zip(pictures, expected, strict=False):
         assert got.timestamp_ns == full.timestamp_ns
         assert np.array_equal(got.data, full.data)
+
+
+@pytest.mark.parametrize("suffix", ["mkv", "mp4", "avi", "ts"])
+def test_sound_that_ends_before_the_pictures_is_told_and_no_fault(
+    tmp_path: Path, suffix: str
+) -> None:
+    path = write_clip(tmp_path / f"a.{suffix}", 6, sound_s=2)
+    for wanted in (BOTH, by_name(audio("microphone", 16_000))):
+        items = play(path, wanted)
+        assert not rejections(items)
+        assert sum(len(one.data) for one in samples(items, "microphone")) > 1.9 * 16_000
+    source = opened(path, BOTH)
+    (warning,) = source.warnings
+    source.close()
+    assert re.search(r"microphone ends at 2\.\d s of 6\.\d s", warning)
+
+
+@pytest.mark.parametrize("suffix", ["mkv", "mov"])  # of an AVI, FFmpeg guesses anew what it holds
+def test_a_file_that_was_cut_off_says_where_each_stream_ends(tmp_path: Path, suffix: str) -> None:
+    options = {"movflags": "faststart"} if suffix == "mov" else {}
+    whole = write_clip(tmp_path / f"whole.{suffix}", 8, container_options=options)
+    cut = tmp_path / f"cut.{suffix}"
+    cut.write_bytes(whole.read_bytes()[: whole.stat().st_size // 2])
+    lost = {one.modality: one.detail for one in rejections(play(cut, BOTH))}
+    assert set(lost) == {"camera", "microphone"}
+    for detail in lost.values():
+        assert re.search(r"ends at [2-5]\.\d+ s, where the file says 8\.\d+ s", detail)
 
 
 def test_a_damaged_picture_is_malformed_and_the_rest_comes(clips: Path, tmp_path: Path) -> None:

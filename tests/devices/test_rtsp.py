@@ -27,9 +27,11 @@ from fusedge.devices.capture.rtsp import (
     open_stream,
 )
 from fusedge.devices.capture.source import SCHEMES, open_source
+from fusedge.runtime.sound_stream import SoundStream
 from tests.devices.modalities import audio, by_name, image
 from tests.media_clip import write_clip
 from tests.rtsp_server import RtspServer, missing
+from tests.runtime.streams import MS, run
 
 pytestmark = pytest.mark.real_time
 SECOND = 1_000_000_000
@@ -79,6 +81,19 @@ def film(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def server(film: Path) -> Iterator[RtspServer]:
     with RtspServer(film) as server:
         yield server
+
+
+@pytest.mark.parametrize("packet_ms", [20, 160])
+def test_sound_in_long_packets_is_used(film: Path, packet_ms: int) -> None:
+    """From 8 kHz, at which the resampler gives 0.1 s at once, however short the packets are."""
+    fields = {"window_s": 0.1, "hop_s": 0.1, "lateness_s": 0.1, "max_age_s": 1.0, "min_valid": 1.0}
+    spec = BOTH["microphone"].model_copy(update=fields)
+    with RtspServer(film, packet_ms=packet_ms) as server:
+        sound = samples(until(opened(server.uri(), by_name(spec)), 3.0), "microphone")
+    assert max(len(block.data) for block in sound) / 16_000 > 0.9 * max(0.1, packet_ms / 1000)
+    windows = run(SoundStream(spec), sound, sound[-1].arrival_ns / MS)
+    assert len(windows) > 20
+    assert sum(not window.complete for window in windows[2:]) <= 1  # the machine is not alone here
 
 
 @pytest.mark.parametrize("transport", ["tcp", "udp"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from fusedge.bundle.errors import FusedgeError
 from fusedge.bundle.manifest import FrontEnd
 from fusedge.bundle.sample import Sample
 from fusedge.devices.capture.address import Request, Wanted, parse
+from fusedge.devices.capture.decoding import MAX_PIXELS
 from fusedge.devices.capture.file import open_file
 from fusedge.devices.capture.source import SCHEMES, open_source
 from fusedge.devices.capture.still import SHOWN_S
@@ -122,8 +124,9 @@ def test_in_a_process_of_its_own_it_is_the_same(tmp_path: Path) -> None:
             b"BM" + (54).to_bytes(4, "little") + bytes(4) + (54).to_bytes(4, "little")
             + (40).to_bytes(4, "little") + (50_000).to_bytes(4, "little") * 2
             + b"\1\0\x18\0" + bytes(24),
-            "decoded|no picture",
+            "larger than 134 million pixels",
         ),
+        ("two.bmp", b"BM" + bytes(20), "no picture"),
     ],
 )  # fmt: skip
 def test_what_is_no_picture_is_told_in_a_line(
@@ -132,7 +135,59 @@ def test_what_is_no_picture_is_told_in_a_line(
     (tmp_path / name).write_bytes(content)
     with pytest.raises(FusedgeError, match=message) as caught:
         shown(tmp_path / name)
+    line = caught.value.line()
+    assert "\n" not in line and "opencv" not in line.lower().replace("opened by opencv", "")
+
+
+@pytest.mark.parametrize("name", ["large.jpg", "large.png"])
+def test_a_huge_picture_is_shrunk_as_any_other(tmp_path: Path, name: str) -> None:
+    whole = Image.new("RGB", (8000, 6000), (200, 40, 10))
+    whole.paste((10, 40, 200), (0, 3000, 8000, 6000))
+    whole.save(tmp_path / name)
+    uri = f"file:{tmp_path / name}"
+    with closing(open_source(uri, by_name(FACE), lambda: 0)) as source:  # OpenCV is loaded anew
+        picture = next(item.data for item in source.samples() if isinstance(item, Sample))
+    assert picture.shape == (720, 960, 3)
+    for row, colour in ((100, (200, 40, 10)), (600, (10, 40, 200))):
+        np.testing.assert_allclose(picture[row, 100].astype(int), colour, atol=5)
+
+
+def test_a_picture_that_nobody_wants_smaller_is_shrunk_to_what_a_film_may_have(
+    tmp_path: Path,
+) -> None:
+    Image.new("1", (8000, 6000), 1).save(tmp_path / "a.png")
+    request = Request(parse(f"file:{tmp_path / 'a.png'}", SCHEMES), None, lambda: 0)
+    picture = next(iter(open_file(request).samples()))
+    assert isinstance(picture, Sample) and picture.data.shape == (4988, 6651, 3)
+    assert 0.999 * MAX_PIXELS < 4988 * 6651 <= MAX_PIXELS
+
+
+def test_more_pixels_than_any_camera_has_are_not_unpacked(tmp_path: Path) -> None:
+    Image.new("1", (30_000, 30_000)).save(tmp_path / "bomb.png")
+    with pytest.raises(FusedgeError, match="larger than 134 million pixels") as caught:
+        open_source(f"file:{tmp_path / 'bomb.png'}", by_name(FACE), lambda: 0)
     assert "\n" not in caught.value.line()
+
+
+@pytest.mark.parametrize("name", ["a.webp", "a.png"])
+def test_an_animation_is_refused_and_a_still_of_its_kind_is_not(tmp_path: Path, name: str) -> None:
+    pictures = [Image.new("RGB", (60, 40), (level, 0, 0)) for level in (50, 250)]
+    pictures[0].save(tmp_path / name, save_all=True, append_images=pictures[1:], duration=100)
+    with pytest.raises(FusedgeError, match="is animated"):
+        shown(tmp_path / name)
+    extra = {"exif": Image.Exif()} if name.endswith("webp") else {}
+    pictures[0].save(tmp_path / name, **extra)
+    assert shown(tmp_path / name)[0].data.shape == (40, 60, 3)
+
+
+def test_an_animated_gif_is_a_film_with_its_own_times(tmp_path: Path) -> None:
+    pictures = [Image.new("RGB", (60, 40), (level, 0, 0)) for level in (50, 150, 250)]
+    more = {"append_images": pictures[1:], "duration": [100, 300, 200], "loop": 0}
+    pictures[0].save(tmp_path / "a.gif", save_all=True, **more)
+    source = open_file(Request(parse(f"file:{tmp_path / 'a.gif'}", SCHEMES), None, lambda: 0))
+    samples = [item for item in source.samples() if isinstance(item, Sample)]
+    assert [sample.timestamp_ns for sample in samples] == [0, 100_000_000, 400_000_000]
+    assert [round(float(s.data[20, 30, 0]), -1) for s in samples] == [50, 150, 250]
 
 
 def test_a_picture_that_is_not_there_or_not_wanted_is_told(tmp_path: Path) -> None:

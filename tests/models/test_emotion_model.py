@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -39,7 +40,7 @@ RECIPE = HeadRecipe(steps=300, batch=128)
 
 def model(**sources: object) -> EmotionModel:
     torch.manual_seed(3)
-    made = EmotionConfig(sources or {"face": FACE, "voice": VOICE}, 8, "concatenation", 16, 0.0)  # type: ignore[arg-type]
+    made = EmotionConfig(sources or {"face": FACE, "voice": VOICE}, "concatenation", 16, 0.0)  # type: ignore[arg-type]
     return EmotionModel(made).eval()
 
 
@@ -104,6 +105,46 @@ def opinions(known: tuple[str, ...], strength: float, count: int = 40) -> Sample
     return Samples(said, functional.one_hot(labels, len(LABELS)).float())
 
 
+@pytest.mark.parametrize(
+    ("name", "unknown", "known"),
+    [("face", "calm", FACE_LABELS), ("voice", "contempt", VOICE_LABELS)],
+)
+def test_an_opinion_is_the_softmax_of_what_is_said_and_little_is_left_for_the_unknown_label(
+    name: str, unknown: str, known: tuple[str, ...]
+) -> None:
+    made = model().encoder(name)
+    made.temperature.fill_(2.0)
+    said = 3 * torch.randn(50, 8, generator=torch.Generator().manual_seed(1))
+    chances = made.embed(said).softmax(dim=1)
+    own = chances[:, list(places(known))]
+    torch.testing.assert_close(own / own.sum(1, keepdim=True), (said / 2).softmax(1))
+    left = chances[:, LABELS.index(unknown)]
+    if unknown == "calm":
+        torch.testing.assert_close(left, 0.1 * chances[:, LABELS.index("neutral")])
+    else:
+        torch.testing.assert_close(left, torch.full((50,), 0.005 / 1.005))
+
+
+def test_what_nobody_knows_does_not_gain_where_those_who_know_more_contradict_each_other() -> None:
+    made = model(action_units=ActionUnitConfig(), voice=VOICE)
+    said = [50 * torch.eye(8)[[place]] for place in (0, 3)]
+    for presence in ([1.0, 1.0], [1.0, 0.0], [0.0, 1.0]):
+        chances = [
+            made.encoder(name).embed(x).squeeze(0)
+            for name, x in zip(made.modalities, said, strict=True)
+        ]
+        product = sum(p * (x + np.log(9)) for p, x in zip(presence, chances, strict=True))
+        assert product.softmax(0)[LABELS.index("contempt")] < 0.01  # type: ignore[union-attr]
+
+
+def test_no_opinion_is_so_sure_that_others_cannot_outvote_it() -> None:
+    """Logits of a network that meets what it has never seen can be anything."""
+    made = model().encoder("face")
+    said = torch.tensor([[0.0, 1e6, -1e6, 3, 3, 3, 3, 3]])
+    assert made.embed(said).min() == pytest.approx(np.log(0.1 * 1e-4))
+    assert made.embed(said).isfinite().all()
+
+
 def test_a_head_learns_from_two_opinions_what_neither_says_alone() -> None:
     made, said = model(), (opinions(FACE_LABELS, 2), opinions(VOICE_LABELS, 2))
     examples = MatchedByLabel(said, ({"calm": "neutral"}, {}))
@@ -156,7 +197,7 @@ def test_the_temperature_undoes_what_logits_were_multiplied_by(factor: float) ->
 
 def test_a_file_gives_back_the_model_but_for_rounding_and_is_half_as_large(tmp_path: Path) -> None:
     made, path = model(), tmp_path / "weights.safetensors"
-    made.encoder("face").calibrate(torch.randn(50, 8) * 3 + 1)
+    made.encoder("face").temperature.fill_(3)
     path.write_bytes(emotion_bytes(made, {"temperature": "0.9"}))
     loaded, notes = load_emotion(path)
     assert (loaded.config, notes) == (made.config, {"temperature": "0.9"})
@@ -172,6 +213,6 @@ def test_a_file_gives_back_the_model_but_for_rounding_and_is_half_as_large(tmp_p
 
 def test_weights_of_another_kind_are_refused(tmp_path: Path) -> None:
     path = tmp_path / "weights.safetensors"
-    path.write_bytes(emotion_bytes(model(), {}).replace(b"fusedge-emotion-1", b"fusedge-emotion-9"))
-    with pytest.raises(FusedgeError, match="is no model of the kind fusedge-emotion-1"):
+    path.write_bytes(emotion_bytes(model(), {}).replace(b"fusedge-emotion-2", b"fusedge-emotion-9"))
+    with pytest.raises(FusedgeError, match="is no model of the kind fusedge-emotion-2"):
         load_emotion(path)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,7 +14,7 @@ from torch import Tensor
 
 from fusedge.bundle.errors import FusedgeError
 from fusedge.bundle.regular_file import write_whole
-from fusedge.models.emotion.face_augmentation import CONDITIONS, augment, blur, jpeg, mirror
+from fusedge.models.emotion.face_augmentation import CONDITIONS, augment, blur, changed, jpeg
 from fusedge.models.emotion.face_encoder import (
     FaceConfig,
     FaceEncoder,
@@ -24,12 +23,7 @@ from fusedge.models.emotion.face_encoder import (
     face_windows,
     load_face,
 )
-from fusedge.models.emotion.face_training import (
-    FaceRecipe,
-    face_figures,
-    face_logits,
-    train_face,
-)
+from fusedge.models.emotion.face_training import FaceRecipe, face_logits, train_face
 from fusedge.models.emotion.ferplus import Faces
 from fusedge.models.emotion.labels import FACE_LABELS
 from fusedge.models.fusion_model import parameter_count
@@ -192,10 +186,10 @@ def test_every_change_keeps_size_and_range_and_moves_something() -> None:
     torch.manual_seed(0)
     faces = smooth_images(8).float()
     for name, change in CONDITIONS.items():
-        changed = change(faces.clone())
-        assert changed.shape == faces.shape, name
-        assert changed.isfinite().all(), name
-        assert not torch.equal(changed, faces), name
+        disturbed = change(faces.clone())
+        assert disturbed.shape == faces.shape, name
+        assert disturbed.isfinite().all(), name
+        assert not torch.equal(disturbed, faces), name
     images = smooth_images(32)
     before = images.clone()
     assert augment(images).dtype == torch.uint8
@@ -206,8 +200,26 @@ def test_each_image_of_a_batch_is_changed_in_its_own_way() -> None:
     torch.manual_seed(0)
     faces = smooth_images(1).float().expand(6, -1, -1)
     for name, change in CONDITIONS.items():
-        if name not in ("mirrored", "resampled"):
+        if name != "resampled":
             assert len(torch.unique(change(faces), dim=0)) == 6, name
+
+
+def test_images_to_measure_by_are_the_same_every_time_and_of_many_sizes() -> None:
+    images = np.random.default_rng(0).integers(0, 256, (1, 48, 48), np.uint8).repeat(640, axis=0)
+    before, randomness = images.copy(), torch.get_rng_state()
+    for name, change in CONDITIONS.items():
+        first = changed(images, change)
+        assert first.dtype == np.uint8 and first.shape == images.shape
+        torch.rand(1)
+        assert (changed(images, change) == first).all(), name
+    small = changed(images, CONDITIONS["resampled"])
+    assert len(np.unique(small, axis=0)) == 4
+    assert (images == before).all()
+    torch.set_rng_state(randomness)
+    drawn = torch.rand(1)
+    torch.set_rng_state(randomness)
+    changed(images, CONDITIONS["noise"])
+    assert torch.rand(1) == drawn
 
 
 def test_blur_keeps_the_mean_and_takes_contrast() -> None:
@@ -233,12 +245,6 @@ def test_jpeg_loses_what_pillow_loses(monkeypatch: pytest.MonkeyPatch) -> None:
     # Pillow computes in whole numbers, so that a coefficient now and then rounds the other way.
     assert (got - wanted).abs().mean() < 0.6
     assert (faces[0].float() - wanted).abs().mean() > 3
-
-
-def test_a_mirrored_image_is_mirrored() -> None:
-    faces = smooth_images(1).float()
-    assert torch.equal(mirror(mirror(faces)), faces)
-    assert torch.equal(mirror(faces)[0, :, 0], faces[0, :, -1])
 
 
 # --- training
@@ -287,22 +293,15 @@ def test_what_cannot_be_trained_is_refused() -> None:
         FaceRecipe(seed=-1)
 
 
-def test_training_learns_and_its_figures_are_those_of_the_encoder() -> None:
+def test_training_learns() -> None:
     recipe = FaceRecipe(
         epochs=20, batch=16, average_decay=0.9, augmentation=0.5, small_share=0.3, weight_decay=0
     )
     config = FaceConfig(widths=(8, 8, 16, 24), blocks=(0, 0, 0), dropout=0.0)
     faces = made_faces()
     encoder = train_face(config, faces, recipe)
-    logits = face_logits(encoder, faces.images)
-    temperature = fitted_temperature(logits, torch.from_numpy(faces.labels))
-    figures = face_figures(encoder, faces, temperature)
-    assert figures["accuracy"] > 0.9
-    assert figures["accuracy"] == float((logits.argmax(1).numpy() == faces.labels).mean().round(4))
-    assert list(figures["recall"]) == list(FACE_LABELS)
-    assert set(figures["accuracy_under"]) == set(CONDITIONS)
-    assert figures == face_figures(encoder, faces, temperature)
-    json.dumps(figures)
+    said = face_logits(encoder, faces.images).argmax(dim=1).numpy()
+    assert (said == faces.labels).mean() > 0.9
 
 
 def test_the_temperature_is_the_one_that_the_logits_were_sharpened_by() -> None:

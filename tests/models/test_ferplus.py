@@ -11,7 +11,13 @@ import pytest
 from numpy.typing import NDArray
 
 from fusedge.bundle.errors import FusedgeError
-from fusedge.models.emotion.ferplus import held_out, read_faces, without_copies
+from fusedge.models.emotion.ferplus import (
+    Faces,
+    held_out,
+    read_faces,
+    refuse_untrainable,
+    without_copies,
+)
 from fusedge.models.emotion.labels import FACE_LABELS, FERPLUS
 
 FERPLUS_NAMES = (*FERPLUS, "unknown", "not_a_face")
@@ -25,7 +31,7 @@ def write_faces(
     path: Path,
     votes: NDArray[np.uint8],
     names: Sequence[str] = FERPLUS_NAMES,
-    images: NDArray[Any] | None = None,
+    images: NDArray[np.uint8] | None = None,
 ) -> Path:
     images = faces_of(len(votes)) if images is None else images
     np.savez(path, images=images, votes=votes, vote_names=np.array(names))
@@ -93,41 +99,65 @@ def test_faces_that_are_in_the_other_split_too_are_left_out(tmp_path: Path) -> N
     assert (without_copies(train, valid).images == images[[0, 1, 2, 3, 5]]).all()
 
 
-def test_a_file_that_is_not_ferplus_is_refused_in_one_line(tmp_path: Path) -> None:
-    votes = votes_for("fear", "fear")
-    missing = tmp_path / "missing.npz"
-    text, cut, empty = (tmp_path / f"{name}.npz" for name in ("text", "cut", "empty"))
-    text.write_text("images")
-    empty.write_bytes(b"")
-    cut.write_bytes(write_faces(tmp_path / "whole.npz", votes).read_bytes()[:3000])
-    pickled = tmp_path / "pickled.npz"
-    np.savez(pickled, images=np.array([{}]), votes=votes, vote_names=np.array(FERPLUS_NAMES))
-    lone = tmp_path / "lone.npz"
-    np.savez(lone, images=faces_of(2))
-    single = tmp_path / "single.npy"
-    np.save(single, faces_of(2))
-    wrong_names = [*FERPLUS_NAMES[:-1], "calm"]
-    refusals = {
-        missing: "is missing",
-        text: "cannot be read",
-        empty: "cannot be read",
-        cut: "cannot be read",
-        pickled: "cannot be read",
-        lone: "cannot be read",
-        single: "cannot be read",
-        write_faces(tmp_path / "large.npz", votes, images=np.zeros((2, 64, 64), np.uint8)): (
-            r"images must be uint8 \[N, 48, 48\], not uint8 \[2, 64, 64\]"
+@pytest.mark.parametrize(
+    ("changed", "said"),
+    [
+        ({"images": None}, "it has no array images"),
+        ({"images": np.uint8(3)}, r"images must be uint8 \[N, 48, 48\], not uint8 \[\]"),
+        ({"images": np.zeros((2, 64, 64), np.uint8)}, r"not uint8 \[2, 64, 64\]"),
+        ({"images": np.zeros((2, 48, 48, 3), np.uint8)}, r"not uint8 \[2, 48, 48, 3\]"),
+        ({"images": np.zeros((2, 48, 48), np.float32)}, "not float32"),
+        ({"images": faces_of(3)}, r"votes must be uint8 \[3, 10\], not uint8 \[2, 10\]"),
+        ({"votes": votes_for("fear")}, r"votes must be uint8 \[2, 10\], not uint8 \[1, 10\]"),
+        ({"votes": np.uint8(3)}, r"not uint8 \[\]"),
+        ({"votes": votes_for("fear", "fear")[:, :8]}, r"not uint8 \[2, 8\]"),
+        ({"votes": votes_for("fear", "fear") / 10}, "not float64"),
+        ({"votes": votes_for("fear", "fear") * [[1], [0]]}, "not int64"),
+        (
+            {"votes": votes_for("fear", "fear") * np.array([[1], [0]], np.uint8)},
+            "row 1 has no votes",
         ),
-        write_faces(tmp_path / "float.npz", votes, images=faces_of(2).astype(np.float32)): (
-            "not float32"
-        ),
-        write_faces(tmp_path / "few.npz", votes[:1], images=faces_of(2)): "votes must be",
-        write_faces(tmp_path / "names.npz", votes, wrong_names): "vote_names must be neutral",
-        write_faces(tmp_path / "flat.npz", votes, ["neutral"]): "vote_names must be neutral",
-        write_faces(tmp_path / "none.npz", votes_for("unknown")): "holds no face",
+        ({"votes": votes_for("unknown", "not_a_face")}, "holds no face with an emotion"),
+        ({"images": faces_of(0), "votes": votes_for()}, "holds no face with an emotion"),
+        ({"vote_names": np.array([*FERPLUS_NAMES[:-1], "calm"])}, "vote_names must be neutral"),
+        ({"vote_names": np.array([FERPLUS_NAMES] * 2)}, "vote_names must be neutral"),
+        ({"vote_names": np.array([FERPLUS_NAMES])}, "vote_names must be neutral"),
+        ({"vote_names": np.array("neutral")}, "vote_names must be neutral"),
+        ({"vote_names": np.arange(10) * 1j}, "vote_names must be neutral"),
+    ],
+)
+def test_what_is_not_ferplus_is_refused_in_one_line(
+    tmp_path: Path, changed: dict[str, Any], said: str
+) -> None:
+    arrays: dict[str, Any] = {
+        "images": faces_of(2),
+        "votes": votes_for("fear", "fear"),
+        "vote_names": np.array(FERPLUS_NAMES),
     }
-    for path, reason in refusals.items():
-        with pytest.raises(FusedgeError, match=reason) as caught:
-            read_faces(path)
-        assert str(path) in caught.value.line()
-        assert "\n" not in caught.value.line()
+    path = tmp_path / "train.npz"
+    np.savez(path, **{key: each for key, each in (arrays | changed).items() if each is not None})
+    with pytest.raises(FusedgeError, match=said) as caught:
+        read_faces(path)
+    assert str(path) in caught.value.line()
+    assert "\n" not in caught.value.line()
+
+
+def some_of_each(count: int) -> Faces:
+    votes = np.eye(8, dtype=np.uint8)[np.arange(8 * count) % 8]
+    return Faces(faces_of(8 * count), votes, votes.argmax(axis=1))
+
+
+def test_a_label_without_a_face_on_either_side_of_the_split_is_refused() -> None:
+    faces = some_of_each(60)
+    refuse_untrainable(faces, "train.npz")
+    hidden, happy = held_out(faces), faces.labels == FACE_LABELS.index("happy")
+    for kept, said in (
+        (~happy, "has no face to train on that is happy"),
+        (~(happy & hidden), "has no face in the tenth that is held out that is happy"),
+        (~(happy & ~hidden), "has no face to train on that is happy"),
+        (hidden, "has no face to train on that is neutral and none that is happy"),
+        (np.zeros(480, np.bool_), "has no face to train on that is neutral and none that is happy"),
+    ):
+        with pytest.raises(FusedgeError, match=said) as caught:
+            refuse_untrainable(faces.only(kept), "train.npz")
+        assert "train.npz" in caught.value.line()

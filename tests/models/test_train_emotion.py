@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -60,12 +61,12 @@ def test_weights_are_the_same_again_and_what_is_done_is_not_done_twice(
 
     first = train_emotion(some_faces(), some_takes(), tmp_path / "first", RECIPE, tell)
     assert told == [
-        "face 1 of 2", "face 2 of 2", "voice 1 of 3", "voice 2 of 3", "voice 3 of 3", "head",
+        "face 1 of 2", "face 2 of 2", "voice 1 of 3", "voice 2 of 3", "voice 3 of 3"
     ]  # fmt: skip
     once = first.path.read_bytes()
     told.clear()
     train_emotion(some_faces(), some_takes(), tmp_path / "first", RECIPE, tell)
-    assert told == ["head"]
+    assert told == []
     assert first.path.read_bytes() == once
     other = train_emotion(some_faces(), some_takes(), tmp_path / "other", RECIPE)
     assert other.path.read_bytes() == once
@@ -97,11 +98,25 @@ def test_the_head_is_shown_what_is_said_of_people_that_were_not_seen(
 
 def test_the_model_knows_all_labels_and_says_what_it_was_trained_on(tmp_path: Path) -> None:
     trained = train_emotion(some_faces(), some_takes(), tmp_path, RECIPE)
-    logits = trained.model.head(
-        torch.zeros(1, 24), torch.zeros(1, 24), torch.ones(1, 2), torch.zeros(1, 2)
-    )
+    said = torch.zeros(1, len(LABELS))
+    logits = trained.model.head(said, said, torch.ones(1, 2), torch.zeros(1, 2))
     assert logits.shape == (1, len(LABELS))
-    assert trained.temperature > 0
+    assert trained.temperature == 1.0  # posteriors that are multiplied
+
+
+def test_what_all_members_of_the_voice_say_together_is_surer_than_what_one_says(
+    tmp_path: Path,
+) -> None:
+    """They were calibrated by what single members say, of people that these have not heard."""
+    temperatures = [
+        float(
+            train_emotion(some_faces(), some_takes(), tmp_path, recipe)
+            .model.encoder("voice")
+            .temperature
+        )
+        for recipe in (RECIPE, replace(RECIPE, voice=replace(RECIPE.voice, sharper=1.0)))
+    ]
+    assert temperatures[0] / temperatures[1] == pytest.approx(RECIPE.voice.sharper, rel=2e-3)
 
 
 def test_what_is_forgotten_is_its_own_alone(tmp_path: Path) -> None:

@@ -74,8 +74,10 @@ def test_a_frame_becomes_the_crop_of_its_face_with_its_stamps() -> None:
     (found,) = seen.faces
     assert found.drives and found.number == 1 and found.score == pytest.approx(1, abs=0.01)
     np.testing.assert_allclose(found.box, (155, 105, 90, 90), atol=5)
-    assert seen.as_dict()["frame"] == [640, 360]
-    assert seen.as_dict()["faces"][0]["id"] == 1
+    told = seen.as_dict()
+    assert told["frame"] == [640, 360] and told["faces"][0]["id"] == 1
+    box = told["faces"][0]["box"]
+    np.testing.assert_allclose(box, (155 / 640, 105 / 360, 90 / 640, 90 / 360), atol=0.015)
 
 
 def test_a_frame_without_a_face_is_none() -> None:
@@ -243,6 +245,59 @@ def test_a_frame_in_which_the_driving_face_is_missed_gives_nothing_of_another() 
     assert bench.outcome(frame_with((400, 150, 50))) == "no_face"
     assert bench.outcome(both) == "crop"
     assert [face.number for face in bench.seen.faces if face.drives] == [1]
+
+
+def short_sighted(bench: Bench, widest: float = 0.6) -> None:
+    """As a real detector, find no face from now on that is wider than so much of what is looked at."""
+
+    def run(feeds: dict[str, Any]) -> list[NDArray[Any]]:
+        scores, boxes = bench.backend.run(feeds)
+        scores[boxes[..., 2] > widest] = 0
+        return [scores, boxes]
+
+    bench.detector._run = run
+
+
+@pytest.mark.parametrize("size", [(300, 300), (720, 720), (720, 1280), (1280, 720)])
+@pytest.mark.parametrize("share", [0.5, 0.7, 0.9, 1.0])
+def test_a_face_that_fills_the_frame_is_found_in_the_second_one_at_the_latest_and_kept(
+    size: tuple[int, int], share: float
+) -> None:
+    bench = Bench()
+    short_sighted(bench)
+    frame = frame_with((size[1] / 2, size[0] / 2, share * min(size)), size=size)
+    outcomes = [bench.outcome(frame) for _ in range(20)]
+    assert outcomes[0] in ("no_face", "crop") and set(outcomes[1:]) == {"crop"}
+    (face,) = bench.seen.faces
+    assert face.number == 1 and face.drives
+    assert face.box[2] == pytest.approx(share * min(size), rel=0.1)
+
+
+def test_who_comes_near_and_goes_away_again_stays_the_same() -> None:
+    bench = Bench()
+    short_sighted(bench)
+    shares = np.concatenate([np.linspace(0.1, 1, 40), np.linspace(1, 0.1, 40)])
+    for share in shares:
+        assert bench.outcome(frame_with((200, 200, share * 400), size=(400, 400))) == "crop"
+    assert bench.tally.faces == 1
+
+
+def test_who_is_near_all_at_once_is_soon_found_again() -> None:
+    bench = Bench()
+    short_sighted(bench)
+    for share in (0.2, 0.95, 0.2, 0.95):
+        frame = frame_with((200, 200, share * 400), size=(400, 400))
+        outcomes = [bench.outcome(frame) for _ in range(20)]
+        assert set(outcomes[12:]) == {"crop"}, share
+
+
+@pytest.mark.parametrize("share", [0.0, 0.3, 0.9])
+def test_a_look_costs_one_run_of_the_detector(share: float) -> None:
+    bench = Bench()
+    short_sighted(bench)
+    for number in range(1, 21):
+        bench.give(frame_with((150, 150, share * 300), size=(300, 300)))
+        assert bench.backend.runs == number
 
 
 @settings(max_examples=60, deadline=None)

@@ -18,7 +18,7 @@ from fusedge.bundle.errors import BundleError
 from fusedge.bundle.recording import tracks_of
 from fusedge.bundle.sample import Rejection, Sample
 from fusedge.bundle.window import to_ns
-from fusedge.cli.report import print_report
+from fusedge.cli.session_report import print_report
 from fusedge.devices.capture.address import Wanted
 from fusedge.devices.capture.source import open_source
 from fusedge.runtime.backend import AUTOMATIC, PartLoader
@@ -125,7 +125,7 @@ def test_the_encoders_get_crops_and_speech_and_decisions_tell_what_was_seen(bund
     assert last["view"]["present"] and last["sound"]["present"]
     (face,) = last["view"]["front"]["faces"]
     assert face["id"] == 1 and face["drives"]
-    np.testing.assert_allclose(face["box"], (60, 30, 40, 40), atol=2)
+    np.testing.assert_allclose(face["box"], (60 / 160, 30 / 120, 40 / 160, 40 / 120), atol=0.015)
     assert last["view"]["front"]["frame"] == [160, 120]
     assert last["sound"]["front"] == {"speech": 1.0}
     assert "front" not in last["motion"]
@@ -161,19 +161,26 @@ def test_without_a_face_and_in_silence_nothing_is_there_and_nothing_is_wrong(
 
 
 def test_the_report_tells_what_was_seen_and_heard(bundle: Bundle) -> None:
-    def told(faces: Callable[[float], bool], spoken: Callable[[float], bool]) -> str:
+    def told(faces: Callable[[float], bool], spoken: Callable[[float], bool], **how: Any) -> str:
         text = StringIO()
-        print_report(play(bundle, faces, spoken)[1], Console(file=text, width=200))
+        print_report(play(bundle, faces, spoken, **how)[1], Console(file=text, width=200))
         return text.getvalue()
 
     text = told(always, always)
-    assert "view: a face in 80 of 80 frames, 1 in all; 80 crops went to the encoder\n" in text
+    assert (
+        "view: a face in 80 of 80 frames looked at, 1 in all; 80 crops went to the encoder\n"
+        in text
+    )
     assert "sound: speech in 7.9 of 7.9 s of sound\n" in text
     assert "31 decisions, 1 with nothing present; side: right 30" in text  # before the first window
     text = told(never, never)
-    assert "view: a face in 0 of 80 frames, 0 in all; 0 crops went to the encoder\n" in text
+    assert (
+        "view: a face in 0 of 80 frames looked at, 0 in all; 0 crops went to the encoder\n" in text
+    )
     assert "sound: speech in 0.0 of 7.9 s of sound\n" in text
     assert "31 decisions, 31 with nothing present; side: none" in text
+    text = told(always, always, length_s=0)
+    assert "view: no usable frame came\nsound: no usable sound came\n" in text
 
 
 def test_who_leaves_and_is_still_is_soon_absent_and_comes_back(bundle: Bundle) -> None:
@@ -273,7 +280,9 @@ def test_a_picture_in_a_file_is_seen(bundle: Bundle, tmp_path: Path) -> None:
     last = sink.decisions[-1].as_dict()
     assert last["modalities"]["view"]["present"]
     np.testing.assert_allclose(
-        last["modalities"]["view"]["front"]["faces"][0]["box"], (100, 50, 100, 100), atol=3
+        last["modalities"]["view"]["front"]["faces"][0]["box"],
+        (100 / 320, 50 / 240, 100 / 320, 100 / 240),
+        atol=0.0125,
     )
 
 

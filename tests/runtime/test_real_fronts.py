@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import cv2
@@ -20,6 +20,7 @@ from fusedge.export.packaged_parts import front_parts
 from fusedge.runtime.front.sighting import Sightings
 from fusedge.runtime.front.speech_front import SpeechFront, SpeechTally
 from fusedge.runtime.front.voice_activity import VoiceActivity
+from tests.export.test_packaged_parts import installed
 from tests.media_clip import write_clip
 
 Frame = np.ndarray
@@ -95,6 +96,43 @@ def test_less_and_less_of_a_face_is_no_face_in_the_end_and_never_another_one(fac
         inside.append(len(seen.faces))
     assert inside[0] == 1 and inside[-1] == 0 and max(inside) == 1
     assert watch.tally.faces == 1
+
+
+def nearer(frame: Frame, box: Sequence[float], share: float, aspect: float) -> Frame:
+    """The part of a frame around a face that is as wide as so much of its height."""
+    x, y, width, height = box
+    high = width / share
+    left, top = x + width / 2 - aspect * high / 2, y + 0.42 * height - high / 2
+    sides = [max(0, round(v)) for v in (top, top + high, left, left + aspect * high)]
+    return np.ascontiguousarray(frame[sides[0] : sides[1], sides[2] : sides[3]])
+
+
+@needs_clips
+@pytest.mark.parametrize("aspect", [1.0, 16 / 9])
+@pytest.mark.parametrize("share", [0.7, 0.8, 0.9, 1.0])
+def test_a_face_that_fills_the_frame_is_found(face: Loaded, share: float, aspect: float) -> None:
+    for name in NAMES:
+        frame = next(some_frames(name, 1))
+        whole = Watch(face).see(frame, 0)
+        assert whole is not None
+        picture = nearer(frame, whole.faces[0].box, share, aspect)
+        watch = Watch(face)
+        seen = [watch.see(picture, number / 10) for number in range(8)]
+        assert all(one is not None and len(one.faces) == 1 for one in seen[1:]), name
+        assert watch.tally.faces == 1 and watch.tally.given >= 7
+
+
+@pytest.mark.parametrize("name", ["brick", "coffee", "coins", "grass", "gravel", "page", "rocket"])
+def test_pictures_of_things_have_no_face_near_or_far(face: Loaded, name: str) -> None:
+    suffix = "jpg" if name == "rocket" else "png"
+    path = installed("scikit-image", f"skimage/data/{name}.{suffix}")
+    picture = cv2.cvtColor(cv2.imread(str(path)), cv2.COLOR_BGR2RGB)
+    side = min(picture.shape[:2])
+    for part in (picture, picture[:side, :side], picture[-side // 2 :, -side // 2 :]):
+        watch = Watch(face)
+        for number in range(12):
+            watch.see(np.ascontiguousarray(part), number / 10)
+        assert watch.tally.faces == 0
 
 
 def test_noise_and_plain_colours_have_no_face(face: Loaded) -> None:

@@ -17,7 +17,7 @@ from rich.console import Console
 
 from fusedge.bundle.archive import Bundle
 from fusedge.bundle.recording import tracks_of
-from fusedge.cli.report import print_report
+from fusedge.cli.session_report import print_report
 from fusedge.devices.targets.telemetry.reading import MAX_NAMES, Frequency, Memory, Reading
 from fusedge.runtime.clock import LiveClock, PacedClock, VirtualClock
 from fusedge.runtime.replay import replay_exactly

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 from io import FileIO
 from pathlib import Path
 from typing import Any
@@ -27,8 +28,10 @@ from fusedge.runtime.sinks.timeline import TimelineSink
 HEADER: dict[str, Any] = {
     "bundle": "tiny",
     "sources": ["replay:/trips/[/x] $a_{$"],
+    "events": ["jolt"],
     "warnings": ["slow: [/] no source"],
 }
+NO_EVENTS = {**HEADER, "events": []}
 LABELS = ("left", r"$\frac{$")
 CONTRIBUTIONS = {"fast": -0.125, "slow": 0.0}
 
@@ -66,8 +69,8 @@ ITEMS: Sequence[Decision | Event] = [
 ]
 
 
-def feed(sink: Sink, items: Sequence[Decision | Event]) -> None:
-    sink.open(HEADER)
+def feed(sink: Sink, items: Sequence[Decision | Event], header: dict[str, Any] = HEADER) -> None:
+    sink.open(header)
     for item in items:
         sink.write(item)
     sink.close({})
@@ -130,6 +133,23 @@ def test_the_table_says_that_nobody_is_there_where_it_looks_for_people(
         assert (said in text.getvalue()) == (problem == "nothing_present")
 
 
+@pytest.mark.parametrize(
+    ("header", "items", "said"),
+    [
+        (HEADER, [decision(1)], ["last events", "none yet"]),
+        (NO_EVENTS, [decision(1)], []),
+        (NO_EVENTS, ITEMS, ["last events", "jolt level 2"]),  # of a bundle that was changed to
+    ],
+)
+def test_the_table_tells_of_events_where_there_may_be_any(
+    header: dict[str, Any], items: Any, said: list[str]
+) -> None:
+    text = io.StringIO()
+    feed(TableSink(Console(file=text, width=120)), items, header)
+    shown = text.getvalue()
+    assert [part for part in ("last events", "none yet", "jolt level 2") if part in shown] == said
+
+
 def test_the_table_is_drawn_seldom_however_fast_decisions_come() -> None:
     text = io.StringIO()
     feed(TableSink(Console(file=text, width=120, force_terminal=True)), [decision(1)] * 500)
@@ -150,19 +170,60 @@ def test_the_picture_is_a_png(tmp_path: Path, items: Any, name: str) -> None:
     assert (tmp_path / name).read_bytes().startswith(b"\x89PNG\r\n")
 
 
-@pytest.mark.parametrize("problem", ["nothing_present", "not_finite"])
-def test_the_picture_has_a_gap_where_there_is_no_label(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, problem: str
-) -> None:
+@pytest.fixture
+def drawn(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+    """The figures that are saved."""
     figure_module = pytest.importorskip("matplotlib.figure")
-    drawn: list[Any] = []
+    figures: list[Any] = []
     save = figure_module.Figure.savefig
 
     def keep(self: Any, *args: Any, **options: Any) -> None:
-        drawn.append(self)
+        figures.append(self)
         save(self, *args, **options)
 
     monkeypatch.setattr(figure_module.Figure, "savefig", keep)
+    return figures
+
+
+@pytest.mark.parametrize(
+    ("header", "items", "has_events"),
+    [
+        (HEADER, ITEMS, True),
+        (HEADER, [decision(1)], True),
+        (NO_EVENTS, [decision(1)], False),
+        (NO_EVENTS, ITEMS, True),  # of a bundle that was changed to
+    ],
+)
+def test_the_picture_has_a_panel_of_events_where_there_may_be_any(
+    tmp_path: Path, drawn: list[Any], header: dict[str, Any], items: Any, has_events: bool
+) -> None:
+    feed(TimelineSink(tmp_path / "trip.png"), items, header)
+    labels = [axes.get_ylabel().partition("\n")[0] for axes in drawn[0].axes]
+    assert labels == [
+        "side: smoothed probability",
+        "contribution to the label",
+        *(["events"] if has_events else []),
+    ]
+    assert [axes.get_xlabel() for axes in drawn[0].axes] == [*[""] * (len(labels) - 1), "time in s"]
+
+
+def test_the_picture_follows_a_label_through_a_change_of_their_order(
+    tmp_path: Path, drawn: list[Any]
+) -> None:
+    later = decision(2, (0.6, 0.4))
+    turned = replace(later.outputs["side"], labels=LABELS[::-1])
+    feed(
+        TimelineSink(tmp_path / "trip.png"),
+        [decision(1, (0.3, 0.7)), replace(later, outputs={"side": turned})],
+    )
+    lines = [line.get_ydata() for line in drawn[0].axes[0].lines]
+    np.testing.assert_allclose(lines, [[0.3, 0.4], [0.7, 0.6]])
+
+
+@pytest.mark.parametrize("problem", ["nothing_present", "not_finite"])
+def test_the_picture_has_a_gap_where_there_is_no_label(
+    tmp_path: Path, drawn: list[Any], problem: str
+) -> None:
     seconds = range(1, 10)
     items = [decision(s, None if 4 <= s < 7 else (0.25, 0.75), problem) for s in seconds]
     feed(TimelineSink(tmp_path / "trip.png"), items)

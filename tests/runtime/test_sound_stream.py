@@ -305,6 +305,7 @@ def test_what_is_not_finite_or_out_of_range_is_masked_and_counted() -> None:
     data[30, 1] = np.inf
     data[40] = -2 * LIMIT
     stream.push(Sample("mic", 200 * MS, 200 * MS, data))
+    assert not stream.cut().complete  # it ends where the block begins
     window = stream.cut()
     expected = np.ones((200, 2), np.float32)
     for row, channel in ((10, 0), (20, 0), (20, 1), (30, 1), (40, 0), (40, 1)):
@@ -328,6 +329,7 @@ def test_a_window_needs_its_least_share(missing: int, complete: bool) -> None:
     data = np.ones((200, 1), np.float32)
     data[:missing] = np.nan
     stream.push(Sample("mic", 200 * MS, 200 * MS, data))
+    assert not stream.cut().complete  # it ends where the block begins
     window = stream.cut()
     assert window.complete == complete
     assert window.values.sum() == window.valid.sum() == (200 - missing) * complete

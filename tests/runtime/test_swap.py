@@ -23,7 +23,7 @@ from fusedge.runtime.session import Session, SessionReport
 from fusedge.runtime.sinks.memory import MemorySink
 from fusedge.runtime.swap import BundleWatch
 from tests.runtime.signals import by_arrival, signal
-from tests.tiny_bundle import write_tiny_bundle
+from tests.tiny_bundle import modality, write_tiny_bundle
 
 SECONDS = 60
 
@@ -233,7 +233,7 @@ def test_a_bundle_of_other_modalities_is_refused(bundle: Bundle, tmp_path: Path)
     )
     driven = Driven(bundle, {10: lambda s: s.swap(new)})
     driven.check_ticks()
-    assert "it takes other modalities or channels" in driven.swap["reason"]
+    assert "it takes other modalities, channels or rates" in driven.swap["reason"]
 
 
 def test_a_bundle_of_other_channels_is_refused(bundle: Bundle, tmp_path: Path) -> None:
@@ -242,7 +242,61 @@ def test_a_bundle_of_other_channels_is_refused(bundle: Bundle, tmp_path: Path) -
     new = write_tiny_bundle(tmp_path / "turned.fusedge", modalities=(turned, slow))
     driven = Driven(bundle, {10: lambda s: s.swap(new)})
     driven.check_ticks()
-    assert "it takes other modalities or channels" in driven.swap["reason"]
+    assert "it takes other modalities, channels or rates" in driven.swap["reason"]
+
+
+def renamed(bundle: Bundle, **changes: Any) -> dict[str, Any]:
+    (output,) = bundle.manifest.outputs
+    return {"outputs": (output.model_copy(update=changes),)}
+
+
+def with_fast(bundle: Bundle, **changes: Any) -> dict[str, Any]:
+    return {"modalities": (modality("fast", **changes), bundle.manifest.modality("slow"))}
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        (lambda b: with_fast(b, rate_hz=20), "it takes other modalities, channels or rates"),
+        (lambda b: with_fast(b, max_hold_s=0.5), "it takes other modalities, channels or rates"),
+        (lambda b: renamed(b, name="way"), "it decides on other outputs or labels"),
+        (
+            lambda b: renamed(b, labels=("left", "straight")),
+            "it decides on other outputs or labels",
+        ),
+        (lambda b: {"decision_rate_hz": 0.7}, "do not come at the same times"),
+    ],
+    ids=["rate", "hold", "output", "label", "period"],
+)
+def test_one_for_which_the_sources_or_readers_are_not_made_is_refused(
+    bundle: Bundle, tmp_path: Path, changes: Callable[[Bundle], dict[str, Any]], reason: str
+) -> None:
+    new = write_tiny_bundle(tmp_path / "unfit.fusedge", **changes(bundle))
+    driven = Driven(bundle, {10: lambda s: s.swap(new)})
+    driven.check_ticks()
+    assert driven.swap["state"] == "refused" and reason in driven.swap["reason"]
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        lambda b: {"modalities": b.manifest.modalities[::-1]},
+        lambda b: with_fast(b, window_s=1, hop_s=1),
+        lambda b: with_fast(b, lateness_s=0.2, max_age_s=3, return_windows=1, min_valid=0.4),
+        lambda b: renamed(b, smoothing_s=0.5, hysteresis=0.2),
+        lambda b: renamed(b, labels=("right", "left")),
+        lambda b: {"decision_rate_hz": 2},
+        lambda b: {"events": ()},
+    ],
+    ids=["order", "window", "patience", "smoothing", "label order", "twice as often", "no events"],
+)
+def test_one_that_computes_otherwise_from_the_same_is_taken(
+    bundle: Bundle, tmp_path: Path, changes: Callable[[Bundle], dict[str, Any]]
+) -> None:
+    new = write_tiny_bundle(tmp_path / "fit.fusedge", **changes(bundle))
+    driven = Driven(bundle, {10: lambda s: s.swap(new, shadow_s=5, probation_s=10)})
+    assert driven.swap["state"] == "done", driven.swap["reason"]
+    assert driven.report.summary["ledger_balanced"] and not driven.report.problem
 
 
 def test_two_changes_at_a_time_are_refused_one_after_the_other_is_not(

@@ -1,4 +1,4 @@
-"""A session's report for people."""
+"""A session's report, in words and tables."""
 
 from __future__ import annotations
 
@@ -69,9 +69,13 @@ def print_report(report: SessionReport, console: Console) -> None:
 def _seen(front: dict[str, Any]) -> str:
     """What a front end made of what came to it, in words."""
     if front["kind"] == "speech":
+        if not front["heard_s"]:
+            return "no usable sound came"
         return f"speech in {front['speech_s']:.1f} of {front['heard_s']:.1f} s of sound"
+    if not front["frames"]:
+        return "no usable frame came"
     return (
-        f"a face in {front['frames_with_face']} of {front['frames']} frames, "
+        f"a face in {front['frames_with_face']} of {front['frames']} frames looked at, "
         f"{front['faces']} in all; {front['samples']} crops went to the encoder"
     )
 

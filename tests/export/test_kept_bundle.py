@@ -1,0 +1,264 @@
+"""A bundle is taken as it lies there only if all that it was made from is the same, and it is whole."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import zipfile
+from collections.abc import Callable, Mapping
+from dataclasses import fields, replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from fusedge.bundle.manifest import EventRule, FrontEnd, TensorSpec
+from fusedge.export import kept_bundle as module
+from fusedge.export.kept_bundle import NOTE, exported, kept_bundle, made_from
+from fusedge.export.part import ModulePart
+from fusedge.export.subject import Subject, fusion_subject
+from fusedge.export.task import Task
+from tests.export.front_fusion import FACE, FrontModel, front_task
+from tests.export.tiny_fusion import MODALITIES, TinyModel, make_task
+
+SPECS = MODALITIES[:1]
+
+
+class Everywhere(nn.Module):
+    """A face wherever one looks."""
+
+    def __init__(self, share: float) -> None:
+        super().__init__()
+        self.share = share
+
+    def forward(self, image: torch.Tensor) -> torch.Tensor:
+        return image.float().mean(dim=(1, 2, 3)) * self.share
+
+
+def front(share: float = 0.5, weights: str = "nobody's") -> ModulePart:
+    return ModulePart(
+        name="face_detector",
+        kind="front",
+        modality="face",
+        rate_hz=10.0,
+        module=Everywhere(share).eval(),
+        inputs=(TensorSpec(name="image", role="input", dtype="uint8", shape=("batch", 8, 8, 3)),),
+        outputs=(TensorSpec(name="scores", role="output", dtype="float32", shape=("batch",)),),
+        weights=weights,
+    )
+
+
+def tiny() -> tuple[TinyModel, Task]:
+    return TinyModel(SPECS), make_task(SPECS)
+
+
+def with_front() -> tuple[FrontModel, Task]:
+    return FrontModel([FACE]), front_task([FACE], [front()])
+
+
+def spec_of(task: Task, **changes: Any) -> dict[str, Any]:
+    return {"modalities": (task.modalities[0].model_copy(update=changes),)}
+
+
+def output_of(task: Task, **changes: Any) -> dict[str, Any]:
+    return {"outputs": (task.outputs[0].model_copy(update=changes),)}
+
+
+def provenance_of(task: Task, **changes: Any) -> dict[str, Any]:
+    return {"provenance": task.provenance.model_copy(update=changes)}
+
+
+EVENT = EventRule(
+    name="turn",
+    modality="imu",
+    channel="yaw",
+    direction="both",
+    levels=(1.0,),
+    lowpass_hz=1.0,
+    hold_s=0.1,
+    release=0.5,
+)
+CHANGES: Mapping[str, Callable[[Task], dict[str, Any]]] = {
+    "name": lambda task: {"name": "other"},
+    "description": lambda task: {"description": "Another one."},
+    "decision rate": lambda task: {"decision_rate_hz": 2.0},
+    "latency of a modality": lambda task: spec_of(task, latency_s=0.2),
+    "age at which it is missing": lambda task: spec_of(task, max_age_s=9.0),
+    "kind of fusion": lambda task: {"fusion_kind": "sum"},
+    "labels": lambda task: output_of(task, labels=("normal", "aggressive", "drowsy")),
+    "temperature": lambda task: output_of(task, temperature=1.5),
+    "smoothing": lambda task: output_of(task, smoothing_s=1.0),
+    "hysteresis": lambda task: output_of(task, hysteresis=0.1),
+    "licence": lambda task: provenance_of(task, weights_licence="CC0"),
+    "training data": lambda task: provenance_of(task, training_data="more"),
+    "hash of the weights": lambda task: provenance_of(task, weights_sha256="0" * 64),
+    "events": lambda task: {"events": (EVENT,)},
+    "figures": lambda task: {"accuracy": {"macro_f1": 0.5}},
+    "a document": lambda task: {"documents": {"LICENSE-WEIGHTS.md": b"MIT\n"}},
+    "another document": lambda task: {"documents": {**task.documents, "MODEL-CARD.md": b"x"}},
+}
+FRONT_CHANGES: Mapping[str, Callable[[Task], dict[str, Any]]] = {
+    "a front end's network": lambda task: {"fronts": (front(0.25),)},
+    "whose weights it has": lambda task: {"fronts": (front(weights="somebody's"),)},
+    "its rate": lambda task: {"fronts": (replace(front(), rate_hz=5.0),)},
+    "its settings": lambda task: spec_of(task, front=FrontEnd(kind="speech", part="face_detector")),
+}
+
+
+@pytest.mark.parametrize("what", CHANGES)
+def test_a_bundle_is_made_from_every_fact_of_the_task(what: str) -> None:
+    model, task = tiny()
+    changed = replace(task, **CHANGES[what](task))
+    before, after = (made_from(fusion_subject(model, each)) for each in (task, changed))
+    assert before is not None and after not in (None, before)
+
+
+@pytest.mark.parametrize("what", FRONT_CHANGES)
+def test_a_bundle_is_made_from_its_front_ends(what: str) -> None:
+    model, task = with_front()
+    changed = replace(task, **FRONT_CHANGES[what](task))
+    before, after = (made_from(fusion_subject(model, each)) for each in (task, changed))
+    assert before is not None and after not in (None, before)
+
+
+def test_no_field_of_a_task_is_left_out_here() -> None:
+    changed = {name for make in CHANGES.values() for name in make(tiny()[1])}
+    changed |= {name for make in FRONT_CHANGES.values() for name in make(with_front()[1])}
+    assert changed == {field.name for field in fields(Task)} - {"evaluation"}
+
+
+def test_a_bundle_is_made_from_its_weights_and_the_same_ones_give_the_same() -> None:
+    first, again, other = (tiny() for _ in range(3))
+    with torch.no_grad():
+        next(other[0].head.parameters()).view(-1)[0] += 1e-3
+    keys = [made_from(fusion_subject(*each)) for each in (first, again, other)]
+    assert keys[0] == keys[1] != keys[2]
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of an exported bundle."""
+    folder = tmp_path_factory.mktemp("made")
+    said: list[str] = []
+    exported(*tiny(), folder / "tiny.fusedge", said.append)
+    assert said == ["export tiny.fusedge"]
+    return folder
+
+
+@pytest.fixture
+def path(made: Path, tmp_path: Path) -> Path:
+    """A copy of it, which a test may damage."""
+    shutil.copytree(made, tmp_path / "kept")
+    return tmp_path / "kept" / "tiny.fusedge"
+
+
+class AskedForError(Exception):
+    """Something is to be exported."""
+
+
+def asked_for() -> Subject:
+    raise AskedForError
+
+
+def found(path: Path, said: list[str], **changes: Any) -> None:
+    """Raises AskedForError where the bundle is not taken as it lies there."""
+    given = {"made_from": made_from(fusion_subject(*tiny())), **changes}
+    kept_bundle(path, make=asked_for, say=said.append, **given)
+
+
+def test_what_was_made_from_the_same_is_found_again_in_silence(path: Path) -> None:
+    said: list[str] = []
+    found(path, said)
+    assert said == []
+
+
+@pytest.mark.parametrize(
+    "changes", [{"precision": "fp16"}, {"made_from": "something else"}, {"made_from": None}]
+)
+def test_what_was_made_from_something_else_is_made_again(
+    path: Path, changes: dict[str, Any]
+) -> None:
+    with pytest.raises(AskedForError):
+        found(path, [], **changes)
+
+
+@pytest.mark.parametrize(
+    ("name", "other"),
+    [
+        ("tool_versions", lambda: {"torch": "99"}),
+        ("sources_sha256", lambda *places: "other code"),
+        ("CODE", ("bundle",)),
+    ],
+)
+def test_other_tools_and_other_code_make_it_again_and_it_is_said(
+    path: Path, monkeypatch: pytest.MonkeyPatch, name: str, other: Any
+) -> None:
+    monkeypatch.setattr(module, name, other)
+    said: list[str] = []
+    with pytest.raises(AskedForError):
+        found(path, said)
+    assert said == [f"{path}: was made from something else; it is exported again"]
+
+
+def rewritten(path: Path, change: Callable[[dict[str, bytes]], Any]) -> None:
+    with zipfile.ZipFile(path) as archive:
+        content = {name: archive.read(name) for name in archive.namelist()}
+    change(content)
+    with zipfile.ZipFile(path, "w") as archive:
+        for name, data in content.items():
+            archive.writestr(name, data)
+
+
+def manifest(content: dict[str, bytes], **changes: object) -> None:
+    content["manifest.json"] = json.dumps(json.loads(content["manifest.json"]) | changes).encode()
+
+
+DAMAGE: Mapping[str, Callable[[Path], Any]] = {
+    "empty": lambda path: path.write_bytes(b""),
+    "truncated": lambda path: path.write_bytes(path.read_bytes()[:-100]),
+    "a part altered": lambda path: rewritten(
+        path, lambda content: content.update({"parts/head.fp32.onnx": b"x"})
+    ),
+    "a part missing": lambda path: rewritten(path, lambda c: c.pop("parts/head.fp32.onnx")),
+    "something added": lambda path: rewritten(path, lambda c: c.update({"run.sh": b"x"})),
+    "an unknown version": lambda path: rewritten(path, lambda c: manifest(c, format_version=999)),
+    "the manifest altered": lambda path: rewritten(path, lambda c: manifest(c, description="x")),
+    "no note": lambda path: path.with_name(path.name + NOTE).unlink(),
+    "the note cut": lambda path: path.with_name(path.name + NOTE).write_bytes(b"abc"),
+    "the note no text": lambda path: path.with_name(path.name + NOTE).write_bytes(b"\xff\0"),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGE)
+def test_what_is_damaged_is_made_again_and_it_is_said_in_a_line(path: Path, damage: str) -> None:
+    DAMAGE[damage](path)
+    said: list[str] = []
+    with pytest.raises(AskedForError):
+        found(path, said)
+    (line,) = said
+    assert line.startswith(f"{path}: ") and line.endswith("; it is exported again")
+    assert len(line.splitlines()) == 1
+
+
+def test_a_damaged_bundle_is_as_before_when_it_was_made_again(path: Path) -> None:
+    whole = path.read_bytes()
+    path.write_bytes(whole[:-100])
+    said: list[str] = []
+    exported(*tiny(), path, said.append)
+    assert path.read_bytes() == whole and len(said) == 2
+    found(path, said)
+
+
+def test_a_model_that_cannot_be_told_from_others_is_not_kept_and_that_is_said(
+    tmp_path: Path,
+) -> None:
+    model, task = tiny()
+    model.head.register_forward_hook(lambda *given: None)
+    said: list[str] = []
+    exported(model, task, tmp_path / "tiny.fusedge", said.append)
+    first, second = said
+    assert first.startswith("tiny.fusedge cannot be found again: hooks")
+    assert second == "export tiny.fusedge"
+    assert [path.name for path in tmp_path.iterdir()] == ["tiny.fusedge"]
