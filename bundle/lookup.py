@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import MappingProxyType
@@ -20,8 +21,10 @@ def shipped_bundles() -> dict[str, Path]:
 
 def is_name(name_or_path: str) -> bool:
     """Whether it is no path: what lies in the working directory under that name is one."""
-    path = Path(name_or_path)
-    return "/" not in name_or_path and not path.suffix and not path.exists()
+    if "/" in name_or_path or Path(name_or_path).suffix:
+        return False
+    # os.path answers False where Path raises: a name too long
+    return not os.path.exists(name_or_path)  # noqa: PTH110
 
 
 def open_bundle(name_or_path: str, makers: Mapping[str, Callable[[], Bundle]] = _NONE) -> Bundle:

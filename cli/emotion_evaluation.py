@@ -8,8 +8,8 @@
   whether sound went past the front end; `headline` names three of them, through it. `fusion` is their kind;
   `kinds` are compared in PyTorch, on what classifiers said at the end of each take: accuracy with `both`
   modalities and with each alone, and `inner`: with both, on the actors that the first fold is trained on,
-  by heads that had not met them. `sharper` is by fold the temperature of the voice's ensemble over that of
-  its members: a fold's networks have the mean of the other folds;
+  by heads that had not met them. `sharper` is by fold what the temperature of the voice's ensemble is of
+  its members', as the other folds tell;
 - `conversations` by what was given: see conversation_figures;
 - `clips` by file: what front ends saw and heard, the `shares` of the emitted labels,
   the most frequent one, and its changes a minute, beside those of the momentary label; of one that cannot
@@ -45,7 +45,7 @@ from fusedge.cli.emotion_sessions import Arrays, Player
 from fusedge.cli.emotion_task import load_emotion_task
 from fusedge.cli.options import forget
 from fusedge.cli.tasks import load_for_export
-from fusedge.devices.capture.replay.flac import read_flac
+from fusedge.devices.capture.flac import read_flac
 from fusedge.export.kept_bundle import NOTE, exported
 from fusedge.models.emotion.face_augmentation import CONDITIONS, Change, changed
 from fusedge.models.emotion.ferplus import Faces, read_faces, without_copies
@@ -146,7 +146,7 @@ def evaluate_emotion(
             "runs": runs,
             "fusion": recipe.chosen,
             "kinds": _kind_figures(folds),
-            "sharper": {str(fold.number + 1): fold.sharpness() for fold in folds},
+            "sharper": {str(fold.number + 1): fold.sharper for fold in folds},
         },
         "conversations": {
             " and ".join(names).replace("_", " "): conversation_figures(

@@ -48,9 +48,10 @@ from fusedge.models.emotion.voice_ensemble import Members
 from fusedge.models.fusion import FusionKind
 
 Say = Callable[[str], None]
-# What the results depend on, beside the bundle and what it is given: the code that made them.
-HEARING_CODE = ("models",)
-PLAYING_CODE = (
+# What the results depend on, beside the bundle and what it is given: the code that makes them, as it is
+# loaded. Hours later, when there are results, its files may have been edited.
+HEARING_SHA256 = sources_sha256("models")
+PLAYING_SHA256 = sources_sha256(
     *("bundle", "devices", "models", "runtime"),
     *("cli/emotion_conversation.py", "cli/emotion_sessions.py"),
 )
@@ -78,16 +79,11 @@ class Folds:
     def all(self) -> list[OpenFold]:
         """Each with its opinions; voices are trained where they are not there.
 
-        How much surer a fold's ensemble is than its members, the other folds tell, where there are any.
+        How much surer a fold's ensemble is than its members, the other folds tell.
         """
         there = {fold_of(take.actor) for take in self.takes}
         folds = [self._open(number) for number in self.recipe.folds if number in there]
-        found = np.log([fold.sharpness() for fold in folds])
-        others = [np.delete(found, place) for place in range(len(folds))]
-        return [
-            replace(fold, sharper=round(float(np.exp(rest.mean())), 3)) if len(rest) else fold
-            for fold, rest in zip(folds, others, strict=True)
-        ]
+        return [fold.sharpened([other for other in folds if other is not fold]) for fold in folds]
 
     def _open(self, number: int) -> OpenFold:
         actors = ", ".join(map(str, FOLDS[number]))
@@ -97,7 +93,7 @@ class Folds:
         own = [take for take in self.takes if fold_of(take.actor) == number]
         folder = self.folder / f"fold-{number + 1}"
         voice = voice_bytes(ensemble.classifier, {})
-        key = _digest(voice, self._takes_key, sources_sha256(*HEARING_CODE))
+        key = _digest(voice, self._takes_key, HEARING_SHA256)
 
         def make() -> Arrays:
             self.say(f"fold {number + 1}: opinions on {len(self.takes)} takes")
@@ -106,7 +102,7 @@ class Folds:
                 "own": said_at_the_end(ensemble.classifier, own).numpy(),
             }
 
-        said = kept(folder / "opinions.npz", key, make, HEARING_CODE)
+        said = kept(folder / "opinions.npz", key, make, HEARING_SHA256)
         units = train_units(rest, self.recipe.units, self.seed)
         of_rest = honest_units(rest, self.recipe.units, self.seed)
         with torch.no_grad():
@@ -165,11 +161,22 @@ class OpenFold:
     seed: int
     say: Say
 
-    def sharpness(self) -> float:
-        """The temperature of the voice's ensemble on the fold's takes, over its members' on all others."""
+    def sharpened(self, others: Sequence[OpenFold]) -> OpenFold:
+        """With the mean of what other folds tell, if there are any. No take of this one has a part in it;
+        but the others' voices have heard its actors.
+        """
+        if not others:
+            return self
+        found = [np.log(other.sharpness(self.number)) for other in others]
+        return replace(self, sharper=round(float(np.exp(np.mean(found))), 3))
+
+    def sharpness(self, unused: int) -> float:
+        """The temperature of the voice's ensemble on the fold's takes, over that of its members on takes of
+        all others but the fold `unused`.
+        """
         own, members = (
             paired_model(opinions, ("voice",), self.sources, "late_product").encoder("voice")
-            for opinions in (self.test, self.training)
+            for opinions in (self.test, self.training.without(unused))
         )
         return float(own.temperature / members.temperature)
 
@@ -214,7 +221,7 @@ class OpenFold:
         key = _digest(
             self.key, repr((self.recipe.kinds, self._head, self.recipe.units, self.sharper))
         )
-        return kept(self.folder / f"{name}.npz", key, make_all, HEARING_CODE)
+        return kept(self.folder / f"{name}.npz", key, make_all, HEARING_SHA256)
 
     def _sharpen(self, model: EmotionModel) -> None:
         """The voice was calibrated by what single members say."""
@@ -256,12 +263,13 @@ class OpenFold:
     def bundle(self, names: tuple[str, ...]) -> Bundle:
         """The exported bundle of a network over these modalities, at fp32 and through the parity gate."""
         stem = "-".join(names)
-        weights = self._weights(names, self.folder / f"{stem}.safetensors")
-        model, task = load_emotion_task(weights)
+        model, task = load_emotion_task(self.weights(names))
         path = self.folder / f"{stem}.fusedge"
         return exported(model, task, path, self.say)
 
-    def _weights(self, names: tuple[str, ...], path: Path) -> Path:
+    def weights(self, names: tuple[str, ...]) -> Path:
+        """The file of a network over these modalities, fitted where it is not there."""
+        path = self.folder / f"{'-'.join(names)}.safetensors"
         kind = self.recipe.chosen
         key = _digest(self.key, repr((names, kind, self._head, self.recipe.units, self.sharper)))
         if path.is_file():
@@ -285,10 +293,10 @@ class OpenFold:
 
 
 def kept(
-    path: Path, key: str, make: Callable[[], Arrays], code: Sequence[str] = PLAYING_CODE
+    path: Path, key: str, make: Callable[[], Arrays], code_sha256: str = PLAYING_SHA256
 ) -> Arrays:
-    """Arrays that were kept at `path` under this key and `code`; else they are made, and kept."""
-    key = _digest(key, sources_sha256(*code))
+    """Arrays that were kept at `path` under this key and code; else they are made, and kept."""
+    key = _digest(key, code_sha256)
     found = _read(path)
     if str(found.pop("key", "")) == key:
         return found

@@ -33,7 +33,7 @@ def read_data(data: Path) -> tuple[Faces, list[Take]]:
 
     All is checked, so that no training begins that its data does not suffice for. Raises FusedgeError.
     """
-    from fusedge.devices.capture.replay.flac import read_flac
+    from fusedge.devices.capture.flac import read_flac
     from fusedge.models.emotion.ferplus import read_faces, refuse_untrainable, without_copies
     from fusedge.models.emotion.takes import read_takes
 

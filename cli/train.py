@@ -14,7 +14,14 @@ from fusedge.bundle.errors import UnknownNameError
 from fusedge.cli.console import console, print_json
 from fusedge.cli.driving_task import read_recordings
 from fusedge.cli.emotion_task import read_data
-from fusedge.cli.options import MOST_SEED, DataOption, JsonOption, ModelArgument, writable_folder
+from fusedge.cli.options import (
+    MOST_SEED,
+    DataOption,
+    JsonOption,
+    ModelArgument,
+    forget,
+    writable_folder,
+)
 from fusedge.cli.tasks import check_task
 
 if TYPE_CHECKING:
@@ -41,12 +48,17 @@ def train(
     fusion: Annotated[
         str | None,
         typer.Option(
-            help="concatenation, sum, gated, cross_attention, late_average or late_product. "
+            help="concatenation, sum, gated, cross_attention, late_average or, of emotion, late_product. "
             "Default: the task's."
         ),
     ] = None,
     fresh: Annotated[
-        bool, typer.Option("--fresh", help="Forget the checkpoint in --out and start again.")
+        bool,
+        typer.Option(
+            "--fresh",
+            help="Forget the checkpoints and pieces in --out and start again. Weights that lie there stay "
+            "until new ones are whole.",
+        ),
     ] = False,
     as_json: JsonOption = False,
 ) -> None:
@@ -105,7 +117,7 @@ def _train_driving(
 
     recordings = read_recordings(data)
     if fresh:
-        (out / "checkpoint.safetensors").unlink(missing_ok=True)
+        forget(out, ["checkpoint.safetensors"])
     drivers = len({recording.group for recording in recordings})
     console.print(f"{len(recordings)} trips of {drivers} drivers")
     trained = train_driving(
@@ -121,11 +133,11 @@ def _train_driving(
 def _train_emotion(
     data: Path, out: Path, seed: int, fusion: FusionKind | None, fresh: bool, show: Show
 ) -> tuple[Module, Path]:
-    from fusedge.models.emotion.training import FUSION, EmotionRecipe, forget, train_emotion
+    from fusedge.models.emotion.training import FUSION, PIECES, EmotionRecipe, train_emotion
 
     faces, takes = read_data(data)
     if fresh:
-        forget(out)
+        forget(out, PIECES)
     actors = len({take.actor for take in takes})
     console.print(f"{len(faces)} faces; {len(takes)} takes of {actors} actors")
     recipe = EmotionRecipe(seed=seed, fusion=fusion or FUSION)

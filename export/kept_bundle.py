@@ -1,6 +1,7 @@
 """A bundle that is exported unless it lies there already, made from exactly the same.
 
-Beside the bundle lies `NAME.made-from`: a key of all that it follows from, and the hash of its manifest.
+Beside the bundle lies `NAME.made-from`: a key of the facts and the code that it follows from, one of the
+tools that exported it, and the hash of its manifest.
 PyTorch is imported only where something is exported.
 """
 
@@ -14,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from fusedge.bundle.archive import Bundle
-from fusedge.bundle.errors import BundleError
+from fusedge.bundle.errors import BundleError, MissingExtraError
 from fusedge.bundle.regular_file import write_whole
 from fusedge.export.cache import key_of
 from fusedge.export.packages import tool_versions
@@ -26,8 +27,8 @@ if TYPE_CHECKING:
     from fusedge.export.subject import Subject
     from fusedge.export.task import FusionModule, Task
 
-CODE = ("bundle", "export", "models")
-"""What shapes a bundle."""
+CODE_SHA256 = sources_sha256("bundle", "export", "models")
+"""Of what shapes a bundle, as it is loaded: a file may be edited while a model is trained."""
 NOTE = ".made-from"
 """What is added to a bundle's name."""
 
@@ -44,27 +45,39 @@ def kept_bundle(
     """The bundle at `path`, exported where it was not made from exactly the same, or is not whole.
 
     `made_from` stands for what `make` gives, its weights and all facts; None: nothing does, and it is
-    always exported. The precision, the versions of the tools and the code of Fusedge count too. `say` is
-    told why what lies there is not taken, and the `announcement`, in a line each.
+    always exported. The precision, the versions of the tools and the code of Fusedge count too; but where a
+    package that exports is not installed, what other versions of the tools have made is taken. `say` is
+    told that, why what lies there is not taken, and the `announcement`, in a line each.
 
     Raises FusedgeError where the export fails or the place cannot be written; then what lay there stays.
     """
-    key = None
-    if made_from is not None:
-        tools = json.dumps(tool_versions(), sort_keys=True)
-        key = key_of(made_from, precision, tools, sources_sha256(*CODE))
-        if os.path.lexists(path):
-            try:
-                return _found(path, key)
-            except BundleError as error:
-                say(f"{path}: {error.what}; it is exported again")
-    from fusedge.export.pipeline import ExportOptions, export_bundle
+    facts = None if made_from is None else key_of(made_from, precision, CODE_SHA256)
+    tools = key_of(json.dumps(tool_versions(), sort_keys=True))
+    by_others = None  # what was exported from the same by other tools
+    if facts is not None and os.path.lexists(path):
+        try:
+            found, its_tools = _found(path, facts)
+            if its_tools == tools:
+                return found
+            by_others = found
+        except BundleError as error:
+            say(f"{path}: {error.what}; it is exported again")
+    other_tools = f"{path}: was exported by other versions of the tools"
+    try:
+        from fusedge.export.pipeline import ExportOptions, export_bundle
 
-    subject = make()
+        subject = make()
+    except MissingExtraError as error:
+        if by_others is None:
+            raise
+        say(f"{other_tools}; it is taken as it is, since {error.what}")
+        return by_others
+    if by_others is not None:
+        say(f"{other_tools}; it is exported again")
     say(announcement or f"export {path.name}")
     bundle = export_bundle(subject, path, ExportOptions(precision=precision)).bundle
-    if key is not None:
-        write_whole(_note(path), _noted(key, bundle))
+    if facts is not None:
+        write_whole(_note(path), f"{facts} {tools} {bundle.sha256}\n".encode())
     return bundle
 
 
@@ -96,22 +109,18 @@ def _told(value: Subject | ModulePart, without: Set[str]) -> str:
     return repr(own)
 
 
-def _found(path: Path, key: str) -> Bundle:
-    """The bundle if it is whole and was made under this key; BundleError otherwise."""
+def _found(path: Path, facts: str) -> tuple[Bundle, str]:
+    """The bundle and the key of its tools if it is whole and was made from this; BundleError otherwise."""
     bundle = Bundle(path)
     bundle.verify()
     try:
-        noted = _note(path).read_bytes()
+        noted = _note(path).read_text("ascii", "replace").split()
     except OSError:  # never written, or gone
-        noted = b""
-    if noted != _noted(key, bundle):
+        noted = []
+    if len(noted) != 3 or (noted[0], noted[2]) != (facts, bundle.sha256):
         raise BundleError("was made from something else")
-    return bundle
+    return bundle, noted[1]
 
 
 def _note(path: Path) -> Path:
     return path.with_name(path.name + NOTE)
-
-
-def _noted(key: str, bundle: Bundle) -> bytes:
-    return f"{key} {bundle.sha256}\n".encode()

@@ -15,6 +15,8 @@ import torch
 from torch import Tensor, cat, nn
 from torch.nn import functional
 
+from fusedge.bundle.errors import FusedgeError
+
 FusionKind = Literal[
     "concatenation", "sum", "gated", "cross_attention", "late_average", "late_product"
 ]
@@ -145,31 +147,40 @@ class LateAverageFusion(Fusion):
         return (logits * weights).sum(dim=1) / weights.sum(dim=1).clamp(min=1.0)
 
 
-class LateProductFusion(LateAverageFusion):
+class LateProductFusion(Fusion):
     """Fusion of posteriors: their product, over the prior for each but one. Of modalities that are
     independent given the label it is the posterior of all; one that is alone says what it says.
 
-    An embedding of as many numbers as there are outputs is taken for log-probabilities, as it is. `prior`
-    has the logits of the prior.
+    Embeddings are what classifiers say, log-probabilities `[B, K]`; `prior` has those of the prior. Of
+    other embeddings FusedgeError.
     """
 
     def __init__(
         self, modalities: int, size: int, outputs: int, hidden: int, dropout: float
     ) -> None:
-        super().__init__(modalities, size, outputs, hidden, dropout)
-        if size == outputs:
-            self.classifiers = nn.ModuleList(nn.Identity() for _ in range(modalities))
+        if size != outputs:
+            raise FusedgeError(
+                f"late_product multiplies posteriors of {outputs} labels, not embeddings of {size} numbers",
+                hint="choose another kind of fusion",
+            )
+        super().__init__(modalities, size, dropout)
         self.prior = nn.Parameter(torch.zeros(outputs))
 
     def join(self, tokens: Tensor, presence: Tensor) -> Tensor:
         """Logits `[B, K]`; those of the prior where nothing is present."""
-        logits = torch.stack([c(tokens[:, m]) for m, c in enumerate(self.classifiers)], dim=1)
-        told = logits.log_softmax(dim=-1) - self.prior.log_softmax(dim=-1)
+        told = tokens.log_softmax(dim=-1) - self.prior.log_softmax(dim=-1)
         return self.prior + (told * presence.unsqueeze(-1)).sum(dim=1)
 
 
 _KINDS: dict[
-    FusionKind, type[ConcatenationFusion | SumFusion | CrossAttentionFusion | LateAverageFusion]
+    FusionKind,
+    type[
+        ConcatenationFusion
+        | SumFusion
+        | CrossAttentionFusion
+        | LateAverageFusion
+        | LateProductFusion
+    ],
 ]
 _KINDS = {
     "concatenation": ConcatenationFusion,
@@ -185,5 +196,5 @@ FUSION_KINDS: tuple[FusionKind, ...] = tuple(_KINDS)
 def make_fusion(
     kind: FusionKind, modalities: int, size: int, outputs: int, hidden: int, dropout: float
 ) -> Fusion:
-    """The fusion module of that kind."""
+    """The fusion module of that kind; raises FusedgeError where it does not suit."""
     return _KINDS[kind](modalities, size, outputs, hidden, dropout)

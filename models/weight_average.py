@@ -21,7 +21,10 @@ class WeightAverage:
 
     @torch.no_grad()
     def update(self, step: int) -> None:
-        """Take what the tensors are after the step, counted from 0."""
+        """Take what the tensors are after the step of this number.
+
+        What they began with is forgotten in a first step 0; in a first step 1 an eleventh of it is kept.
+        """
         decay = min(self._decay, step / (step + 10))
         for name, value in self._tensors.items():
             if value.is_floating_point():

@@ -570,6 +570,9 @@ class Session:
         quiet = [n for n in unused if self._fronts.saw_nobody(n, accounts[n].dropped)]
         if not quiet and not sum(account.used for account in accounts.values()):
             return "not one sample could be used"
+        for name, account in accounts.items():
+            if account.dropped.get("block_too_long", 0) > account.used:
+                return f"modality {name}: {account.first_dropped['block_too_long']}"
         useless = [n for n in unused if n not in quiet and not accounts[n].in_flight]
         if useless:
             return f"not one sample of {', '.join(useless)} could be used"

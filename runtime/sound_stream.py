@@ -16,7 +16,7 @@ from fusedge.runtime.ring import INVALID, LATE, PENDING, USED, WINDOW_REJECTED
 from fusedge.runtime.stream import ModalityStream, Window
 
 LATEST_STAMP_NS = to_ns(10)  # a stamp that is further from its arrival says nothing
-MAX_BLOCK_S = 10.0
+MAX_BLOCK_S = 10.0  # a longer block is refused
 USUAL_BLOCK_S = 0.02  # of microphones, files and most codecs: `lateness_s` allows for such a block
 RECENT_BLOCKS = 64  # one of which must be as long as is waited for: 1.3 s of usual ones
 MAX_OBSERVATIONS = 4096

@@ -23,9 +23,8 @@ from fusedge.devices.capture.wanted import COLOURS, modality_of, picture_size
 SHOWN_S = 3.0  # long enough for a modality to be present, and for its label to be steady
 RATE_HZ = 10.0  # where nobody says another one
 PIXEL_LIMIT = "OPENCV_IO_MAX_IMAGE_PIXELS"  # read when OpenCV is loaded: a bomb is not unpacked
-MOST_PIXELS = (
-    1 << 27
-)  # of a file: beyond a telephone's 108 million; they take 400 MB until they are shrunk
+# Of a file: beyond a telephone's 108 million; they take 400 MB until they are shrunk.
+MOST_PIXELS = 1 << 27
 MAX_FILE_BYTES = 256 << 20  # a telephone's 64 million without compression, and their transparency
 
 

@@ -13,11 +13,11 @@ from typing import NamedTuple, Protocol
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional
 
 from fusedge.models.emotion.labels import LABELS, places
-from fusedge.models.emotion.model import EmotionModel, Opinion
+from fusedge.models.emotion.model import EmotionModel, Head, Opinion
 from fusedge.models.fusion import LateProductFusion
 from fusedge.models.one_thread import one_thread
 from fusedge.models.temperature import fitted_temperature
@@ -162,9 +162,7 @@ def train_head(
     with one_thread(), torch.random.fork_rng(devices=[]):
         torch.manual_seed(recipe.seed)
         random = torch.Generator().manual_seed(recipe.seed)
-        for module in model.head.modules():
-            if isinstance(module, nn.Linear):
-                module.reset_parameters()
+        model.head.load_state_dict(Head(model.config).state_dict())
         optimiser = torch.optim.AdamW(
             model.head.parameters(), recipe.learning_rate, weight_decay=recipe.weight_decay
         )

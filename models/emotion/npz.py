@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import zipfile
-import zlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -28,14 +26,14 @@ def read_arrays(path: Path, names: Sequence[str], hint: str) -> list[NDArray[Any
             lacking = [name for name in names if name not in file]
             if lacking:
                 raise ValueError(f"it has no array {' and no array '.join(lacking)}")
-            return [file[name] for name in names]
+            arrays = [file[name] for name in names]
+        for name, array in zip(names, arrays, strict=True):
+            # What is not packed as an array comes as the bytes that lie there.
+            if not isinstance(array, np.ndarray):
+                raise ValueError(f"{name} is no array")
+        return arrays
     except FileNotFoundError:
         raise FusedgeError("is missing", where=str(path), hint=hint) from None
-    # Of zipfile besides its own: RuntimeError where it is encrypted or packed in an unknown way; a header
-    # may ask for more memory than there is.
-    except (
-        *(OSError, ValueError, EOFError, RuntimeError, MemoryError),
-        *(zipfile.BadZipFile, zlib.error),
-    ) as error:
-        reason = str(error).partition("\n")[0]
+    except Exception as error:  # of damage, zipfile, zlib and NumPy raise what they do not document
+        reason = str(error).partition("\n")[0] or type(error).__name__
         raise FusedgeError(f"cannot be read: {reason}", where=str(path), hint=hint) from error

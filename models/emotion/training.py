@@ -3,20 +3,16 @@
 from __future__ import annotations
 
 import hashlib
-import logging
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional
 
-from fusedge.bundle.errors import FusedgeError
-from fusedge.bundle.regular_file import refuse_special, write_whole
+from fusedge.bundle.regular_file import write_whole
 from fusedge.models.emotion.action_units import ActionUnitClassifier
 from fusedge.models.emotion.face_encoder import FaceConfig, FaceEncoder, face_bytes, load_face
 from fusedge.models.emotion.face_training import FaceRecipe, face_logits, train_face
@@ -46,12 +42,14 @@ from fusedge.models.emotion.voice_ensemble import (
     train_ensemble,
 )
 from fusedge.models.fusion import FusionKind
+from fusedge.models.kept_model import keep_model, kept_model
 
 Source = FaceEncoder | VoiceClassifier | ActionUnitClassifier
 """A trained classifier of one modality."""
 
-_LOG = logging.getLogger(__name__)
 WEIGHTS = "weights.safetensors"
+PIECES = ("face.safetensors", "face-*/checkpoint.safetensors", "voice-without-*.safetensors")
+"""Patterns of what `train_emotion` goes on from. The weights of before stay until new ones are whole."""
 FUSION: FusionKind = "late_product"
 HIDDEN, DROPOUT = 24, 0.1
 CALM_LOOKS_NEUTRAL = {"calm": "neutral"}
@@ -150,17 +148,6 @@ def train_emotion(
     return Trained(load_emotion(path)[0], temperature, path)
 
 
-def forget(folder: Path) -> None:
-    """Delete what `train_emotion` has left in a folder, and nothing else."""
-    for kept in (
-        "face.safetensors",
-        "face-*/checkpoint.safetensors",
-        "voice-without-*.safetensors",
-    ):
-        for path in folder.glob(kept):
-            path.unlink()
-
-
 def assemble(sources: Mapping[str, Source], fusion: FusionKind) -> EmotionModel:
     """The whole network with trained classifiers, by modality, and a new head."""
     configs = {name: source.config for name, source in sources.items()}
@@ -183,15 +170,12 @@ def calibrate(model: EmotionModel, name: str, samples: Samples) -> None:
 
 def _face(faces: Faces, folder: Path, recipe: EmotionRecipe, tell: Tell) -> FaceEncoder:
     path = folder / "face.safetensors"
-    key = _key(recipe.face, recipe.seed, faces.images, faces.votes)
-    refuse_special(path)
-    if path.exists():
-        try:
-            found, notes = load_face(path)
-            if notes.get("key") == key:
-                return found
-        except FusedgeError as error:
-            _LOG.warning("%s: %s; it is trained again", error.where, error.what)
+    digest = hashlib.sha256(f"{recipe.face!r} {recipe.seed} {torch.__version__}".encode())
+    digest.update(faces.images.tobytes() + faces.votes.tobytes())
+    key = digest.hexdigest()
+    found = kept_model(path, key, load_face, face_bytes)
+    if found is not None:
+        return found
     face: FaceEncoder | None = None
     for number, (config, stage) in enumerate(recipe.face, 1):
         face = train_face(
@@ -203,16 +187,8 @@ def _face(faces: Faces, folder: Path, recipe: EmotionRecipe, tell: Tell) -> Face
             face,
         )
     assert face is not None
-    write_whole(path, face_bytes(face, {"key": key}))
+    keep_model(path, key, face, face_bytes)
     return load_face(path)[0]  # its memory as when it is found again, or sums differ by a rounding
-
-
-def _key(recipe: object, seed: int, *arrays: NDArray[np.generic]) -> str:
-    """Changes with all that weights depend on."""
-    digest = hashlib.sha256(f"{recipe!r} {seed}".encode())
-    for array in arrays:
-        digest.update(array.tobytes())
-    return digest.hexdigest()
 
 
 def face_samples(face: FaceEncoder, faces: Faces) -> Samples:

@@ -9,7 +9,6 @@ the members of cross-validation are those of the ensemble.
 from __future__ import annotations
 
 import hashlib
-import logging
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -20,8 +19,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fusedge.bundle.errors import FusedgeError
-from fusedge.bundle.regular_file import refuse_special, write_whole
 from fusedge.models.emotion.takes import Take, fold_of, refuse_few_groups
 from fusedge.models.emotion.voice_encoder import (
     VoiceClassifier,
@@ -40,11 +37,11 @@ from fusedge.models.emotion.voice_training import (
     told_of,
     train_member,
 )
+from fusedge.models.kept_model import keep_model, kept_model
 
 Tell = Callable[[str, int, int, float], None]
 """Called with what is trained, the step that is done, the number of steps, and the loss."""
 
-_LOG = logging.getLogger(__name__)
 _FROM_NOTHING = 2  # groups: a member that leaves out so many is trained from nothing
 
 
@@ -150,15 +147,14 @@ class Members:
         key = self._key(left_out, number)
         name = "-".join(map(str, sorted(left_out))) or "none"
         path = self.folder / f"voice-without-{name}-{number}.safetensors"
-        refuse_special(path)
-        found = _kept(path, key)
+        found = kept_model(path, key, load_voice, voice_bytes)
         if found is not None:
             return found
         own, more = self._way(left_out, number)
         start = self._member(more, 0, tell) if more else None
         chosen = np.flatnonzero(~np.isin(self.groups, sorted(left_out)))
         member = train_member(self._spectrograms, chosen, self.recipe.config, own, tell, start)
-        write_whole(path, voice_bytes(member, {"key": key, "weights": _digest(member)}))
+        keep_model(path, key, member, voice_bytes)
         return member
 
     def _way(
@@ -179,29 +175,10 @@ class Members:
         return replace(own, seed=seed), more
 
     def _key(self, left_out: frozenset[int], number: int) -> str:
-        """Changes with all that the member's weights depend on."""
+        """Changes with all that the member's weights depend on, but for the code: with each change of that,
+        hours of training would be lost.
+        """
         own, more = self._way(left_out, number)
         start = self._key(more, 0) if more else ""
         text = f"{self.digest} {own} {sorted(left_out)} {start}"
         return hashlib.sha256(text.encode()).hexdigest()
-
-
-def _kept(path: Path, key: str) -> VoiceClassifier | None:
-    """The member that was kept under this key, if it is there and whole."""
-    if not path.exists():
-        return None
-    try:
-        found, notes = load_voice(path)
-    except FusedgeError as error:
-        _LOG.warning("%s: %s; it is trained again", error.where, error.what)
-        return None
-    if notes.get("key") != key:
-        return None
-    if notes.get("weights") != _digest(found):
-        _LOG.warning("%s: the weights were altered; it is trained again", path)
-        return None
-    return found
-
-
-def _digest(member: VoiceClassifier) -> str:
-    return hashlib.sha256(voice_bytes(member, {})).hexdigest()

@@ -18,13 +18,12 @@ from fusedge.bundle.sample import Rejection, Sample, size
 from fusedge.bundle.window import NANOSECONDS, to_ns
 from fusedge.runtime.front.sighting import Sightings, SpeechHeard
 from fusedge.runtime.front.voice_activity import VoiceActivity
-from fusedge.runtime.sound_stream import USUAL_BLOCK_S
+from fusedge.runtime.sound_stream import MAX_BLOCK_S, USUAL_BLOCK_S
 
 BEGIN, END = 0.5, 0.35  # of the probability: speech begins at the one, and ends below the other …
 HANGOVER_S = 0.4  # … for so long: pauses between words
 PREROLL_S = 0.1  # of sound before the step in which speech was heard: it takes a syllable's start
 GAP_NS = to_ns(0.1)  # of stamps, beyond which sound does not go on from what was before
-MAX_BLOCK_S = 10.0  # a longer block the pipeline refuses
 
 
 @dataclass

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +19,8 @@ from fusedge.cli import emotion_evaluation, emotion_folds
 from fusedge.cli.app import app
 from fusedge.cli.emotion_conversation import NOTHING
 from fusedge.cli.emotion_evaluation import RUNS
-from fusedge.cli.emotion_folds import HEARING_CODE, kept
-from fusedge.export import packaged_parts
+from fusedge.cli.emotion_folds import kept
+from fusedge.export import packaged_parts, sources
 from fusedge.export.part import ModulePart
 from fusedge.models.emotion import protocols, voice_ensemble
 from fusedge.models.emotion.face_augmentation import CONDITIONS, changed
@@ -36,6 +36,7 @@ from fusedge.models.emotion.voice_encoder import VoiceClassifier, VoiceConfig
 from fusedge.models.emotion.voice_ensemble import EnsembleRecipe
 from fusedge.models.emotion.voice_training import VoiceRecipe, train_member
 from tests.media_clip import write_clip
+from tests.other_process import loaded_anew
 
 av = pytest.importorskip("av")
 
@@ -437,34 +438,63 @@ def test_what_is_kept_under_another_key_or_damaged_is_made_anew(tmp_path: Path) 
     assert made == [0, 1, 2]
 
 
-def test_what_was_kept_is_made_anew_where_the_code_that_made_it_has_changed(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    path, code = tmp_path / "kept.npz", {"models": "1", "runtime": "1", "devices": "1"}
+@pytest.fixture
+def code(monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
+    """What lies on the disk at each place of Fusedge's code."""
+    code = dict.fromkeys(("bundle", "devices", "models", "runtime"), "1")
+    code |= {"cli/emotion_conversation.py": "1", "cli/emotion_sessions.py": "1", "export": "1"}
 
     def digest(*places: str) -> str:
-        return " ".join(code[place] for place in places if place in code)
+        return " ".join(f"{place} {code[place]}" for place in places)
 
-    def is_made(*code: Sequence[str]) -> bool:
-        made: list[int] = []
+    monkeypatch.setattr(sources, "sources_sha256", digest)
+    return code
 
-        def make() -> dict[str, Any]:
-            made.append(1)
-            return {"a": np.zeros(1)}
 
-        kept(path, "key", make, *code)
-        return bool(made)
+@pytest.fixture
+def process(code: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> Callable[[], Any]:
+    """Of the code as it lies there now."""
+    return lambda: loaded_anew(emotion_folds, monkeypatch)
 
-    monkeypatch.setattr(emotion_folds, "sources_sha256", digest)
-    assert is_made() and not is_made()
-    for place in code:  # of what a bundle decided, by all that plays it
+
+def is_made(process: Any, path: Path, *code: str) -> bool:
+    made: list[int] = []
+
+    def make() -> dict[str, Any]:
+        made.append(1)
+        return {"a": np.zeros(1)}
+
+    process.kept(path, "key", make, *code)
+    return bool(made)
+
+
+def test_what_was_kept_is_made_anew_where_the_code_that_made_it_has_changed(
+    tmp_path: Path, code: dict[str, str], process: Callable[[], Any]
+) -> None:
+    path = tmp_path / "kept.npz"
+    for place in code:  # of what a bundle decided, by all that plays it: all but what exports
         code[place] = "2"
-        assert is_made() and not is_made()
-    assert is_made(HEARING_CODE) and not is_made(HEARING_CODE)
+        assert is_made(process(), path) == (place != "export")
+        assert not is_made(process(), path)
+    heard = tmp_path / "heard.npz"
+    assert is_made(process(), heard, process().HEARING_SHA256)
     code["runtime"] = "3"  # no runtime takes part in what classifiers say
-    assert not is_made(HEARING_CODE)
+    assert not is_made(process(), heard, process().HEARING_SHA256)
     code["models"] = "3"
-    assert is_made(HEARING_CODE)
+    assert is_made(process(), heard, process().HEARING_SHA256)
+
+
+def test_what_old_code_makes_after_its_files_were_edited_is_not_kept_as_the_new_code_s(
+    tmp_path: Path, code: dict[str, str], process: Callable[[], Any]
+) -> None:
+    training = process()
+    for place in code:
+        code[place] = "edited"
+    for code_of in ("PLAYING_SHA256", "HEARING_SHA256"):
+        path = tmp_path / code_of
+        assert is_made(training, path, getattr(training, code_of))
+        assert not is_made(training, path, getattr(training, code_of))
+        assert is_made(process(), path, getattr(process(), code_of))
 
 
 OWN = ("notes.txt", "weights.safetensors", "fold-1/notes.npz", "voice/mine.safetensors", "fold-9/a")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import sys
+from importlib.metadata import PackageNotFoundError
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +13,11 @@ import pytest
 from typer.testing import CliRunner, Result
 
 from fusedge.bundle.archive import Bundle
-from fusedge.bundle.errors import FusedgeError
+from fusedge.bundle.errors import FusedgeError, MissingExtraError
 from fusedge.bundle.lookup import shipped_bundles
 from fusedge.cli import tasks
 from fusedge.cli.app import app
-from fusedge.export import kept_bundle
+from fusedge.export import kept_bundle, packages
 from tests.export.tiny_fusion import MODALITIES, TinyModel, make_task
 from tests.tiny_bundle import write_tiny_bundle
 
@@ -192,11 +193,47 @@ def test_without_pytorch_the_extra_is_named(
     assert not (place / "cache").exists()
 
 
-def test_without_pytorch_what_was_exported_is_found(
+def uninstall_pytorch(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its modules and its metadata, as pip does."""
+    version = packages.version
+
+    def version_left(name: str) -> str:
+        if name == "torch":
+            raise PackageNotFoundError(name)
+        return version(name)
+
+    monkeypatch.setattr(packages, "version", version_left)
+    monkeypatch.setitem(sys.modules, "torch", None)
+
+
+def test_what_was_exported_is_found_where_pytorch_is_not_installed_any_more(
     exported: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setitem(sys.modules, "torch", None)
-    assert tasks.find_bundle("emotion").path == exported
+    uninstall_pytorch(monkeypatch)
+    result = invoke("inspect", "emotion", "--json")
+    assert result.exit_code == 0 and json.loads(result.stdout)["name"] == "tiny"
+    (line,) = result.stderr.splitlines()
+    assert line.startswith(f"{exported}: was exported by other versions of the tools; it is taken")
+
+
+def test_what_others_made_is_not_taken_only_since_pytorch_is_not_installed(
+    exported: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    uninstall_pytorch(monkeypatch)
+    monkeypatch.setattr(kept_bundle, "CODE_SHA256", "of another version of Fusedge")
+    result = invoke("inspect", "emotion")
+    assert isinstance(result.exception, MissingExtraError), result.output
+
+
+@pytest.mark.parametrize("letters", [255, 300, 5000])
+@pytest.mark.parametrize(
+    "words", [("inspect",), ("build", "--target", "cpu"), ("sign", "--key", "none.pem")]
+)
+def test_a_name_too_long_for_any_file_is_an_unknown_one(
+    place: Path, words: tuple[str, ...], letters: int
+) -> None:
+    line = refused(words[0], "a" * letters, *words[1:])
+    assert line.startswith("unknown bundle") and "known: driving, emotion" in line
 
 
 def test_a_cache_that_cannot_be_written_is_named_with_the_way_out(

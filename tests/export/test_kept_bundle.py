@@ -7,6 +7,8 @@ import shutil
 import zipfile
 from collections.abc import Callable, Mapping
 from dataclasses import fields, replace
+from functools import partial
+from importlib.metadata import PackageNotFoundError
 from pathlib import Path
 from typing import Any
 
@@ -14,14 +16,17 @@ import pytest
 import torch
 from torch import nn
 
+from fusedge.bundle.errors import MissingExtraError
 from fusedge.bundle.manifest import EventRule, FrontEnd, TensorSpec
 from fusedge.export import kept_bundle as module
+from fusedge.export import packages, sources
 from fusedge.export.kept_bundle import NOTE, exported, kept_bundle, made_from
 from fusedge.export.part import ModulePart
 from fusedge.export.subject import Subject, fusion_subject
 from fusedge.export.task import Task
 from tests.export.front_fusion import FACE, FrontModel, front_task
 from tests.export.tiny_fusion import MODALITIES, TinyModel, make_task
+from tests.other_process import loaded_anew
 
 SPECS = MODALITIES[:1]
 
@@ -184,22 +189,101 @@ def test_what_was_made_from_something_else_is_made_again(
         found(path, [], **changes)
 
 
-@pytest.mark.parametrize(
-    ("name", "other"),
-    [
-        ("tool_versions", lambda: {"torch": "99"}),
-        ("sources_sha256", lambda *places: "other code"),
-        ("CODE", ("bundle",)),
-    ],
-)
-def test_other_tools_and_other_code_make_it_again_and_it_is_said(
-    path: Path, monkeypatch: pytest.MonkeyPatch, name: str, other: Any
+def test_other_code_makes_it_again_and_it_is_said(
+    path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(module, name, other)
+    monkeypatch.setattr(module, "CODE_SHA256", "other code")
     said: list[str] = []
     with pytest.raises(AskedForError):
         found(path, said)
     assert said == [f"{path}: was made from something else; it is exported again"]
+
+
+def test_the_code_that_counts_is_that_which_was_loaded(
+    path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    was_made_from = made_from(fusion_subject(*tiny()))
+    for package in ("bundle", "export", "models"):
+        (tmp_path / "edited" / package).mkdir(parents=True)
+        (tmp_path / "edited" / package / "a.py").write_text("")
+    sources.sources_sha256.cache_clear()
+    with monkeypatch.context() as patch:
+        patch.setattr(sources, "ROOT", tmp_path / "edited")
+        kept_bundle(path, was_made_from, asked_for, pytest.fail)
+        with pytest.raises(AskedForError):  # as a process that begins now has other code
+            loaded_anew(module, patch).kept_bundle(path, was_made_from, asked_for, [].append)
+    sources.sources_sha256.cache_clear()
+
+
+def missing() -> Subject:
+    raise MissingExtraError("torch", "export", "exporting")
+
+
+VERSION = packages.version
+
+
+def other_version(changed: str, number: str | None, name: str) -> str:
+    """Of a package; `changed` has this one, or is not installed."""
+    if name != changed:
+        return VERSION(name)
+    if number is None:
+        raise PackageNotFoundError(name)
+    return number
+
+
+TOOLS: Mapping[str, Callable[[str], str]] = {
+    f"{name} {fate}": partial(other_version, name, number)
+    for name in ("torch", "onnx", "onnxscript", "onnxslim", "onnxruntime")
+    for fate, number in (("uninstalled", None), ("updated", "99"))
+}
+
+
+@pytest.mark.parametrize("change", TOOLS)
+def test_what_other_tools_made_is_made_again_where_it_can_be_and_else_taken(
+    path: Path, monkeypatch: pytest.MonkeyPatch, change: str
+) -> None:
+    monkeypatch.setattr(packages, "version", TOOLS[change])
+    said: list[str] = []
+    with pytest.raises(AskedForError):
+        found(path, said)
+    assert said == []
+    kept_bundle(path, made_from(fusion_subject(*tiny())), missing, said.append)
+    (line,) = said
+    assert line.startswith(f"{path}: was exported by other versions of the tools; it is taken")
+    assert "exporting needs the package 'torch'" in line
+
+
+def test_what_other_tools_made_is_replaced_and_it_is_said(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(packages, "version", TOOLS["onnxruntime updated"])
+    before = path.read_bytes()
+    said: list[str] = []
+    exported(*tiny(), path, said.append)
+    assert said == [
+        f"{path}: was exported by other versions of the tools; it is exported again",
+        "export tiny.fusedge",
+    ]
+    found(path, said)
+    assert len(said) == 2 and path.read_bytes() != before
+
+
+@pytest.mark.parametrize("damage", ["weights", "facts", "code", "note"])
+def test_what_cannot_be_made_again_is_taken_only_if_it_is_whole_and_of_the_same(
+    path: Path, monkeypatch: pytest.MonkeyPatch, damage: str
+) -> None:
+    monkeypatch.setattr(module, "tool_versions", lambda: {"torch": "99"})
+    facts = made_from(fusion_subject(*tiny()))
+    if damage == "weights":
+        DAMAGE["a part altered"](path)
+    elif damage == "code":
+        monkeypatch.setattr(module, "CODE_SHA256", "other code")
+    elif damage == "note":
+        DAMAGE["no note"](path)
+    else:
+        facts = "something else"
+    with pytest.raises(MissingExtraError):
+        kept_bundle(path, facts, missing, [].append)
 
 
 def rewritten(path: Path, change: Callable[[dict[str, bytes]], Any]) -> None:

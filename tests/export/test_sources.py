@@ -36,6 +36,8 @@ def digest() -> str:
         ("runtime/c.py", False),
         ("models/__pycache__/a.cpython-312.pyc", False),
         ("models/notes.md", False),
+        *((f"models/{name}", False) for name in ("a.py~", "a.pyc", "a.py.orig", "a.pyi", "#a.py#")),
+        *((f"models/{name}", False) for name in (".a.py", ".#a.py", ".ipynb_checkpoints/a.py")),
     ],
 )
 def test_what_is_written_counts_where_it_is_asked_for(root: Path, name: str, counts: bool) -> None:
@@ -52,6 +54,14 @@ def test_a_file_that_moves_or_goes_counts(root: Path) -> None:
     moved = digest()
     (root / "models/z.py").unlink()
     assert len({before, moved, digest()}) == 3
+
+
+def test_what_only_looks_like_a_file_does_not_count(root: Path) -> None:
+    before = digest()
+    (root / "models/gone.py").symlink_to("nowhere.py")
+    (root / "models/.#a.py").symlink_to("somebody@a.machine:1")
+    (root / "models/folder.py").mkdir()
+    assert digest() == before
 
 
 def test_code_that_is_nowhere_is_an_error(root: Path) -> None:

@@ -50,6 +50,43 @@ def test_what_is_no_such_archive_is_refused(tmp_path: Path) -> None:
     assert "cannot be read" in refused(path)
 
 
+def member(header: str) -> bytes:
+    """A member of an archive that is nothing but this header."""
+    text = header.encode().ljust(117) + b"\n"
+    return np.lib.format.magic(1, 0) + len(text).to_bytes(2, "little") + text
+
+
+def of_shape(shape: str) -> bytes:
+    return member(f"{{'descr': '|u1', 'fortran_order': False, 'shape': ({shape},)}}")
+
+
+MEMBERS = {
+    "no array": ("values", b"1 2 3"),
+    "no array, though its name says so": ("values.npy", b"1 2 3"),
+    "an array without its name's end": ("values", b""),
+    "a shape beyond any integer": ("values.npy", of_shape("1" + "0" * 30)),
+    "a shape whose product is": ("values.npy", of_shape(f"{2**31}, {2**31}, 4")),
+    "a negative shape": ("values.npy", of_shape("-3")),
+    "a key that is no key": ("values.npy", member("{[]: 1}")),
+    "keys of several kinds": ("values.npy", member("{1: 2, 'a': 3}")),
+    "brackets": ("values.npy", member("(" * 3000)),
+    "a zero": ("values.npy", member("\0")),
+    "a type that is none": (
+        "values.npy",
+        member("{'descr': [('a', 'b', 'c', 'd')], 'fortran_order': False, 'shape': (1,)}"),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", MEMBERS)
+def test_a_member_that_is_no_array_is_refused_whatever_it_says(tmp_path: Path, name: str) -> None:
+    path = tmp_path / "a.npz"
+    np.savez(path, words=np.array(["a", "b"]))
+    with zipfile.ZipFile(path, "a") as archive:
+        archive.writestr(*MEMBERS[name])
+    assert "cannot be read: " in refused(path) and not refused(path).endswith(": ")
+
+
 def test_more_than_there_is_memory_for_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "a.npz"
     header: dict[str, Any] = {"descr": "<f8", "fortran_order": False, "shape": (10**15,)}

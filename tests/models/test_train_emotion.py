@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 
+from fusedge.cli.options import forget
 from fusedge.models.emotion import training
 from fusedge.models.emotion.face_encoder import FaceConfig
 from fusedge.models.emotion.face_training import FaceRecipe
@@ -16,7 +17,7 @@ from fusedge.models.emotion.ferplus import Faces, held_out
 from fusedge.models.emotion.head_training import HeadRecipe
 from fusedge.models.emotion.labels import LABELS
 from fusedge.models.emotion.takes import RATE_HZ, Take
-from fusedge.models.emotion.training import EmotionRecipe, forget, train_emotion
+from fusedge.models.emotion.training import PIECES, EmotionRecipe, train_emotion
 from fusedge.models.emotion.voice_encoder import VoiceConfig
 from fusedge.models.emotion.voice_ensemble import EnsembleRecipe
 from fusedge.models.emotion.voice_training import VoiceRecipe
@@ -132,6 +133,6 @@ def test_what_is_forgotten_is_its_own_alone(tmp_path: Path) -> None:
     for path in others:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(b"not its own")
-    forget(tmp_path)
+    forget(tmp_path, PIECES)
     left = {path for path in tmp_path.rglob("*") if path.is_file()}
     assert left == {*others, tmp_path / "weights.safetensors"}

@@ -389,5 +389,7 @@ def test_that_nobody_is_there_is_no_fault_whatever_else_was_lost(
 
     session = Session(bundle, ["device:"], VirtualClock(), open_uri=lambda *_: Lossy(never, never))
     report = run(session, [MemorySink()])
-    lost = "1 of its rows could not be read" if reason == "malformed" else ""
+    lost = (
+        "1 of its rows could not be read, first: lost on purpose" if reason == "malformed" else ""
+    )
     assert report.problem == lost

@@ -174,9 +174,17 @@ def test_of_20_faces_each_is_seen_once_and_one_drives(emotion_bundle: Bundle) ->
     assert {d.outputs["emotion"].momentary_label for d in shown} == {"happy"}
 
 
+UNREAD = "of its rows could not be read, first:"
+
+
 @pytest.mark.parametrize(
     ("announced", "problem"),
-    [(1, ""), (29, ""), (31, ""), (3000, "1 of its rows could not be read")],  # it was cut off
+    [
+        (1, ""),
+        (29, ""),
+        (31, ""),
+        (3000, f"1 {UNREAD} ends at 3.000 s, where the file says 300.000 s"),
+    ],
 )
 def test_a_film_whose_header_counts_other_frames_is_seen_to_its_end(
     emotion_bundle: Bundle, tmp_path: Path, announced: int, problem: str

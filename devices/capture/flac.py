@@ -23,7 +23,8 @@ _HINT = "copy it again from where it is whole"
 def read_flac(path: Path, rate_hz: int) -> NDArray[np.float32]:
     """The sound of a mono file of 16 bits at that rate, float32 `[T]` within [-1, 1].
 
-    Raises FusedgeError where the file is missing, damaged or of another kind; MissingExtraError.
+    Raises FusedgeError where the file is missing, damaged, of another kind or does not tell its length;
+    MissingExtraError.
     """
     try:
         import av
@@ -48,19 +49,27 @@ def read_flac(path: Path, rate_hz: int) -> NDArray[np.float32]:
                     where=str(path),
                     hint=f"convert it: ffmpeg -i … -ar {rate_hz} -ac 1 -sample_fmt s16",
                 )
+            count = facts & ((1 << 36) - 1)
+            if not count:
+                raise FusedgeError(
+                    "has a header that does not tell its length, as of what was written into a pipe: "
+                    "whether it is whole cannot be known",
+                    where=str(path),
+                    hint="encode it again, to a file: ffmpeg -i … whole.flac",
+                )
             pieces += [frame.to_ndarray().ravel() for frame in file.decode(stream)]
     except (av.FFmpegError, OSError) as error:
         raise FusedgeError(
             f"cannot be read: {error.strerror}", where=str(path), hint=_HINT
         ) from None
     wave = np.concatenate([np.zeros(0, np.int16), *pieces])
-    count, digest = facts & ((1 << 36) - 1), header[18:_HEADER]
     if len(wave) != count:
         raise FusedgeError(
             f"is damaged: {len(wave)} of the {count} samples that its header tells of can be decoded",
             where=str(path),
             hint=_HINT,
         )
+    digest = header[18:_HEADER]
     if any(digest) and hashlib.md5(wave.tobytes(), usedforsecurity=False).digest() != digest:
         raise FusedgeError(
             "is damaged: its sound is not what its header has the MD5 of",
