@@ -22,7 +22,7 @@ from pydantic import (
     model_validator,
 )
 
-from fusedge.bundle.errors import BundleError, first_problem
+from fusedge.bundle.errors import BundleError, FusedgeError, first_problem
 
 FORMAT_VERSION = 4
 MAX_BUFFERED = 10_000_000  # grid points that one modality may keep: 200 s of sound at 48 kHz
@@ -136,6 +136,16 @@ class Modality(_Strict):
     def window_samples(self) -> int:
         """Grid points in a window."""
         return round(self.window_s * self.rate_hz)
+
+    def with_latency(self, latency_s: float) -> Modality:
+        """With another known delay of its stamps; raises FusedgeError where that cannot be."""
+        try:
+            return Modality.model_validate({**self.model_dump(), "latency_s": latency_s})
+        except ValidationError as error:
+            raise FusedgeError(
+                f"latency of {latency_s:g} s: {error.errors()[0]['msg']}",
+                where=f"modality {self.name}",
+            ) from None
 
     @property
     def delay_s(self) -> float:

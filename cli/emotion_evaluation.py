@@ -15,7 +15,7 @@
   the most frequent one, and its changes a minute, beside those of the momentary label; of one that cannot
   be read nothing but its `problem`;
 - `asked`: what was asked for, what was measured (null: it was not), and whether it is `met`;
-- `manifest`: what the figures of the weights' bundle are to be.
+- `manifest`: what is to lie beside the weights for the manifest of their bundle.
 
 Figures have `accuracy`, `macro_f1`, `calibration_error` (expected, 15 bins), `recall` by label, `count` and
 `undecided`, which is wrong. Of takes besides accuracy `by_sex` of the speaker and `by_fold`, `whole`: the
@@ -36,6 +36,7 @@ import numpy as np
 from numpy.typing import NDArray
 from rich.table import Table
 
+from fusedge.bundle.archive import Bundle
 from fusedge.bundle.errors import FusedgeError
 from fusedge.bundle.regular_file import write_whole
 from fusedge.cli.console import console, print_json
@@ -127,6 +128,12 @@ def evaluate_emotion(
     valid, train = (read_faces(folder / "ferplus" / f"{name}.npz") for name in ("valid", "train"))
     takes = read_takes(folder, read_flac, groups=3)  # one held out, and two to train on
     loaded = load_for_export("emotion", None) if weights is None else load_emotion_task(weights)
+    if "face" not in loaded[0].modalities:
+        raise FusedgeError(
+            f"its model takes {' and '.join(loaded[0].modalities)} alone, and faces are measured",
+            where=str(weights),
+            hint="give weights of a model that takes face as well",
+        )
     if fresh:
         forget(out, LEFT)
     bundle = exported(*loaded, out / "weights.fusedge", say)
@@ -158,7 +165,7 @@ def evaluate_emotion(
     }
     asked = _asked(faces, runs, played)
     report["asked"] = [{**asdict(row), "met": row.met} for row in asked]
-    report["manifest"] = _manifest(faces)
+    report["manifest"] = _manifest(bundle, faces)
     write_whole(out / "eval.json", json.dumps(report, indent=1).encode() + b"\n")
     if as_json:
         print_json(report)
@@ -176,7 +183,8 @@ def evaluate_emotion(
 def _clip_figures(player: Player, folder: Path, say: Say) -> dict[str, Any]:
     """By film; a damaged one does not keep others from being measured."""
     figures: dict[str, Any] = {}
-    for path in sorted(path for path in folder.glob("*") if path.suffix.lower() in _FILMS):
+    films = (path for path in folder.glob("[!.]*") if path.suffix.lower() in _FILMS)
+    for path in sorted(films):
         say(f"clip {path.name}")
         try:
             figures[path.name] = player.clip(path)
@@ -301,13 +309,16 @@ def _asked(
     return rows
 
 
-def _manifest(faces: Mapping[str, Any]) -> dict[str, float]:
-    """For `emotion.figures.json` beside the weights: what their bundle itself did, and no other network."""
+def _manifest(bundle: Bundle, faces: Mapping[str, Any]) -> dict[str, Any]:
+    """`emotion.figures.json` beside the weights: what their bundle itself did, and no other network."""
     figures = {
         "ferplus_valid_accuracy_face": faces["all"]["accuracy"],
         "ferplus_valid_calibration_error_face": faces["all"]["calibration_error"],
     }
-    return {name: round(value, 4) for name, value in figures.items() if value is not None}
+    return {
+        "weights_sha256": bundle.manifest.provenance.weights_sha256,
+        "figures": {name: round(value, 4) for name, value in figures.items() if value is not None},
+    }
 
 
 def _percent(value: float | None) -> str:

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from fusedge.bundle.errors import FusedgeError
-from fusedge.cli.options import MOST_SEED, DataOption, JsonOption, ModelArgument, writable_folder
+from fusedge.cli.options import MOST_SEED, DataOption, JsonOption, ModelArgument, folder_for_results
 from fusedge.cli.tasks import check_task
 
 
@@ -67,13 +67,13 @@ def evaluate(
     check_task(model, "train", "evaluation")
     if weights is not None and model != "emotion":
         raise FusedgeError(f"--weights: {model} trains each fold anew", hint="leave it out")
-    out = writable_folder(out or Path(f"runs/eval-{model}"))
-    if model == "driving":
-        from fusedge.cli.driving_evaluation import evaluate_driving
+    with folder_for_results(out or Path(f"runs/eval-{model}")) as folder:
+        if model == "driving":
+            from fusedge.cli.driving_evaluation import evaluate_driving
 
-        evaluate_driving(data, out, seed, fresh, as_json)
-        return
-    from fusedge.cli.emotion_evaluation import evaluate_emotion
-    from fusedge.models.emotion.protocols import PairedRecipe
+            evaluate_driving(data, folder, seed, fresh, as_json)
+            return
+        from fusedge.cli.emotion_evaluation import evaluate_emotion
+        from fusedge.models.emotion.protocols import PairedRecipe
 
-    evaluate_emotion(data, out, weights, seed, fresh, as_json, PairedRecipe())
+        evaluate_emotion(data, folder, weights, seed, fresh, as_json, PairedRecipe())

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import errno
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Annotated
 
@@ -154,3 +155,15 @@ def writable_folder(path: Path) -> Path:
             f"cannot write here: {error.strerror}", where=str(path), hint="choose another -o"
         ) from None
     return path
+
+
+@contextmanager
+def folder_for_results(path: Path) -> Iterator[Path]:
+    """As `writable_folder`; what was made of it is gone afterwards where nothing was written into it."""
+    made = [folder for folder in (path, *path.parents) if not os.path.lexists(folder)]
+    try:
+        yield writable_folder(path)
+    finally:
+        with suppress(OSError):  # the first one that holds something, or is not there
+            for folder in made:
+                folder.rmdir()

@@ -371,8 +371,11 @@ def _conclude(reports: Mapping[str, SessionReport], as_json: bool) -> None:
     for name, report in reports.items():
         if report.problem:
             sources = ", ".join(report.header["sources"])
+            hints = ["see the notes above"] if report.summary["remarks"] else []
+            if report.summary["decisions"]:
+                hints.append("what was decided is written")
             raise FusedgeError(
                 f"ran to the end, but {report.problem}",
                 where=f"{name}: {sources}" if name else sources,
-                hint="see the notes above; what was decided is written",
+                hint="; ".join(hints),
             )

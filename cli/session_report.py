@@ -12,6 +12,11 @@ from fusedge.bundle.errors import printable
 from fusedge.runtime.session import SessionReport
 
 MAX_FAULTS = 20  # that are shown
+# Why usable samples were not used: where the front end has counted none of them, it was not passed.
+_PREPARED = {
+    *("no_face", "face_too_small", "face_cut_off"),
+    *("superseded", "invalid", "incomplete_window"),
+}
 
 
 def print_report(report: SessionReport, console: Console) -> None:
@@ -39,7 +44,9 @@ def print_report(report: SessionReport, console: Console) -> None:
         f"{timing['peak_rss_mb']:.0f} MB at most"
     )
     for name, front in summary.get("fronts", {}).items():
-        console.print(f"{name}: {_seen(front)}", markup=False)
+        left_out = name in report.header["without"]
+        told = "left out" if left_out else _seen(front, summary["ledger"][name])
+        console.print(f"{name}: {told}", markup=False)
     if "telemetry" in timing:
         _print_telemetry(timing["telemetry"], console)
     if "chaos" in summary:
@@ -66,17 +73,20 @@ def print_report(report: SessionReport, console: Console) -> None:
         console.print(f"[yellow]left behind, since it did not end in time: {left}[/]")
 
 
-def _seen(front: dict[str, Any]) -> str:
+def _seen(front: dict[str, Any], account: dict[str, Any]) -> str:
     """What a front end made of what came to it, in words."""
-    if front["kind"] == "speech":
-        if not front["heard_s"]:
-            return "no usable sound came"
+    sound = front["kind"] == "speech"
+    if not front["heard_s" if sound else "frames"]:
+        if not account["received"]:
+            return "nothing came"
+        if account["used"] or account["in_flight"] or _PREPARED & account["dropped"].keys():
+            return "already prepared in the recording"
+        return f"no usable {'sound' if sound else 'frame'} came"
+    if sound:
         return f"speech in {front['speech_s']:.1f} of {front['heard_s']:.1f} s of sound"
-    if not front["frames"]:
-        return "no usable frame came"
     return (
         f"a face in {front['frames_with_face']} of {front['frames']} frames looked at, "
-        f"{front['faces']} in all; {front['samples']} crops went to the encoder"
+        f"{front['faces']} tracks in all; {front['samples']} crops given"
     )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import hashlib
 import json
 import os
 from collections.abc import Callable, Mapping
@@ -43,7 +44,8 @@ def need_torch(extra: str, purpose: str) -> None:
 def load_for_export(name: str, checkpoint: Path | None) -> tuple[FusionModule, Task]:
     """A task's model and the facts that go with it into the manifest.
 
-    `checkpoint` None takes the shipped weights, whose measured figures and model card go along.
+    `checkpoint` None takes the shipped weights, whose measured figures and model card go along. Raises
+    FusedgeError, also where the figures are of other weights.
     """
     from fusedge.cli.driving_task import load_driving
     from fusedge.cli.emotion_task import load_emotion_task
@@ -54,9 +56,17 @@ def load_for_export(name: str, checkpoint: Path | None) -> tuple[FusionModule, T
     }
     given: tuple[Any, ...] = (checkpoint,)
     if checkpoint is None:
+        weights, measured = WEIGHTS / f"{name}.safetensors", WEIGHTS / f"{name}.figures.json"
+        found = json.loads(measured.read_text())
+        if found["weights_sha256"] != hashlib.sha256(weights.read_bytes()).hexdigest():
+            raise FusedgeError(
+                f"figures are of other weights than {weights.name}",
+                where=str(measured),
+                hint=f"measure them with `fusedge eval {name}`",
+            )
         given = (
-            WEIGHTS / f"{name}.safetensors",
-            json.loads((WEIGHTS / f"{name}.figures.json").read_text()),
+            weights,
+            found["figures"],
             {"MODEL-CARD.md": (WEIGHTS / f"{name}.md").read_bytes()},
         )
     loaded: tuple[FusionModule, Task] = loaders[name](*given)

@@ -19,8 +19,8 @@ from fusedge.cli.options import (
     DataOption,
     JsonOption,
     ModelArgument,
+    folder_for_results,
     forget,
-    writable_folder,
 )
 from fusedge.cli.tasks import check_task
 
@@ -79,7 +79,6 @@ def train(
     if fusion and fusion not in FUSION_KINDS:
         raise UnknownNameError("fusion", fusion, FUSION_KINDS)
     out = out or Path("runs") / model
-    writable_folder(out)
     columns = (
         TextColumn("{task.description}, step"),
         MofNCompleteColumn(),
@@ -87,7 +86,10 @@ def train(
         TextColumn("loss {task.fields[loss]:.3f}"),
         TimeRemainingColumn(),
     )
-    with Progress(*columns, console=console, disable=not console.is_terminal) as bar:
+    with (
+        folder_for_results(out),
+        Progress(*columns, console=console, disable=not console.is_terminal) as bar,
+    ):
         row = bar.add_task(model, total=None, loss=float("nan"))
 
         def show(what: str, step: int, steps: int, loss: float) -> None:

@@ -25,6 +25,7 @@ from torch.nn.parameter import is_lazy
 
 from fusedge.bundle.errors import FusedgeError, UnknownNameError
 from fusedge.bundle.manifest import Provenance
+from fusedge.bundle.regular_file import is_file
 from fusedge.export.cache import key_of
 from fusedge.export.evaluation import Feeds
 from fusedge.export.part import ModulePart
@@ -210,10 +211,13 @@ def _load(module: nn.Module, wanted: Mapping[str, Tensor], path: Path) -> str:
             hint="convert it where you trust it: safetensors.torch.save_file(model.state_dict(), FILE)",
         )
     try:
+        if path.exists() and not is_file(path):
+            raise OSError(0, "it is no regular file")
         content = path.read_bytes()
         tensors = load(content)
     except (OSError, SafetensorError) as error:
-        raise FusedgeError(f"cannot be read: {error}", where=str(path)) from None
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise FusedgeError(f"cannot be read: {reason}", where=str(path)) from None
     # Tied weights are one tensor under two names, of which a file may have one.
     present = {wanted[name].data_ptr() for name in tensors if name in wanted}
     missing = [n for n in wanted if n not in tensors and wanted[n].data_ptr() not in present]

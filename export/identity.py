@@ -26,7 +26,7 @@ from numpy.typing import NDArray
 from pydantic import BaseModel
 from torch import nn
 
-from fusedge.export.sources import sources_sha256
+from fusedge.export.sources import CODE_SHA256
 
 # What every module has (tensors, children, hooks), and what recurrent layers keep of their weights.
 _OWN = (frozenset(vars(nn.Module())) - {"training"}) | {"_flat_weights", "_flat_weight_refs"}
@@ -127,7 +127,7 @@ def _sources(modules: tuple[nn.Module, ...]) -> Iterator[bytes]:
             yield name.encode()
             yield _source(file)
     # Of Fusedge all that takes part, loaded yet or not.
-    yield sources_sha256("bundle", "export", "models").encode()
+    yield CODE_SHA256.encode()
 
 
 @cache

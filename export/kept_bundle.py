@@ -15,11 +15,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from fusedge.bundle.archive import Bundle
-from fusedge.bundle.errors import BundleError, MissingExtraError
-from fusedge.bundle.regular_file import write_whole
+from fusedge.bundle.errors import BundleError, FusedgeError, MissingExtraError
+from fusedge.bundle.regular_file import is_file, read_file, write_whole
 from fusedge.export.cache import key_of
 from fusedge.export.packages import tool_versions
-from fusedge.export.sources import sources_sha256
+from fusedge.export.sources import CODE_SHA256
 
 if TYPE_CHECKING:
     from fusedge.export.part import ModulePart
@@ -27,10 +27,9 @@ if TYPE_CHECKING:
     from fusedge.export.subject import Subject
     from fusedge.export.task import FusionModule, Task
 
-CODE_SHA256 = sources_sha256("bundle", "export", "models")
-"""Of what shapes a bundle, as it is loaded: a file may be edited while a model is trained."""
 NOTE = ".made-from"
 """What is added to a bundle's name."""
+_MOST_NOTE = 1000  # bytes: three hashes
 
 
 def kept_bundle(
@@ -50,7 +49,16 @@ def kept_bundle(
     told that, why what lies there is not taken, and the `announcement`, in a line each.
 
     Raises FusedgeError where the export fails or the place cannot be written; then what lay there stays.
+    Where no file can be put, nothing is exported first.
     """
+    for place in (path, _note(path)):
+        # A link that leads nowhere is written through.
+        if os.path.exists(place) and not is_file(place):  # noqa: PTH110
+            raise FusedgeError(
+                "is no regular file, and a bundle is to be kept here",
+                where=str(place),
+                hint="remove it",
+            )
     facts = None if made_from is None else key_of(made_from, precision, CODE_SHA256)
     tools = key_of(json.dumps(tool_versions(), sort_keys=True))
     by_others = None  # what was exported from the same by other tools
@@ -113,10 +121,11 @@ def _found(path: Path, facts: str) -> tuple[Bundle, str]:
     """The bundle and the key of its tools if it is whole and was made from this; BundleError otherwise."""
     bundle = Bundle(path)
     bundle.verify()
+    note = _note(path)
     try:
-        noted = _note(path).read_text("ascii", "replace").split()
-    except OSError:  # never written, or gone
-        noted = []
+        noted = read_file(note, _MOST_NOTE).decode("ascii", "replace").split()
+    except FusedgeError as error:
+        raise BundleError(f"what it was made from is not known: {note.name} {error.what}") from None
     if len(noted) != 3 or (noted[0], noted[2]) != (facts, bundle.sha256):
         raise BundleError("was made from something else")
     return bundle, noted[1]

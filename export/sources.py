@@ -35,3 +35,7 @@ def sources_sha256(*places: str) -> str:
 
 def _is_hidden(path: Path) -> bool:
     return any(part.startswith(".") for part in path.relative_to(ROOT).parts)
+
+
+CODE_SHA256 = sources_sha256("bundle", "export", "models")
+"""Of what shapes a bundle, as it is loaded: a file may be edited while a model is trained."""

@@ -12,6 +12,7 @@ from safetensors.torch import save
 from torch import nn
 
 from fusedge.bundle.errors import FusedgeError
+from fusedge.bundle.regular_file import is_file
 
 M = TypeVar("M", bound=nn.Module)
 C = TypeVar("C")
@@ -51,11 +52,14 @@ def load_weights(kind: str, path: Path, make: Callable[[Any], M]) -> tuple[M, di
     Raises FusedgeError where the file is missing, damaged or of another kind.
     """
     try:
+        if path.exists() and not is_file(path):
+            raise OSError("it is no regular file")
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     except (OSError, SafetensorError) as error:
-        raise FusedgeError(f"cannot be read: {error}", where=str(path), hint=_HINT) from error
+        reason = str(error).removesuffix(f": {path}")
+        raise FusedgeError(f"cannot be read: {reason}", where=str(path), hint=_HINT) from error
     if kind not in metadata:
         found = ", ".join(sorted(metadata)) or "none"
         raise FusedgeError(

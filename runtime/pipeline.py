@@ -7,12 +7,9 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
-from pydantic import ValidationError
-
 from fusedge.bundle.archive import Bundle
-from fusedge.bundle.errors import FusedgeError
 from fusedge.bundle.initial_state import initial_state
-from fusedge.bundle.manifest import Manifest, Modality, Output, Part
+from fusedge.bundle.manifest import Manifest, Output, Part
 from fusedge.bundle.sample import Rejection, Sample
 from fusedge.bundle.window import NANOSECONDS, to_ns
 from fusedge.runtime.backend import AUTOMATIC, PartLoader
@@ -35,16 +32,6 @@ LIGHT_NS = 1_000_000  # a run that is expected to be shorter is awaited by the t
 WAIT_NS = 3_000_000  # but no longer than this
 
 Loader = Callable[[Part], Backend]
-
-
-def with_latency(spec: Modality, latency_s: float) -> Modality:
-    """The modality with another known delay of its stamps; raises FusedgeError where that cannot be."""
-    try:
-        return Modality.model_validate({**spec.model_dump(), "latency_s": latency_s})
-    except ValidationError as error:
-        raise FusedgeError(
-            f"latency of {latency_s:g} s: {error.errors()[0]['msg']}", where=f"modality {spec.name}"
-        ) from None
 
 
 class Lane(NamedTuple):
@@ -107,7 +94,7 @@ class Pipeline:
         for part in manifest.encoders:
             spec = manifest.modality(str(part.modality))
             if latency_s and spec.name in latency_s:
-                spec = with_latency(spec, latency_s[spec.name])
+                spec = spec.with_latency(latency_s[spec.name])
             self.lanes[spec.name] = Lane(
                 (SoundStream if spec.kind == "audio" else SampleStream)(spec),
                 running(part),

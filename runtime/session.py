@@ -118,7 +118,7 @@ class Session:
         self._front_loader = self._loader_of.get(self.pipeline)
         load_front = load or self._front_loader
         assert load_front is not None
-        self._fronts = FrontEnds(bundle.manifest, load_front)
+        self._fronts = FrontEnds(bundle.manifest, load_front, self._latency_s)
         self._warn_of_parts(self.pipeline)
         fronted = self._fronts.opener(open_uri)
         self._open_uri = fronted if chaos is None else chaos.opener(fronted)

@@ -39,6 +39,8 @@ _STUDENT = 2.228  # 97.5 % of Student's t with 10 degrees of freedom
 # Without a leak memory still grows in steps: by up to 2.1 MB in the first hours, then by 0.5 MB.
 _LONGEST_WARM_UP_S = 7200.0
 _WARM_UP_MB = 4.0
+LEAST_H = 4 * _LONGEST_WARM_UP_S / 3600
+"""Of a run whose slope a day is judged: of the rest of a shorter one, warming up is a part."""
 _SKEW_LOOK_NS = to_ns(1.0)
 _DAY_S = 86_400.0
 
@@ -105,7 +107,7 @@ class SoakReport:
     warm: Footprint
     end: Footprint
     slope: Slope | None
-    """None where the run was too short for one."""
+    """None where the run was too short for one: see LEAST_H."""
     skew_ms: float | None
     """Largest distance of sound from the true time; None where the truth is not known."""
     drift_ppm: dict[str, float]
@@ -190,6 +192,7 @@ class Soak:
         known = bool(sound) and self._synthetic is not None and self.session.chaos is None
         warm = looks[looks[:, 0] >= probe.warm_up_s]
         trend = slope(warm[:, 0], warm[:, 1]) if len(warm) >= _BATCHES else None
+        long = round(probe.simulated_s / 3600, 1) >= LEAST_H  # the last decision is before the end
         result = SoakReport(
             missed=[],
             ended=report.ended,
@@ -202,12 +205,12 @@ class Soak:
             start=_footprint(looks[0]),
             warm=_footprint(warm[0] if len(warm) else looks[-1]),
             end=_footprint(looks[-1]),
-            slope=trend,
+            slope=trend if long else None,
             skew_ms=round(probe.worst_skew_ns / 1e6, 3) if known else None,
             drift_ppm={name: round(stream.sample_clock.ppm, 2) for name, stream in sound.items()},
             chaos=summary.get("chaos"),
         )
-        result.missed.extend(_missed(result, probe))
+        result.missed.extend(_missed(result, probe, trend))
         return result
 
 
@@ -215,7 +218,7 @@ def _footprint(look: NDArray[np.float64]) -> Footprint:
     return Footprint(round(float(look[1]), 2), int(look[2]), int(look[3]))
 
 
-def _missed(report: SoakReport, probe: _Probe) -> Iterator[str]:
+def _missed(report: SoakReport, probe: _Probe, trend: Slope | None) -> Iterator[str]:
     if not report.ledger_exact:
         yield "the ledger does not balance"
     if report.ticks_skipped:
@@ -223,13 +226,11 @@ def _missed(report: SoakReport, probe: _Probe) -> Iterator[str]:
     if probe.not_finite:
         yield f"{probe.not_finite} decisions hold a value that is not finite"
     grown_mb = report.end.rss_mb - report.warm.rss_mb
-    warm = probe.warm_up_s == _LONGEST_WARM_UP_S
-    allowed_mb = MAX_SLOPE_MB if warm else _WARM_UP_MB
-    if report.slope is not None and report.slope.low > MAX_SLOPE_MB and grown_mb > allowed_mb:
-        yield (
-            f"memory grew by {grown_mb:.1f} MB: {report.slope.mb_per_day:.1f} MB a day, "
-            f"at least {report.slope.low:.1f}"
-        )
+    told = report.slope
+    allowed_mb = _WARM_UP_MB if told is None else MAX_SLOPE_MB
+    if trend is not None and trend.low > MAX_SLOPE_MB and grown_mb > allowed_mb:
+        rate = f": {told.mb_per_day:.1f} MB a day, at least {told.low:.1f}" if told else ""
+        yield f"memory grew by {grown_mb:.1f} MB in {report.simulated_h:g} h{rate}"
     if report.skew_ms is not None and report.skew_ms > MAX_SKEW_MS:
         yield f"sound was {report.skew_ms:.1f} ms off"
     for what in ("threads", "files"):

@@ -77,7 +77,10 @@ def test_the_bundle_says_whose_weights_it_has_and_under_which_licence(
     )
     assert emotion_bundle.read("MODEL-CARD.md") == (WEIGHTS / "emotion.md").read_bytes()
     assert "CC BY-NC-SA" in manifest.provenance.weights_licence
-    assert manifest.accuracy == json.loads((WEIGHTS / "emotion.figures.json").read_text())
+    measured = json.loads((WEIGHTS / "emotion.figures.json").read_text())
+    assert manifest.accuracy == measured["figures"]
+    card = emotion_bundle.read("MODEL-CARD.md").decode()
+    assert f"`{manifest.fusion.kind}`" in card  # it tells of this head, and of no earlier one
     fronts = {part.name: part.weights for part in manifest.parts if part.kind == "front"}
     assert "Apache-2.0" in fronts["face_detector"] and "MIT" in fronts["voice_activity"]
 

@@ -140,6 +140,31 @@ def test_the_block_does_what_it_shows(block: Block, folder: Callable[[Path], Pat
         assert unmet is None, f"{command}\ndid not print\n{unmet}\nbut\n{done.stdout}"
 
 
+def links(text: str) -> list[str]:
+    """The files of the repository that a document leads to, without the place within them."""
+    found = re.findall(r"\]\(<?([^)\s>]+)", re.sub(r"`[^`]*`", "", _BLOCK.sub("", text)))
+    return [link.partition("#")[0] for link in found if not re.match(r"[a-z]+:|#", link)]
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
+def test_links_lead_to_what_is_there(document: Path) -> None:
+    given = links(document.read_text("utf-8"))
+    assert not [link for link in given if not (document.parent / link).exists()]
+
+
+def test_links_into_the_repository_are_found() -> None:
+    text = (
+        "[a](b.md), ![c](d/e.png)\n[f](g.md#h) [i](https://j) [k](#l) `m[0](n)`\n```\n[o](p)\n```\n"
+    )
+    assert links(text) == ["b.md", "d/e.png", "g.md"]
+
+
+def test_commands_install_from_the_clone() -> None:
+    shown = [command for b in ALL if b.language == "console" for command, _ in commands(b.body)]
+    installing = [command for command in shown if re.search(r"\bpip install\b", command)]
+    assert installing and not [c for c in installing if re.search(r"\bfusedge\b", c)]
+
+
 def test_commands_are_shown_in_console_blocks_only() -> None:
     other = [b for b in ALL if b.language in ("bash", "sh", "shell", "zsh")]
     assert not [f"{b.document.name}:{b.line}" for b in other], "write ```console, so that it is run"

@@ -36,6 +36,8 @@ from fusedge.devices.capture.decoding import (
     text_options,
     to_stamp,
 )
+from fusedge.devices.capture.gif import blocks_of
+from fusedge.devices.capture.source import Source
 
 if TYPE_CHECKING:
     from av.codec.hwaccel import HWAccel
@@ -45,7 +47,10 @@ if TYPE_CHECKING:
 # FFmpeg's names of what cameras and recorders write. Formats that open further files (playlists, lists of
 # files, session descriptions) are not among them, and so are refused.
 FORMATS = "mov,matroska,mpegts,mpeg,avi,gif,wav,w64,aiff,caf,flac,mp3,aac,ogg"
+# Of these FFmpeg guesses the length from the size and the first bit rate. An MP3 may state it (Xing).
+GUESSED_FORMATS = ("aac", "mp3")
 MAX_LEAP_NS = to_ns(10)
+MAX_GIF_NS = to_ns(655.35)  # a picture's time is 16 bits of 10 ms
 MAX_FALL_NS = to_ns(1)
 PIECE_S = 0.02  # of sound at most in a sample, as of a microphone
 GAP_NS = to_ns(0.04)  # sound that is missing; stamps in ms, as Matroska's, jitter by 1 ms
@@ -56,9 +61,23 @@ MAX_ERRORS = 16  # of reading, in a row
 _READ_BYTES = 1 << 18
 
 
-def open_media(request: Request) -> MediaFile:
-    """The source `file:NAME` of a file with sound, pictures or both; raises FusedgeError."""
-    return MediaFile(request)
+def open_media(request: Request) -> Source:
+    """The source `file:NAME` of a file with sound, pictures or both; raises FusedgeError.
+
+    A GIF that has one picture is a still.
+    """
+    from fusedge.devices.capture.still import open_still
+
+    file = _File(request.address, threading.Event())
+    try:
+        gif = blocks_of(file)
+    except OSError as error:
+        raise _unopened(request.address, Path(request.address.target), error) from None
+    finally:
+        file.close()
+    if gif is not None and gif.pictures < 2:
+        return open_still(request)
+    return MediaFile(request, None if gif is None else gif.whole)
 
 
 def has_telemetry(address: Address) -> bool:
@@ -83,12 +102,14 @@ class MediaFile:
     What cannot be decoded, and a picture that the decoder had to make up in part, is `malformed`. A
     file that ends in the midst of a frame ends with what was whole, and a stream that ends before the
     file says so is `malformed` there; one that is shorter than the other is a warning. Raises
-    FusedgeError for what is no such file, and for one that has none of what is wanted.
+    FusedgeError for what is no such file, and for one that has none of what is wanted. `whole` is how
+    many of its pictures are whole, where that is known beforehand: those after them are `malformed`.
     """
 
     live = False
 
-    def __init__(self, request: Request) -> None:
+    def __init__(self, request: Request, whole: int | None = None) -> None:
+        self._whole = whole
         self.uri = request.address.uri
         self._closed = threading.Event()
         self._claim = threading.Lock()
@@ -141,7 +162,8 @@ class MediaFile:
                 raise request.address.error("its pictures cannot be decoded, or are too large")
             converter = converter_for(request.address, stream, spec, request.allocate)
             timeline.begin(container)
-            self._tracks.append(_Track(modality, file, container, stream, converter, timeline))
+            track = _Track(modality, file, container, stream, converter, timeline, self._whole)
+            self._tracks.append(track)
         except BaseException:
             file.close()
             raise
@@ -233,6 +255,7 @@ class _Track:
         stream: Any,
         converter: Pictures | Sound,
         timeline: Timeline,
+        whole: int | None,
     ) -> None:
         self.modality = modality
         self.converter = converter
@@ -241,6 +264,8 @@ class _Track:
         self.announced_s = _announced_s(container, stream, timeline.shift_ns or 0)
         self._faults = faults()
         self._arrival_ns = 0
+        self._whole = whole
+        self._longest_ns = MAX_GIF_NS if container.format.name == "gif" else MAX_LEAP_NS
         rate = getattr(stream, "average_rate", None)
         self._period_ns = PERIOD_NS
         if rate and rate > 0:
@@ -297,8 +322,10 @@ class _Track:
             yield self._rejection("implausible_stamp", trouble)
         try:
             if isinstance(converter, Pictures):
-                if frame.is_corrupt:
+                if frame.is_corrupt or self._whole == 0:
                     raise ValueError("a picture is damaged")
+                if self._whole is not None:
+                    self._whole -= 1
                 data: Any = converter.image(frame)
             else:
                 if trouble or stamp_ns - end_ns > GAP_NS:
@@ -333,7 +360,7 @@ class _Track:
         if isinstance(self.converter, Sound):
             return int(frame.samples * NANOSECONDS // max(1, frame.sample_rate))
         length_ns = to_stamp(frame.duration, self._stream.time_base) or 0
-        return length_ns if 0 < length_ns <= MAX_LEAP_NS else self._period_ns
+        return length_ns if 0 < length_ns <= self._longest_ns else self._period_ns
 
     def _malformed(self, error: Exception, length_ns: int = 0) -> Rejection:
         samples = self.converter.size(length_ns) if isinstance(self.converter, Sound) else 1
@@ -347,8 +374,13 @@ class _Track:
 def _announced_s(container: InputContainer, stream: Any, shift_ns: int) -> float:
     """When a stream ends, as the file says; 0 where it does not.
 
-    Matroska tells the length of the whole file only; writers put that of a stream into a tag.
+    Matroska tells the length of the whole file only; writers put that of a stream into a tag. A length for
+    which the file has the bytes at its bit rate may be a guess, and nothing of the file is missing then.
     """
+    if container.format.name in GUESSED_FORMATS:
+        room_s = 8 * container.size / max(1, stream.codec_context.bit_rate or 0)
+        if container.format.name == "aac" or room_s > 0.99 * (container.duration or 0) / 1e6:
+            return 0.0
     if stream.duration is not None:
         end_ns = to_stamp((stream.start_time or 0) + stream.duration, stream.time_base) or 0
         return max(0, end_ns + shift_ns) / NANOSECONDS

@@ -90,7 +90,9 @@ def read_takes(folder: Path, read_sound: ReadSound, groups: int) -> list[Take]:
     where they are not, and where a file is missing, damaged, or not what its name says.
     """
     voices = folder / "ravdess-voice"
-    paths = sorted(voices.glob("Actor_*/*.flac"), key=lambda path: path.stem)
+    # macOS puts a file ._NAME beside each one on a disk of another system.
+    paths = [path for path in voices.glob("Actor_*/*.flac") if not path.name.startswith(".")]
+    paths.sort(key=lambda path: path.stem)
     if not paths:
         raise FusedgeError("holds no voices", where=str(voices), hint=_HINT)
     units = read_action_units(folder / "ravdess-au" / "ravdess_au.npz")

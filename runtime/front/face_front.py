@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from fractions import Fraction
 from itertools import count
 from typing import Any
 
@@ -14,7 +15,7 @@ from numpy.typing import NDArray
 from fusedge.bundle.errors import BundleError
 from fusedge.bundle.manifest import Modality
 from fusedge.bundle.sample import Rejection, Sample, size
-from fusedge.bundle.window import to_ns
+from fusedge.bundle.window import NANOSECONDS, to_ns
 from fusedge.runtime.front.crop import aligned, share_inside
 from fusedge.runtime.front.faces import OVERLAP, Face, FaceDetector, Region, overlap, whole
 from fusedge.runtime.front.sighting import FaceSeen, FacesSeen, Sightings
@@ -38,7 +39,7 @@ SEARCH_EVERY = 5  # frames, while a face drives: others may come
 # grey finds fewer than black, 27 instead of 40 % of FER+ pictures, which have no surroundings.
 STEP_BACK = 2.0  # times the frame's longer side
 NEAR = 0.5  # of that side: of larger faces eyes and mouth lie better from a step back, else worse
-EARLY = 0.25  # of the period by which a frame may come before it is due
+BACK = 3  # grid points by which a stamp may step back before time begins anew
 
 
 @dataclass
@@ -49,6 +50,7 @@ class FaceTally:
     with_face: int = 0
     faces: int = 0
     given: int = 0
+    """Crops, each the only one of its grid point, so that a window takes it."""
     numbers: count[int] = field(default_factory=lambda: count(1))
 
     @property
@@ -68,7 +70,9 @@ class FaceTally:
 
 class FaceFront:
     """Contract: of the frames (uint8 `[height, width, 1, 3 or 4]`, RGB, of any size, which may change) as
-    many as the modality's rate asks for are searched for faces; those between are `superseded`.
+    many as the modality's rate asks for are searched for faces: the first of those between two points of
+    its windows' grid, so that every window that can have a new crop has one, and none is made in vain.
+    The others are `superseded`.
     A frame gives the crop of the face that drives (see Driver and `aligned`), with the frame's
     stamps, or is `no_face`; `face_too_small` below LEAST_WIDTH; `face_cut_off` at the edge.
 
@@ -91,8 +95,9 @@ class FaceFront:
         self._tally, self._sightings = tally, sightings
         self._shape: tuple[int, ...] = ()
         self._tracker, self._driver = FaceTracker(tally.numbers), Driver()
-        self._period_ns = to_ns(1 / spec.rate_hz)
-        self._due_ns = self._earliest_ns = -math.inf
+        self._rate_hz = Fraction(spec.rate_hz).limit_denominator(1_000_000)
+        self._latency_ns = to_ns(spec.latency_s)
+        self._point = -math.inf
         self._frames = self._tile = 0
         self._steps_back = False
 
@@ -139,16 +144,16 @@ class FaceFront:
         return sample._replace(data=crop)
 
     def _is_due(self, time_ns: int) -> bool:
-        """Whether a frame of that time is one of those that the rate asks for.
+        """Whether a frame of that time is the first that the next grid point can take.
 
         Stamps may repeat, and step back by a frame or two; what goes back further has begun anew.
         """
-        period_ns = self._period_ns
-        if self._earliest_ns - 3 * period_ns <= time_ns < self._earliest_ns:
+        rate = self._rate_hz
+        captured_ns = time_ns - self._latency_ns
+        point = -(-captured_ns * rate.numerator // (rate.denominator * NANOSECONDS))
+        if self._point - BACK <= point <= self._point:
             return False
-        on_time = abs(time_ns - self._due_ns) <= period_ns
-        self._due_ns = period_ns + (self._due_ns if on_time else time_ns)
-        self._earliest_ns = max(self._due_ns - EARLY * period_ns, time_ns + 1)
+        self._point = point
         return True
 
     def _search(self, frame: NDArray[np.uint8], time_ns: int) -> Sequence[Face]:

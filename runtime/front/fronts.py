@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from types import MappingProxyType
 from typing import Any, Protocol
 
 from numpy.typing import NDArray
@@ -41,15 +42,23 @@ class FrontEnds:
     """Contract: `opener` makes sources whose modalities have a front end give what the encoder takes; what
     has been through it already, in a recording, passes as it is. The parts are loaded at once, and
     again after a run that raised, which the source then raises: it is opened again, as after any fault.
+    `latency_s` replaces the manifest's, by modality.
 
     Raises what `load` raises, and BundleError for a part that is no such detector.
     """
 
-    def __init__(self, manifest: Manifest, load: Callable[[Part], Backend]) -> None:
+    def __init__(
+        self,
+        manifest: Manifest,
+        load: Callable[[Part], Backend],
+        latency_s: Mapping[str, float] = MappingProxyType({}),
+    ) -> None:
         self._networks = _networks(manifest)
         parts = {part.modality: part for part in manifest.parts if part.kind == "front"}
         self._lanes = {
-            spec.name: _Lane(spec, parts[spec.name], load)
+            spec.name: _Lane(
+                spec.with_latency(latency_s.get(spec.name, spec.latency_s)), parts[spec.name], load
+            )
             for spec in manifest.modalities
             if spec.front is not None
         }

@@ -46,7 +46,8 @@ def draw(
     """The picture, uint8 `[height, width, 3]`, RGB, of at least 32 pixels each way.
 
     Left is the frame of `view` as large as it fits, with a box and the number of every face; the box of
-    the one that drives is thicker, and green. The panel beside it, or all of the picture where there is
+    the one that drives is thicker, and green; where it reaches over the frame it is drawn at the frame's
+    edge. The panel beside it, or all of the picture where there is
     no view, has each output's label with its smoothed probability and a bar for each label, then each
     modality: its age and what it contributed (red: against the label) or that it is missing, and how
     probable it is that somebody speaks. `fronts` are the kinds of front ends by modality. What does not
@@ -79,10 +80,19 @@ def _draw_view(cv2: Any, canvas: Picture, view: View) -> None:
     for face in sorted(view.seen.faces, key=lambda face: face.drives):  # it lies on top
         x, y, box_width, box_height = (value * scale for value in face.box)
         colour = _DRIVES if face.drives else _OTHER
-        corners = (round(x), round(y)), (round(x + box_width), round(y + box_height))
         line = max(2, round(letters / 6)) * (3 if face.drives else 1)
+        corners = tuple(
+            (_inside(at_x, across, line), _inside(at_y, down, line))
+            for at_x, at_y in ((x, y), (x + box_width, y + box_height))
+        )
         cv2.rectangle(place, *corners, colour, line)
         _tag(cv2, place, corners[0], f"{face.number}", letters, colour)
+
+
+def _inside(at: float, length: int, line: int) -> int:
+    """Where an edge is drawn: a near face's box reaches over the frame, its line is still to be seen."""
+    half = line // 2
+    return max(half, min(round(at), length - 1 - half))
 
 
 def _tag(

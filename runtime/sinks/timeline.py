@@ -18,6 +18,11 @@ from fusedge.runtime.sinks.sink import Sink
 
 TITLE = 160  # characters that fit over the picture
 PNG = b"\x89PNG"
+# Of modalities, as dark as no label's colour is, and told apart without colours.
+MODALITY_STYLES = (
+    ("#000000", "-"), ("#5b3a1e", "--"), ("#26456e", "-."), ("#4d5d1a", ":"),
+    ("#6b2147", (0, (5, 1, 1, 1, 1, 1))), ("#3f3f74", (0, (1, 1))),
+)  # fmt: skip
 MAX_DECISIONS = 24 * 3600  # a day at one a second; the oldest go first
 
 
@@ -132,17 +137,15 @@ class TimelineSink(Sink):
                 d.outputs[output].contributions[name] if d.modalities[name].present else None
                 for d in self._decisions
             ]
-            axes.plot(
-                times,
-                [float("nan") if v is None else v for v in values],
-                color=f"C{index + 5}",
-                label=name,
-            )
+            color, line = MODALITY_STYLES[index % len(MODALITY_STYLES)]
+            drawn = [float("nan") if v is None else v for v in values]
+            axes.plot(times, drawn, color=color, linestyle=line, label=name)
         low, high = axes.get_ylim()
         step = (high - low) * 0.08
         for index, name in enumerate(modalities):
             missing = [not d.modalities[name].present for d in self._decisions]
-            _strip(axes, times, missing, low - step * (index + 1), f"C{index + 5}", step / 2)
+            color, _ = MODALITY_STYLES[index % len(MODALITY_STYLES)]
+            _strip(axes, times, missing, low - step * (index + 1), color, step / 2)
         axes.axhline(0, color="0.7", linewidth=0.8)
         axes.set_ylabel("contribution to the label\n(strips: missing)")
         _legend(axes, len(modalities))

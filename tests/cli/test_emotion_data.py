@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -18,7 +19,8 @@ from fusedge.models.emotion import training
 from fusedge.models.emotion.ferplus import Faces
 from fusedge.models.emotion.labels import FERPLUS
 from fusedge.models.emotion.takes import Take
-from tests.devices.replay.test_flac import write_flac
+from tests.devices.test_flac import write_flac
+from tests.export.tiny_fusion import MODALITIES, TinyModel, make_task
 
 pytest.importorskip("av")
 
@@ -73,6 +75,7 @@ def nothing_begins(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(training, "train_emotion", begin)
     monkeypatch.setattr(emotion_evaluation, "load_for_export", begin)
+    monkeypatch.setattr(emotion_evaluation, "exported", begin)
 
 
 def run(command: str, data: Path, *words: str) -> Result:
@@ -130,11 +133,25 @@ def same_faces(folder: Path) -> None:
     write_faces(folder, "valid", 480)
 
 
+def put_pipe(path: Path) -> None:
+    path.unlink()
+    os.mkfifo(path)
+
+
 BOTH: list[tuple[Callable[[Path], Any], str, str]] = [
     (add_actor_25, "03-01-01-01-01-01-25.flac", "is named with the actor 25, not 01 to 24"),
     (damage_sound, voice(Path()).name, "is damaged"),
     (lose_action_unit, "ravdess_au.npz", f"row 7 (01-01-{NAMES[7]}): action unit 3 is nan"),
-    (rename_array, "ravdess_au.npz", "it is one array"),
+    (rename_array, "ravdess_au.npz", "it is no .npz file"),
+    *(
+        (lambda folder, place=place: put_pipe(folder / place), Path(place).name, "no regular file")
+        for place in (
+            "ferplus/train.npz",
+            "ferplus/valid.npz",
+            "ravdess-au/ravdess_au.npz",
+            str(voice(Path())),
+        )
+    ),
     (leave_one_group, "ravdess-voice", "takes of 1 groups of actors are too few"),
     (lambda folder: shutil.rmtree(folder / "ravdess-voice"), "ravdess-voice", "holds no voices"),
     (lambda folder: shutil.rmtree(folder / "ferplus"), "ferplus", "is missing"),
@@ -172,6 +189,38 @@ def test_data_that_does_not_do_is_refused_in_a_line_before_anything_begins(
     assert isinstance(error, FusedgeError), error
     assert where in error.where and said in error.line() and error.hint
     assert "\n" not in error.line()
+    assert not (data.parent / "out").exists(), "nothing was done, and nothing is left"
+
+
+@pytest.mark.parametrize("model", ["driving", "emotion"])
+@pytest.mark.parametrize("command", ["train", "eval"])
+def test_a_folder_that_was_made_for_nothing_is_gone_and_no_other_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, command: str, model: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    words = (command, model, "--data", "nowhere")
+    for place in ((), ("-o", "new/and/deep"), ("-o", "kept/new")):
+        if "kept/new" in place:
+            Path("kept").mkdir()
+        assert isinstance(CliRunner().invoke(app, [*words, *place]).exception, FusedgeError)
+        assert [path.name for path in tmp_path.rglob("*")] == ["kept"] * Path("kept").exists()
+    Path("kept/old").mkdir()
+    (Path("kept/old") / "mine").write_text("x")
+    CliRunner().invoke(app, [*words, "-o", "kept/old"])
+    assert (Path("kept/old") / "mine").read_text() == "x"
+    Path("kept/old/mine").unlink()
+    CliRunner().invoke(app, [*words, "-o", "kept/old"])
+    assert Path("kept/old").is_dir()
+
+
+def test_weights_that_see_no_face_are_refused_before_anything_is_exported(
+    good: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    blind = TinyModel(MODALITIES), make_task(MODALITIES)
+    monkeypatch.setattr(emotion_evaluation, "load_emotion_task", lambda weights: blind)
+    error = run("eval", good, "--weights", "blind.safetensors").exception
+    assert isinstance(error, FusedgeError), error
+    assert error.where == "blind.safetensors" and "faces are measured" in error.what
 
 
 @pytest.mark.parametrize("command", ["train", "eval"])

@@ -27,6 +27,7 @@ def test_a_short_soak_passes(bundle: str) -> None:
     report = json.loads(result.stdout)
     assert report["missed"] == [] and report["ledger_exact"]
     assert report["skew_ms"] < 5 and report["chaos"] is None
+    assert report["slope"] is None
 
 
 def test_a_recording_is_repeated_and_survives_chaos() -> None:
@@ -34,6 +35,7 @@ def test_a_recording_is_repeated_and_survives_chaos() -> None:
     result = fusedge("soak", "driving", *words, "--chaos-every", "20")
     assert result.returncode == 0, result.stderr
     assert "samples, exact" in result.stderr and "stall" in result.stderr
+    assert "too short to judge" in result.stderr and "MB a day" not in result.stderr
     assert result.stdout == ""
 
 

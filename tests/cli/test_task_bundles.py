@@ -139,6 +139,18 @@ def test_other_weights_figures_or_card_make_the_bundle_again(
     assert changed != shipped
 
 
+@pytest.mark.parametrize("task", tasks.TASKS)
+def test_figures_of_other_weights_go_into_no_bundle(
+    task: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(tasks, "WEIGHTS", shutil.copytree(tasks.WEIGHTS, tmp_path / "weights"))
+    tasks.load_for_export(task, None)
+    with (tasks.WEIGHTS / f"{task}.safetensors").open("ab") as file:
+        file.write(b" ")
+    with pytest.raises(FusedgeError, match=f"figures are of other weights than {task}"):
+        tasks.load_for_export(task, None)
+
+
 def test_a_damaged_bundle_is_exported_again_and_both_is_said(
     exported: Path, loaded: list[str]
 ) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +47,14 @@ def refused(path: Path) -> str:
         read_flac(path, RATE_HZ)
     assert str(path) in str(caught.value) and "\n" not in str(caught.value)
     return caught.value.what
+
+
+@pytest.mark.parametrize("kind", [os.mkfifo, os.mkdir], ids=["pipe", "folder"])
+def test_what_is_no_file_is_refused_without_waiting_for_it(
+    path: Path, kind: Callable[[Path], None]
+) -> None:
+    kind(path)
+    assert refused(path) == "cannot be read: it is no regular file"
 
 
 def test_sound_is_read_exactly(path: Path) -> None:

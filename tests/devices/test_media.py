@@ -10,6 +10,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+import av
 import numpy as np
 import pytest
 from hypothesis import given
@@ -344,6 +345,60 @@ def test_a_file_that_was_cut_off_says_where_each_stream_ends(tmp_path: Path, suf
     assert set(lost) == {"camera", "microphone"}
     for detail in lost.values():
         assert re.search(r"ends at [2-5]\.\d+ s, where the file says 8\.\d+ s", detail)
+
+
+def write_sound(path: Path, codec: str, bits: tuple[int, ...], **options: str) -> Path:
+    """Sound of 6 s at each of some bits a second, one after the other."""
+    path.write_bytes(b"")
+    for place, bit_rate in enumerate(bits):
+        part = path.with_name(f"{place}-{path.name}")
+        with av.open(
+            str(part), "w", format=path.suffix[1:].replace("aac", "adts"), options=options
+        ) as file:
+            stream = file.add_stream(codec, rate=48_000, layout="mono")
+            stream.bit_rate = bit_rate
+            noise = np.random.default_rng(1).normal(0, 0.1, (1, 6 * 48_000)).astype(np.float32)
+            frame = av.AudioFrame.from_ndarray(noise, format="flt", layout="mono")
+            frame.sample_rate = 48_000
+            file.mux(stream.encode(frame))
+            file.mux(stream.encode(None))
+        path.write_bytes(path.read_bytes() + part.read_bytes())
+    return path
+
+
+PLAIN = {"write_xing": "0", "id3v2_version": "0"}
+
+
+@pytest.mark.parametrize("bits", [(16_000, 192_000), (192_000, 16_000)])
+@pytest.mark.parametrize(
+    ("suffix", "codec", "options"), [("aac", "aac", {}), ("mp3", "libmp3lame", PLAIN)]
+)
+def test_a_length_that_is_a_guess_of_ffmpegs_is_none_that_the_file_says(
+    tmp_path: Path, suffix: str, codec: str, options: dict[str, str], bits: tuple[int, int]
+) -> None:
+    path = write_sound(tmp_path / f"a.{suffix}", codec, bits, **options)
+    with av.open(str(path)) as file:
+        assert file.duration is not None and not 10 < file.duration / 1e6 < 15, "it is wrong"
+    items = play(path, by_name(audio("microphone", 16_000)))
+    assert not rejections(items)
+    assert sum(len(one.data) for one in samples(items, "microphone")) > 11.5 * 16_000
+
+
+@pytest.mark.parametrize("suffix", ["ts", "flac", "ogg", "wav"])
+def test_sound_that_is_whole_is_not_said_to_be_cut_off(tmp_path: Path, suffix: str) -> None:
+    codec = {"ts": "aac", "ogg": "libopus", "wav": "pcm_s16le"}.get(suffix, suffix)
+    path = write_clip(tmp_path / f"a.{suffix}", 6, video=None, audio=codec)
+    assert not rejections(play(path))
+
+
+def test_an_mp3_that_says_its_length_and_was_cut_off_is_told(tmp_path: Path) -> None:
+    path = write_sound(tmp_path / "a.mp3", "libmp3lame", (64_000,))
+    assert not rejections(play(path))
+    content = path.read_bytes()
+    path.write_bytes(content[: len(content) // 2])
+    assert re.search(
+        r"ends at [23]\.\d+ s, where the file says 6", rejections(play(path))[-1].detail
+    )
 
 
 def test_a_damaged_picture_is_malformed_and_the_rest_comes(clips: Path, tmp_path: Path) -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 import shutil
 import zipfile
 from collections.abc import Callable, Mapping
@@ -16,7 +18,7 @@ import pytest
 import torch
 from torch import nn
 
-from fusedge.bundle.errors import MissingExtraError
+from fusedge.bundle.errors import FusedgeError, MissingExtraError
 from fusedge.bundle.manifest import EventRule, FrontEnd, TensorSpec
 from fusedge.export import kept_bundle as module
 from fusedge.export import packages, sources
@@ -210,7 +212,9 @@ def test_the_code_that_counts_is_that_which_was_loaded(
     with monkeypatch.context() as patch:
         patch.setattr(sources, "ROOT", tmp_path / "edited")
         kept_bundle(path, was_made_from, asked_for, pytest.fail)
-        with pytest.raises(AskedForError):  # as a process that begins now has other code
+        now = sources.sources_sha256("bundle", "export", "models")
+        patch.setattr(sources, "CODE_SHA256", now)  # in a process that begins now
+        with pytest.raises(AskedForError):
             loaded_anew(module, patch).kept_bundle(path, was_made_from, asked_for, [].append)
     sources.sources_sha256.cache_clear()
 
@@ -324,6 +328,53 @@ def test_what_is_damaged_is_made_again_and_it_is_said_in_a_line(path: Path, dama
     (line,) = said
     assert line.startswith(f"{path}: ") and line.endswith("; it is exported again")
     assert len(line.splitlines()) == 1
+
+
+UNREADABLE: Mapping[str, tuple[Callable[[Path], Any], str]] = {
+    "gone": (Path.unlink, "No such file or directory"),
+    "endless": (lambda note: note.write_bytes(bytes(1 << 20)), "has more than 1000 bytes"),
+    "nobody's to read": (lambda note: note.chmod(0), "Permission denied"),
+}
+
+
+@pytest.mark.parametrize("fate", UNREADABLE)
+def test_a_note_that_cannot_be_read_is_not_taken_for_one_of_something_else(
+    path: Path, fate: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    note = path.with_name(path.name + NOTE)
+    change, reason = UNREADABLE[fate]
+    change(note)
+    if reason == "Permission denied":  # which does not keep root from reading
+        opened = Path.open
+
+        def refusing(self: Path, *given: Any, **options: Any) -> Any:
+            if self == note:
+                raise PermissionError(errno.EACCES, reason)
+            return opened(self, *given, **options)
+
+        monkeypatch.setattr(Path, "open", refusing)
+    said: list[str] = []
+    with pytest.raises(AskedForError):
+        found(path, said)
+    (line,) = said
+    assert NOTE in line and reason in line and "something else" not in line
+
+
+@pytest.mark.parametrize("kind", [os.mkfifo, os.mkdir], ids=["pipe", "folder"])
+@pytest.mark.parametrize("end", ["", NOTE], ids=["bundle", "note"])
+@pytest.mark.parametrize("facts", ["the same", "others", "none"])
+def test_where_no_file_can_be_put_nothing_is_exported_and_nothing_hangs(
+    path: Path, kind: Callable[[Path], None], end: str, facts: str
+) -> None:
+    place = path.with_name(path.name + end)
+    place.unlink()
+    kind(place)
+    of_these = {"the same": {}, "others": {"made_from": "others"}, "none": {"made_from": None}}
+    said: list[str] = []
+    with pytest.raises(FusedgeError) as caught:
+        found(path, said, **of_these[facts])
+    assert caught.value.where == str(place) and caught.value.hint == "remove it"
+    assert said == []
 
 
 def test_a_damaged_bundle_is_as_before_when_it_was_made_again(path: Path) -> None:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import zipfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -38,16 +41,37 @@ def test_what_is_no_such_archive_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "a.npz"
     assert refused(path) == "is missing"
     assert "cannot be read" in refused(tmp_path)
-    for content in (b"", b"images", b"PK\x03\x04 and then nothing"):
-        path.write_bytes(content)
-        assert "cannot be read" in refused(path)
+    path.write_bytes(b"PK\x03\x04 and then nothing")
+    assert "cannot be read" in refused(path)
     with path.open("wb") as file:
         np.save(file, VALUES)
-    assert "it is one array" in refused(path)
+    one_array = path.read_bytes()
+    for content in (b"", b"P", b"images", b"PKZIP", b"\x80\x04N.", bytes(100), one_array):
+        path.write_bytes(content)
+        assert refused(path).startswith("cannot be read: it is no .npz file")
     np.savez(path, words=np.array(["a"]))
     assert "it has no array values" in refused(path)
     np.savez(path, words=np.array(["a"]), values=np.array([{}], object))
     assert "cannot be read" in refused(path)
+
+
+@pytest.mark.parametrize("kind", [os.mkfifo, os.mkdir], ids=["pipe", "folder"])
+def test_what_is_no_file_is_refused_without_waiting_for_it(
+    tmp_path: Path, kind: Callable[[Path], None]
+) -> None:
+    kind(tmp_path / "a.npz")
+    assert refused(tmp_path / "a.npz") == "cannot be read: it is no regular file"
+
+
+def test_why_a_file_cannot_be_opened_is_said_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(path: Path, *given: Any, **options: Any) -> Any:
+        raise PermissionError(errno.EACCES, "Permission denied", str(path))
+
+    whole(tmp_path / "a.npz")
+    monkeypatch.setattr(Path, "open", refuse)
+    assert refused(tmp_path / "a.npz") == "cannot be read: Permission denied"
 
 
 def member(header: str) -> bytes:

@@ -87,6 +87,14 @@ def test_voice_and_action_units_are_paired_by_name(folder: Path) -> None:
     assert last.units[0] == 0 and first.units[-1] == 5 and first.units.dtype == np.float32
 
 
+def test_files_that_are_hidden_are_none_of_the_data(folder: Path) -> None:
+    expected = [take.name for take in read_takes(folder, sound, 2)]
+    for name in (f"._03-01-{NAMES[0]}", ".hidden"):
+        add(folder, name, NAMES[0][-2:])
+    add(folder, "._Actor", "01")
+    assert [take.name for take in read_takes(folder, sound, 2)] == expected
+
+
 def test_folds_hold_every_actor_once() -> None:
     assert sorted(actor for fold in FOLDS for actor in fold) == list(range(1, 25))
     assert [fold_of(actor) for actor in (2, 3, 10, 8, 1)] == [0, 1, 2, 3, 4]

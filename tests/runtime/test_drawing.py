@@ -119,6 +119,35 @@ def test_boxes_lie_where_the_faces_are_and_the_one_that_drives_is_told_apart(
     assert thickness[0] > 1.5 * thickness[1]
 
 
+@pytest.mark.parametrize("drives", [True, False])
+@pytest.mark.parametrize("size", [(360, 640), (720, 1280), (640, 360)])
+@pytest.mark.parametrize(
+    "over", [(1, 1, 1, 1), (1, 0, 0, 0), (0, 1, 0, 0), (0, 0, 1, 0), (0, 0, 0, 1)]
+)
+def test_a_box_that_reaches_over_the_frame_is_drawn_at_its_edges(
+    size: tuple[int, int], over: tuple[int, ...], drives: bool
+) -> None:
+    height, width = size
+    left, top, right, bottom = (-0.2 if side else 0.3 for side in over)
+    box = (left * width, top * height, (1 - right - left) * width, (1 - bottom - top) * height)
+    picture = draw(1180, 520, decided(), view(height, width, FaceSeen(1, box, 0.9, drives)), FRONTS)
+    frame = picture[:, : 1180 - round(0.3 * 1180)]
+    colour = GREEN if drives else YELLOW
+    shown = where(frame, GREY) | where(frame, GREEN) | where(frame, YELLOW)
+    rows, columns = np.flatnonzero(shown.any(axis=1)), np.flatnonzero(shown.any(axis=0))
+    drawn = where(frame, colour)[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
+    down, across = drawn.shape
+    thick = np.count_nonzero(drawn[down // 2, : across // 2])
+    assert thick >= 2
+    for side, edge in zip(
+        over,
+        (drawn[:, :thick].all(axis=1), drawn[:thick].all(axis=0),
+         drawn[:, -thick:].all(axis=1), drawn[-thick:].all(axis=0)),
+        strict=True,
+    ):  # fmt: skip
+        assert (np.count_nonzero(edge) > 0.3 * len(edge)) == bool(side)
+
+
 def test_the_numbers_of_all_faces_are_told(texts: list[str]) -> None:
     faces = [FaceSeen(n, (40.0 * n, 50, 30, 30), 0.9, n == 2) for n in range(5)]
     draw(1180, 520, decided(), view(360, 640, *faces), FRONTS)

@@ -20,6 +20,7 @@ from fusedge.runtime.front.crop import aligned
 from fusedge.runtime.front.face_front import LEAST_WIDTH, FaceFront, FaceTally
 from fusedge.runtime.front.faces import Face, FaceDetector, Region, merged, whole
 from fusedge.runtime.front.sighting import FacesSeen, Sightings
+from fusedge.runtime.sample_stream import SampleStream
 from tests.runtime.front_parts import SIDE, BlobDetector, face_modality, face_part
 
 Frame = NDArray[np.uint8]
@@ -94,18 +95,52 @@ def test_frames_between_those_that_the_rate_asks_for_are_not_searched() -> None:
     frame = frame_with((200, 150, 90))
     items = [bench.give(frame, to_ns(number / 30)) for number in range(90)]
     reasons = Counter(i.reason if isinstance(i, Rejection) else "crop" for i in items)
-    assert reasons == {"crop": 30, "superseded": 60}
-    assert bench.tally.frames == 30
+    assert reasons == {"crop": 31, "superseded": 59}  # the first window ends at 0
+    assert bench.tally.frames == 31
 
 
-@pytest.mark.parametrize("fps", [5, 9.5, 10, 10.5, 14, 24, 25, 29.97, 60])
-def test_the_rate_is_kept_to_at_any_rate_of_frames(fps: float) -> None:
-    bench = Bench()
+ONE_PICTURE = {"window_s": 0.1, "hop_s": 0.1, "max_hold_s": 0.1}  # a window, as of `emotion`
+
+
+@pytest.mark.parametrize("jitter_s", [0, 0.01])
+@pytest.mark.parametrize("fps", [5, 7.5, 9.5, 10, 12, 12.5, 14, 15, 20, 24, 25, 29.97, 30, 50, 60])
+def test_each_window_that_can_have_a_new_crop_has_one_and_none_is_made_in_vain(
+    fps: float, jitter_s: float
+) -> None:
     rng = np.random.default_rng(1)
+    frame = frame_with((60, 60, 40), size=(120, 120))
+    for phase_s in (0, 0.013, 0.05, 0.099):
+        bench = Bench(**ONE_PICTURE)
+        stream = SampleStream(face_modality(**ONE_PICTURE))
+        times_s = 5 + phase_s + np.arange(round(6 * fps)) / fps
+        stamps = np.sort(times_s + rng.uniform(-jitter_s, jitter_s, len(times_s)))
+        for stamp_ns in (to_ns(stamp) for stamp in stamps):
+            while stream.due(stamp_ns):
+                stream.cut()
+            item = bench.give(frame, stamp_ns)
+            if isinstance(item, Sample):
+                noise = rng.integers(
+                    0, 255, item.data.shape, np.uint8
+                )  # no camera that stands still
+                stream.push(item._replace(data=noise))
+        while stream.due(bench.at_ns + to_ns(1)):
+            stream.cut()
+        stream.tidy()
+        windows = {-(-to_ns(stamp) // to_ns(0.1)) for stamp in stamps}
+        assert bench.tally.given == bench.tally.frames == len(windows)
+        assert stream.account.used == len(windows) and not stream.account.dropped
+
+
+@pytest.mark.parametrize("rate_hz", [10, 15, 30])
+def test_windows_are_those_of_true_capture_times_however_late_in_an_epoch(rate_hz: int) -> None:
+    latency_s, begin = 0.03, 1_800_000_000 * rate_hz  # points since 1970
+    bench = Bench(rate_hz=rate_hz, window_s=2 / rate_hz, hop_s=1 / rate_hz, latency_s=latency_s)
     frame = frame_with()
-    for number in range(round(20 * fps)):
-        bench.give(frame, to_ns(number / fps + rng.uniform(-0.1, 0.1) / fps))
-    assert bench.tally.frames == pytest.approx(20 * min(fps, 10), rel=0.07)
+    for number in range(3):
+        point_ns = (begin + number) * 1_000_000_000 // rate_hz + to_ns(latency_s)
+        for after_ns in (-5_000_000, -10, 10):  # the last belongs to the window after that
+            bench.give(frame, point_ns + after_ns)
+    assert bench.tally.frames == 4
 
 
 def test_a_stamp_that_steps_back_by_a_frame_makes_nobody_new() -> None:
@@ -115,7 +150,7 @@ def test_a_stamp_that_steps_back_by_a_frame_makes_nobody_new() -> None:
         for stamp in (number, number - 1):
             bench.give(frame, to_ns(stamp / 30))
     assert bench.tally.as_dict()["faces"] == 1
-    assert bench.tally.frames == 20
+    assert bench.tally.frames == 21
 
 
 @pytest.mark.parametrize("fps", [2, 5, 7, 10, 30])

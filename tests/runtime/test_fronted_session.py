@@ -167,20 +167,65 @@ def test_the_report_tells_what_was_seen_and_heard(bundle: Bundle) -> None:
         return text.getvalue()
 
     text = told(always, always)
-    assert (
-        "view: a face in 80 of 80 frames looked at, 1 in all; 80 crops went to the encoder\n"
-        in text
-    )
+    assert "view: a face in 80 of 80 frames looked at, 1 tracks in all; 80 crops given\n" in text
     assert "sound: speech in 7.9 of 7.9 s of sound\n" in text
     assert "31 decisions, 1 with nothing present; side: right 30" in text  # before the first window
     text = told(never, never)
-    assert (
-        "view: a face in 0 of 80 frames looked at, 0 in all; 0 crops went to the encoder\n" in text
-    )
+    assert "view: a face in 0 of 80 frames looked at, 0 tracks in all; 0 crops given\n" in text
     assert "sound: speech in 0.0 of 7.9 s of sound\n" in text
     assert "31 decisions, 31 with nothing present; side: none" in text
     text = told(always, always, length_s=0)
-    assert "view: no usable frame came\nsound: no usable sound came\n" in text
+    assert "view: nothing came\nsound: nothing came\n" in text
+    text = told(always, always, without=["view"])
+    assert "view: left out\nsound: speech in" in text
+
+
+class Torn(Device):
+    """Neither frames nor sound are any."""
+
+    def samples(self) -> Iterator[Sample | Rejection]:
+        for item in super().samples():
+            assert isinstance(item, Sample)
+            yield item._replace(data=np.zeros(3, np.int8))
+
+
+def front_lines(report: SessionReport) -> list[str]:
+    text = StringIO()
+    print_report(report, Console(file=text, width=200))
+    names = ("view: ", "sound: ")
+    return [line for line in text.getvalue().splitlines() if line.startswith(names)]
+
+
+def test_the_report_tells_what_is_unusable_from_what_no_source_gives(bundle: Bundle) -> None:
+    class Seen(Torn):
+        modalities = ("view",)
+
+        def samples(self) -> Iterator[Sample | Rejection]:
+            return (item for item in super().samples() if item.modality == "view")
+
+    for device, expected in (
+        (Torn, ["view: no usable frame came", "sound: no usable sound came"]),
+        (Seen, ["view: no usable frame came", "sound: nothing came"]),
+    ):
+        session = Session(
+            bundle,
+            ["device:"],
+            VirtualClock(),
+            open_uri=lambda uri, wanted, now_ns, kind=device: kind(always, always),
+        )
+        assert front_lines(run(session, [MemorySink()])) == expected
+
+
+@pytest.mark.parametrize("there", [always, never])
+def test_the_report_of_a_recording_says_that_it_has_been_through_front_ends(
+    bundle: Bundle, tmp_path: Path, there: Callable[[float], bool]
+) -> None:
+    recorder = Recorder(tmp_path / "a.mcap", tracks_of(bundle.manifest))
+    play(bundle, there, there, sinks=[recorder])
+    session = Session(bundle, [f"replay:{tmp_path / 'a.mcap'}"], VirtualClock())
+    report = run(session, [MemorySink()])
+    prepared = "already prepared in the recording"
+    assert front_lines(report) == [f"view: {prepared}", f"sound: {prepared}"]
 
 
 def test_who_leaves_and_is_still_is_soon_absent_and_comes_back(bundle: Bundle) -> None:
@@ -284,6 +329,33 @@ def test_a_picture_in_a_file_is_seen(bundle: Bundle, tmp_path: Path) -> None:
         (100 / 320, 50 / 240, 100 / 320, 100 / 240),
         atol=0.0125,
     )
+
+
+@pytest.mark.parametrize("latency_s", [0.0, 0.01, 0.02, 0.05])
+def test_no_crop_is_made_in_vain_whatever_latency_is_given(
+    bundle: Bundle, latency_s: float
+) -> None:
+    """The front end and the windows must mean the same times."""
+
+    class At14Hz(Device):
+        def samples(self) -> Iterator[Sample | Rejection]:
+            for number, frame in enumerate(s for s in super().samples() if s[0] == "view"):
+                stamp_ns = to_ns(number / 14)
+                assert isinstance(frame, Sample)
+                yield frame._replace(timestamp_ns=stamp_ns, arrival_ns=stamp_ns)
+
+    session = Session(
+        bundle,
+        ["device:"],
+        VirtualClock(),
+        open_uri=lambda *_: At14Hz(always, never),
+        latency_s={"view": latency_s},
+    )
+    summary = run(session, [MemorySink()]).summary
+    ledger, given = summary["ledger"]["view"], summary["fronts"]["view"]["samples"]
+    # The last few are still on their way; a frame that is superseded is one that was not searched.
+    assert given - ledger["used"] <= 6
+    assert ledger["dropped"]["superseded"] == ledger["received"] - given
 
 
 def test_a_detector_that_raises_is_the_source_s_failure_and_is_loaded_again(bundle: Bundle) -> None:

@@ -220,6 +220,30 @@ def test_the_picture_follows_a_label_through_a_change_of_their_order(
     np.testing.assert_allclose(lines, [[0.3, 0.4], [0.7, 0.6]])
 
 
+@pytest.mark.parametrize("modalities", [1, 2, 6])
+@pytest.mark.parametrize("labels", [2, 9, 10])
+def test_no_modality_in_the_picture_looks_like_a_label_or_another(
+    tmp_path: Path, drawn: list[Any], labels: int, modalities: int
+) -> None:
+    colors = pytest.importorskip("matplotlib.colors")
+    shares = np.full(labels, 1 / labels)
+    names = [f"modality {number}" for number in range(modalities)]
+    output = Classification(
+        tuple(f"label {number}" for number in range(labels)), "label 0", shares, shares,
+        dict.fromkeys(names, 0.5),
+    )  # fmt: skip
+    there = {name: ModalityShare(True, 0.1) for name in names}
+    items = [Decision(second * 10**9, {"side": output}, there, 1) for second in (1, 2)]
+    feed(TimelineSink(tmp_path / "trip.png"), items, NO_EVENTS)
+    of_labels, of_modalities = (
+        {(colors.to_hex(line.get_color()), str(line._dash_pattern)) for line in axes.lines[:count]}
+        for axes, count in zip(drawn[0].axes, (labels, modalities), strict=True)
+    )
+    assert len(of_labels) == labels and len(of_modalities) == modalities
+    assert not {color for color, _ in of_labels} & {color for color, _ in of_modalities}
+    assert len({dashes for _, dashes in of_modalities}) == modalities
+
+
 @pytest.mark.parametrize("problem", ["nothing_present", "not_finite"])
 def test_the_picture_has_a_gap_where_there_is_no_label(
     tmp_path: Path, drawn: list[Any], problem: str

@@ -17,6 +17,7 @@ from fusedge.bundle.errors import FusedgeError
 from fusedge.bundle.sample import Rejection, Sample
 from fusedge.bundle.window import to_ns
 from fusedge.devices.capture.synthetic import SyntheticSource
+from fusedge.runtime import soak as module
 from fusedge.runtime.chaos import KINDS, Chaos
 from fusedge.runtime.clock import VirtualClock
 from fusedge.runtime.decision import Decision
@@ -81,9 +82,20 @@ def test_six_minutes_miss_no_bar(bundle: Bundle) -> None:
     assert report.samples == pytest.approx((20 + 30 + 1000.3) * 360, rel=0.001)
     assert report.skew_ms is not None and 0 < report.skew_ms < 5
     assert report.drift_ppm["sound"] == pytest.approx(300, abs=20)
-    assert report.slope is not None and report.slope.low <= report.slope.high
+    assert report.slope is None, "nobody can tell a slope a day of minutes"
     assert len(seen) > 100 and seen == sorted(seen)
     assert report.as_dict()["end"]["threads"] == report.end.threads
+
+
+@pytest.mark.parametrize(("stop_h", "judged"), [(0.03, False), (1.0, True)])
+def test_a_slope_is_told_of_what_has_run_for_long_enough(
+    bundle: Bundle, monkeypatch: pytest.MonkeyPatch, stop_h: float, judged: bool
+) -> None:
+    monkeypatch.setattr(module, "LEAST_H", 0.1)
+    soak = Soak(bundle, hours=0.1, progress=lambda s, _: s > stop_h * 3600 and soak.session.stop())
+    report = soak.judge(run(soak.session, soak.sinks))
+    assert (report.slope is not None) == judged
+    assert report.slope is None or report.slope.low <= report.slope.high
 
 
 @pytest.mark.parametrize("what", ["memory", "threads", "files"])
