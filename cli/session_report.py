@@ -86,7 +86,7 @@ def _seen(front: dict[str, Any], account: dict[str, Any]) -> str:
         return f"speech in {front['speech_s']:.1f} of {front['heard_s']:.1f} s of sound"
     return (
         f"a face in {front['frames_with_face']} of {front['frames']} frames looked at, "
-        f"{front['faces']} tracks in all; {front['samples']} crops given"
+        f"tracks in all: {front['faces']}; {front['samples']} crops given"
     )
 
 

@@ -167,11 +167,11 @@ def test_the_report_tells_what_was_seen_and_heard(bundle: Bundle) -> None:
         return text.getvalue()
 
     text = told(always, always)
-    assert "view: a face in 80 of 80 frames looked at, 1 tracks in all; 80 crops given\n" in text
+    assert "view: a face in 80 of 80 frames looked at, tracks in all: 1; 80 crops given\n" in text
     assert "sound: speech in 7.9 of 7.9 s of sound\n" in text
     assert "31 decisions, 1 with nothing present; side: right 30" in text  # before the first window
     text = told(never, never)
-    assert "view: a face in 0 of 80 frames looked at, 0 tracks in all; 0 crops given\n" in text
+    assert "view: a face in 0 of 80 frames looked at, tracks in all: 0; 0 crops given\n" in text
     assert "sound: speech in 0.0 of 7.9 s of sound\n" in text
     assert "31 decisions, 31 with nothing present; side: none" in text
     text = told(always, always, length_s=0)
