@@ -218,7 +218,7 @@ class _Panel:
         if share is not None:
             filled = begin + round(min(1.0, abs(share)) * (end - begin))
             self._canvas[top:bottom, begin:filled] = fill
-            text = f"{share:{sign}.0%}"
+            text = f"{round(share, 2) + 0.0:{sign}.0%}"  # no -0 %
             x = self._left + self._wide - self._font.width(text)
             self._font.write(self._canvas, (x, base), text, ink)
         self._font.write(self._canvas, (self._left, base), name, ink, room)

@@ -113,7 +113,9 @@ def _render(title: str, decision: Decision, fronts: Mapping[str, str]) -> Group:
         contribution = contributions.get(name) or 0.0
         state = Text("present", "green") if share.present else Text("missing", "bold red")
         age = "" if share.age_s is None else f"{share.age_s:.2f} s"
-        rests_on.add_row(name, state, age, f"{contribution:+.2f}", _bar(contribution))
+        rests_on.add_row(
+            name, state, age, f"{round(contribution, 2) + 0.0:+.2f}", _bar(contribution)
+        )
     return Group(heading, outputs, rests_on)
 
 

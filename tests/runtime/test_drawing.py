@@ -163,6 +163,12 @@ def test_the_label_its_probability_and_what_it_rests_on_are_told(texts: list[str
     assert {"face 0.12 s", "+50%", "voice 0.30 s", "-10%", "speech", "25%"} <= set(texts)
 
 
+@pytest.mark.parametrize(("share", "said"), [(-0.004, "+0%"), (0.0, "+0%"), (-0.006, "-1%")])
+def test_nothing_has_no_sign(texts: list[str], share: float, said: str) -> None:
+    draw(1180, 520, decided(contributions={"face": share}), view(360, 640), FRONTS, "emotion")
+    assert said in texts and "-0%" not in texts
+
+
 def test_bars_are_as_long_as_their_shares() -> None:
     def longest(picture: NDArray[np.uint8], colour: tuple[int, int, int]) -> int:
         rows = where(picture, colour)  # of letters, too
