@@ -17,13 +17,18 @@ def is_file(path: Path) -> bool:
     return os.path.isfile(path)  # noqa: PTH113
 
 
+def is_special(path: Path) -> bool:
+    """Whether something lies there that is no regular file, such as a pipe, a device or a folder."""
+    return os.path.exists(path) and not is_file(path)  # noqa: PTH110
+
+
 def read_file(path: Path, most: int) -> bytes:
     """The content of a file of at most `most` bytes; raises FusedgeError where there is none.
 
     A pipe or a device is refused without being opened.
     """
     where = str(path)
-    if os.path.exists(path) and not os.path.isdir(path) and not is_file(path):  # noqa: PTH110, PTH112
+    if is_special(path) and not os.path.isdir(path):  # noqa: PTH112
         raise FusedgeError("cannot be read: it is no regular file", where=where)
     try:
         with path.open("rb") as file:

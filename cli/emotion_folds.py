@@ -18,7 +18,6 @@ import torch
 from numpy.typing import NDArray
 
 from fusedge.bundle.archive import Bundle
-from fusedge.bundle.errors import FusedgeError
 from fusedge.bundle.regular_file import write_whole
 from fusedge.cli.emotion_conversation import conversations
 from fusedge.cli.emotion_sessions import Arrays, Player
@@ -46,6 +45,7 @@ from fusedge.models.emotion.training import LAST_HOPS, Source
 from fusedge.models.emotion.voice_encoder import voice_bytes
 from fusedge.models.emotion.voice_ensemble import Members
 from fusedge.models.fusion import FusionKind
+from fusedge.models.kept_model import keep_model, kept_model
 
 Say = Callable[[str], None]
 # What the results depend on, beside the bundle and what it is given: the code that makes them, as it is
@@ -272,12 +272,8 @@ class OpenFold:
         path = self.folder / f"{'-'.join(names)}.safetensors"
         kind = self.recipe.chosen
         key = _digest(self.key, repr((names, kind, self._head, self.recipe.units, self.sharper)))
-        if path.is_file():
-            try:
-                if load_emotion(path)[1].get("key") == key:
-                    return path
-            except FusedgeError as error:
-                self.say(f"{error}; it is trained again")
+        if kept_model(path, key, load_emotion, emotion_bytes) is not None:
+            return path
         self.say(f"fold {self.number + 1}: the head over {' + '.join(names)}")
         model = paired_model(self.training, names, self.sources, kind)
         examples, splits = self.training.examples(names), self.training.splits(names)
@@ -286,9 +282,8 @@ class OpenFold:
         notes = {
             "temperature": repr(temperature),
             "training_data": f"RAVDESS speech, {self.trained_on} takes, without fold {self.number + 1}",
-            "key": key,
         }
-        write_whole(path, emotion_bytes(model, notes))
+        keep_model(path, key, model, emotion_bytes, notes)
         return path
 
 

@@ -9,14 +9,10 @@ from rich.markup import escape
 from rich.table import Table
 
 from fusedge.bundle.errors import printable
+from fusedge.runtime.front.fronts import NOTHING_SEEN
 from fusedge.runtime.session import SessionReport
 
 MAX_FAULTS = 20  # that are shown
-# Why usable samples were not used: where the front end has counted none of them, it was not passed.
-_PREPARED = {
-    *("no_face", "face_too_small", "face_cut_off"),
-    *("superseded", "invalid", "incomplete_window"),
-}
 
 
 def print_report(report: SessionReport, console: Console) -> None:
@@ -79,7 +75,8 @@ def _seen(front: dict[str, Any], account: dict[str, Any]) -> str:
     if not front["heard_s" if sound else "frames"]:
         if not account["received"]:
             return "nothing came"
-        if account["used"] or account["in_flight"] or _PREPARED & account["dropped"].keys():
+        # The front end has counted none: they have been through one.
+        if account["used"] or account["in_flight"] or NOTHING_SEEN & account["dropped"].keys():
             return "already prepared in the recording"
         return f"no usable {'sound' if sound else 'frame'} came"
     if sound:

@@ -25,7 +25,7 @@ from torch.nn.parameter import is_lazy
 
 from fusedge.bundle.errors import FusedgeError, UnknownNameError
 from fusedge.bundle.manifest import Provenance
-from fusedge.bundle.regular_file import is_file
+from fusedge.bundle.regular_file import is_special
 from fusedge.export.cache import key_of
 from fusedge.export.evaluation import Feeds
 from fusedge.export.part import ModulePart
@@ -211,7 +211,7 @@ def _load(module: nn.Module, wanted: Mapping[str, Tensor], path: Path) -> str:
             hint="convert it where you trust it: safetensors.torch.save_file(model.state_dict(), FILE)",
         )
     try:
-        if path.exists() and not is_file(path):
+        if is_special(path):
             raise OSError(0, "it is no regular file")
         content = path.read_bytes()
         tensors = load(content)

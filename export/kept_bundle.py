@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 
 from fusedge.bundle.archive import Bundle
 from fusedge.bundle.errors import BundleError, FusedgeError, MissingExtraError
-from fusedge.bundle.regular_file import is_file, read_file, write_whole
+from fusedge.bundle.regular_file import is_special, read_file, write_whole
 from fusedge.export.cache import key_of
 from fusedge.export.packages import tool_versions
 from fusedge.export.sources import CODE_SHA256
@@ -53,7 +53,7 @@ def kept_bundle(
     """
     for place in (path, _note(path)):
         # A link that leads nowhere is written through.
-        if os.path.exists(place) and not is_file(place):  # noqa: PTH110
+        if is_special(place):
             raise FusedgeError(
                 "is no regular file, and a bundle is to be kept here",
                 where=str(place),

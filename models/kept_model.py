@@ -6,6 +6,7 @@ import hashlib
 import logging
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import TypeVar
 
 from torch import nn
@@ -19,9 +20,16 @@ Load = Callable[[Path], tuple[Network, dict[str, str]]]
 Bytes = Callable[[Network, Mapping[str, str]], bytes]
 
 
-def keep_model(path: Path, key: str, model: Network, to_bytes: Bytes[Network]) -> None:
-    """Write the network, its key, and a digest of its weights."""
-    write_whole(path, to_bytes(model, {"key": key, "weights": _digest(model, to_bytes)}))
+def keep_model(
+    path: Path,
+    key: str,
+    model: Network,
+    to_bytes: Bytes[Network],
+    notes: Mapping[str, str] = MappingProxyType({}),
+) -> None:
+    """Write the network, its key, a digest of its weights, and notes of the caller's."""
+    own = {"key": key, "weights": _digest(model, to_bytes)}
+    write_whole(path, to_bytes(model, {**notes, **own}))
 
 
 def kept_model(

@@ -12,7 +12,7 @@ from safetensors.torch import save
 from torch import nn
 
 from fusedge.bundle.errors import FusedgeError
-from fusedge.bundle.regular_file import is_file
+from fusedge.bundle.regular_file import is_special
 
 M = TypeVar("M", bound=nn.Module)
 C = TypeVar("C")
@@ -52,7 +52,7 @@ def load_weights(kind: str, path: Path, make: Callable[[Any], M]) -> tuple[M, di
     Raises FusedgeError where the file is missing, damaged or of another kind.
     """
     try:
-        if path.exists() and not is_file(path):
+        if is_special(path):
             raise OSError("it is no regular file")
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}

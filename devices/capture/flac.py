@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fusedge.bundle.errors import FusedgeError, MissingExtraError
-from fusedge.bundle.regular_file import is_file
+from fusedge.bundle.regular_file import is_special
 
 _BITS = 16
 _HEADER = 34  # bytes of STREAMINFO
@@ -33,7 +33,7 @@ def read_flac(path: Path, rate_hz: int) -> NDArray[np.float32]:
         raise MissingExtraError("av", "camera", "reading FLAC") from None
     pieces: list[NDArray[Any]] = []
     try:
-        if path.exists() and not is_file(path):  # FFmpeg would wait for a pipe
+        if is_special(path):  # FFmpeg would wait for a pipe
             raise FusedgeError("cannot be read: it is no regular file", where=str(path), hint=_HINT)
         # The format is given: FFmpeg would open a playlist, and with it other files, by whatever name.
         with av.open(path, format="flac", metadata_errors="replace") as file:

@@ -7,7 +7,7 @@ face and a voice have nothing in common but the label; no accuracy is claimed fr
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
@@ -21,10 +21,8 @@ from fusedge.models.emotion.model import EmotionModel, Head, Opinion
 from fusedge.models.fusion import LateProductFusion
 from fusedge.models.one_thread import one_thread
 from fusedge.models.temperature import fitted_temperature
+from fusedge.models.training import Progress
 from fusedge.models.weight_average import WeightAverage
-
-Progress = Callable[[int, int, float], None]
-"""Called with the step that is done, the number of steps, and the loss."""
 
 
 class Batch(NamedTuple):

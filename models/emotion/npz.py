@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fusedge.bundle.errors import FusedgeError
-from fusedge.bundle.regular_file import is_file
+from fusedge.bundle.regular_file import is_special
 
 _BEGINNINGS = (b"PK\3\4", b"PK\5\6")  # of a zip archive, and of one that holds nothing
 
@@ -21,7 +21,7 @@ def read_arrays(path: Path, names: Sequence[str], hint: str) -> list[NDArray[Any
     Raises FusedgeError with the hint where the file or an array is missing, damaged or of another kind.
     """
     try:
-        if path.exists() and not is_file(path):
+        if is_special(path):
             raise ValueError("it is no regular file")
         with path.open("rb") as content:
             if content.read(4) not in _BEGINNINGS:  # what NumPy would take for pickled

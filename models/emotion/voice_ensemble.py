@@ -29,7 +29,6 @@ from fusedge.models.emotion.voice_encoder import (
 )
 from fusedge.models.emotion.voice_training import (
     VARIANTS,
-    Progress,
     Spectrograms,
     VoiceRecipe,
     basis,
@@ -38,6 +37,7 @@ from fusedge.models.emotion.voice_training import (
     train_member,
 )
 from fusedge.models.kept_model import keep_model, kept_model
+from fusedge.models.training import Progress
 
 Tell = Callable[[str, int, int, float], None]
 """Called with what is trained, the step that is done, the number of steps, and the loss."""

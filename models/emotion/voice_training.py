@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 
@@ -27,11 +27,10 @@ from fusedge.models.emotion.voice_encoder import FRAMES, HOP, LOG_MEL, VoiceClas
 from fusedge.models.log_mel import StreamingLogMel
 from fusedge.models.one_cycle import one_cycle
 from fusedge.models.one_thread import one_thread
+from fusedge.models.training import Progress
 from fusedge.models.weight_average import WeightAverage
 
 Wave = NDArray[np.float32]
-Progress = Callable[[int, int, float], None]
-"""Called with the step that is done, the number of steps, and the loss."""
 
 VARIANTS = 12
 _VARIANT_SEED = 7

@@ -21,9 +21,10 @@ from fusedge.runtime.front.speech_front import SpeechFront, SpeechTally
 from fusedge.runtime.front.voice_activity import VoiceActivity
 from fusedge.runtime.part import Backend
 
-_NOTHING_SEEN = frozenset(
+NOTHING_SEEN = frozenset(
     ("no_face", "face_too_small", "face_cut_off", "superseded", "invalid", "incomplete_window")
 )
+"""Why nothing of a modality is used where a front end has nothing to give."""
 
 FACES = "largest_face"
 
@@ -80,7 +81,7 @@ class FrontEnds:
         reasons tell.
         """
         lane = self._lanes.get(name)
-        return lane is not None and (lane.tally.fruitless or _NOTHING_SEEN.issuperset(dropped))
+        return lane is not None and (lane.tally.fruitless or NOTHING_SEEN.issuperset(dropped))
 
     @property
     def providers(self) -> dict[str, str]:

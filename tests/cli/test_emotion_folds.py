@@ -112,3 +112,19 @@ def test_a_voice_of_all_members_is_as_much_surer_than_one_as_was_found(
         for factor in (1.0, 0.5)
     ]
     assert float(found[1] / found[0]) == pytest.approx(0.5, rel=2e-3)
+
+
+@pytest.mark.parametrize("damage", ["none", "cut off", "altered"])
+def test_a_network_that_was_damaged_is_fitted_again(tmp_path: Path, damage: str) -> None:
+    said: list[str] = []
+    fold = replace(folds(tmp_path)[1], say=said.append)
+    fold.folder.mkdir()
+    path = fold.weights(("voice",))
+    whole = path.read_bytes()
+    if damage == "cut off":
+        path.write_bytes(whole[:-100])
+    elif damage == "altered":
+        path.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
+    said.clear()
+    assert fold.weights(("voice",)) == path and path.read_bytes() == whole
+    assert bool(said) == (damage != "none")

@@ -6,7 +6,6 @@ import errno
 import json
 import os
 import shutil
-import zipfile
 from collections.abc import Callable, Mapping
 from dataclasses import fields, replace
 from functools import partial
@@ -26,6 +25,7 @@ from fusedge.export.kept_bundle import NOTE, exported, kept_bundle, made_from
 from fusedge.export.part import ModulePart
 from fusedge.export.subject import Subject, fusion_subject
 from fusedge.export.task import Task
+from tests.bundle.test_bundle_files import rezipped
 from tests.export.front_fusion import FACE, FrontModel, front_task
 from tests.export.tiny_fusion import MODALITIES, TinyModel, make_task
 from tests.other_process import loaded_anew
@@ -114,18 +114,18 @@ FRONT_CHANGES: Mapping[str, Callable[[Task], dict[str, Any]]] = {
 }
 
 
-@pytest.mark.parametrize("what", CHANGES)
-def test_a_bundle_is_made_from_every_fact_of_the_task(what: str) -> None:
-    model, task = tiny()
-    changed = replace(task, **CHANGES[what](task))
-    before, after = (made_from(fusion_subject(model, each)) for each in (task, changed))
-    assert before is not None and after not in (None, before)
-
-
-@pytest.mark.parametrize("what", FRONT_CHANGES)
-def test_a_bundle_is_made_from_its_front_ends(what: str) -> None:
-    model, task = with_front()
-    changed = replace(task, **FRONT_CHANGES[what](task))
+@pytest.mark.parametrize(
+    ("make", "change"),
+    [
+        *(pytest.param(tiny, change, id=what) for what, change in CHANGES.items()),
+        *(pytest.param(with_front, change, id=what) for what, change in FRONT_CHANGES.items()),
+    ],
+)
+def test_a_bundle_is_made_from_every_fact_of_the_task_and_from_its_front_ends(
+    make: Callable[[], tuple[nn.Module, Task]], change: Callable[[Task], dict[str, Any]]
+) -> None:
+    model, task = make()
+    changed = replace(task, **change(task))
     before, after = (made_from(fusion_subject(model, each)) for each in (task, changed))
     assert before is not None and after not in (None, before)
 
@@ -291,12 +291,7 @@ def test_what_cannot_be_made_again_is_taken_only_if_it_is_whole_and_of_the_same(
 
 
 def rewritten(path: Path, change: Callable[[dict[str, bytes]], Any]) -> None:
-    with zipfile.ZipFile(path) as archive:
-        content = {name: archive.read(name) for name in archive.namelist()}
-    change(content)
-    with zipfile.ZipFile(path, "w") as archive:
-        for name, data in content.items():
-            archive.writestr(name, data)
+    rezipped(path, change, path)
 
 
 def manifest(content: dict[str, bytes], **changes: object) -> None:

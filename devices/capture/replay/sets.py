@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from fusedge.bundle.regular_file import is_file
+from fusedge.bundle.regular_file import is_special
 from fusedge.devices.capture.address import Request
 from fusedge.devices.capture.wanted import names_of
 
@@ -25,7 +25,7 @@ def open_recording(request: Request) -> Source:
     path, wanted = Path(address.target), names_of(request.wanted)
     if path.suffix == ".mcap":
         refuse_drive(address)
-        if path.exists() and not is_file(path):
+        if is_special(path):
             raise address.error("cannot be read: it is no regular file")
         from fusedge.devices.capture.replay.mcap import RecordingSource
 
